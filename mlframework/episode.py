@@ -1,0 +1,106 @@
+"""The words everything speaks: examples, an episode, and what is known of a task before any episode is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Episode", "Examples", "Kind", "Split", "TaskSpec", "masked_mean"]
+
+Kind = Literal["regression", "classification", "sequence"]
+Split = Literal["train", "validation", "test"]
+
+
+class Examples(NamedTuple):
+    """Inputs with their targets; every leaf has a leading `[tasks]` axis.
+
+    Attributes:
+        x: inputs `[tasks, n, *x_shape]`: float features, or integer tokens.
+        y: targets `[tasks, n, *y_shape]`; class ids are int64.
+        mask: `[tasks, n, *positions]`, 1 where an example counts and 0 where it is padding, so that tasks of unequal size
+            share one shape.
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+    def __getitem__(self, rows: slice) -> Examples:  # type: ignore[override]
+        """The same tasks with a slice of their examples."""
+        return Examples(self.x[:, rows], self.y[:, rows], self.mask[:, rows])
+
+
+class Episode(NamedTuple):
+    """A meta-batch of tasks: the examples that each task adapts to, and those that it is judged by."""
+
+    support: Examples
+    query: Examples
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.support.mask)
+
+    @property
+    def device(self) -> torch.device:
+        return self.support.mask.device
+
+    def to(self, device: torch.device | str) -> Episode:
+        """The same episode on another device."""
+        return Episode(*(Examples(*(leaf.to(device) for leaf in part)) for part in self))
+
+    def tasks(self, rows: slice) -> Episode:
+        """The episode of a slice of the tasks."""
+        return Episode(*(Examples(*(leaf[rows] for leaf in part)) for part in self))
+
+    def chunks(self, size: int) -> Iterator[Episode]:
+        """Episodes of at most `size` tasks that together are this one."""
+        return (self.tasks(slice(start, start + size)) for start in range(0, self.num_tasks, size))
+
+    def joined(self) -> Examples:
+        """Support and query as one set of examples `[tasks, n_support + n_query, ...]`."""
+        return Examples(*(torch.cat(leaves, dim=1) for leaves in zip(self.support, self.query, strict=True)))
+
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that tell this episode from any other: same digits, same tasks."""
+        digest = hashlib.sha256()
+        for leaf in (*self.support, *self.query):
+            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class TaskSpec(NamedTuple):
+    """What is known of every task before an episode is drawn; base layers size themselves by it.
+
+    Attributes:
+        kind: what is predicted: numbers, one class per example, or one class per position.
+        x_shape: the shape of one input.
+        out_features: numbers that the model emits per example (or per position): values, or logits of classes.
+        ragged: whether masks may hold zeros. Where they never do, say so: layers that mix examples are then faster.
+    """
+
+    kind: Kind
+    x_shape: tuple[int, ...]
+    out_features: int
+    ragged: bool = True
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean per task of the values that count.
+
+    Args:
+        values: `[tasks, n, *positions]`.
+        mask: same shape, 1 counts, 0 does not.
+
+    Returns:
+        `[tasks]`; zero for a task in which nothing counts.
+    """
+    axes = tuple(range(1, values.dim()))
+    mask = mask.to(values.dtype)
+    # `where` rather than a product: padding may hold anything, an infinite loss included.
+    kept = torch.where(mask > 0, values, torch.zeros_like(values))
+    return kept.sum(axes) / mask.sum(axes).clamp(min=1)

@@ -1,0 +1,67 @@
+"""The one interface of all domains: a distribution over tasks, from which episodes are drawn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlframework.episode import Episode, Split, TaskSpec
+
+__all__ = ["TaskDistribution"]
+
+
+class TaskDistribution(ABC):
+    """A distribution over tasks.
+
+    A subclass sets `spec` in its constructor and implements `sample`; the loss and the metrics follow from
+    `spec.kind` unless it overrides them. Constructors check and store: data is read at the first `sample`.
+    """
+
+    spec: TaskSpec
+
+    #: Metrics of which more is better; of all others, the loss included, less is.
+    higher_is_better: frozenset[str] = frozenset({"accuracy"})
+
+    @abstractmethod
+    def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
+        """Draws a meta-batch. All randomness comes from `generator`: same state, same episode.
+
+        Args:
+            num_tasks: tasks in the episode.
+            split: which tasks: those to meta-train on, to choose by, or to report.
+            generator: a CPU generator.
+
+        Returns:
+            An episode on the CPU whose leaves start with `[num_tasks]`.
+        """
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss of each example (and position): squared error, or cross-entropy in nats.
+
+        Args:
+            prediction: `[..., out_features]`.
+            y: `[..., out_features]` for a regression, else class ids `[...]`.
+
+        Returns:
+            `[...]`.
+        """
+        if self.spec.kind == "regression":
+            return (prediction - y).square().mean(-1)
+        return F.cross_entropy(prediction.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+
+    def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """What is reported beside the loss, per example (and position); `accuracy` in [0, 1] for classes.
+
+        Args:
+            prediction: `[..., out_features]`.
+            y: as in `loss`.
+
+        Returns:
+            Names to tensors `[...]`.
+        """
+        if self.spec.kind == "regression":
+            return {}
+        return {"accuracy": (prediction.argmax(-1) == y).to(prediction.dtype)}
