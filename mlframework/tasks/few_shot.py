@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import InvalidValue
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification"]
+__all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification", "hash_sorted"]
 
 
 class ClassIndexed(NamedTuple):
@@ -40,8 +41,8 @@ class FewShotClassification(TaskDistribution, ABC):
     """Draws `n_way` classes, then `k_shot` support and `k_query` query examples of each, without replacement.
 
     A class's number in a task is the order in which it was drawn, so labels are permuted from task to task. Rows stand
-    shot by shot (`shot 0: class 0, 1, ...; shot 1: ...`), so that any slice of whole shots is balanced. A class with fewer
-    than `k_shot + k_query` examples gives fewer queries, and the mask says so.
+    shot by shot (`shot 0: class 0, 1, ...; shot 1: ...`), so that any slice of whole shots is balanced. A class with
+    fewer than `k_shot + k_query` examples gives fewer queries, and the mask says so.
 
     A subclass implements `load`; see `ArrayTasks` for arrays at hand.
 
@@ -50,20 +51,28 @@ class FewShotClassification(TaskDistribution, ABC):
         n_way: classes per task.
         k_shot: support examples per class, or `[low, high]` to draw their number anew for every task.
         k_query: query examples per class, at most.
+        smallest_class: how many examples every class has at least, where that is known before they are read. Only if it
+            is, and they are enough for all queries, can the spec say that no task is ragged.
     """
 
     def __init__(
-        self, x_shape: tuple[int, ...], *, n_way: int, k_shot: int | Sequence[int], k_query: int, ragged: bool = False
+        self,
+        x_shape: tuple[int, ...],
+        *,
+        n_way: int,
+        k_shot: int | Sequence[int],
+        k_query: int,
+        smallest_class: int | None = None,
     ) -> None:
-        low, high = (k_shot, k_shot) if isinstance(k_shot, int) else tuple(k_shot)
-        if n_way < 2:
-            raise InvalidValue("n_way", n_way, "must be at least 2")
-        if not 1 <= low <= high:
-            raise InvalidValue("k_shot", k_shot, "must be at least 1, or [low, high] with 1 <= low <= high")
-        if k_query < 1:
-            raise InvalidValue("k_query", k_query, "must be at least 1")
-        self.n_way, self.shots, self.k_query = n_way, (low, high), k_query
-        self.spec = TaskSpec("classification", tuple(x_shape), out_features=n_way, ragged=ragged or low < high)
+        check_at_least("n_way", n_way, 2)
+        check_at_least("k_query", k_query, 1)
+        self.n_way, self.shots, self.k_query = n_way, shot_range(k_shot), k_query
+        low, high = self.shots
+        self.smallest_class = smallest_class
+        if smallest_class is not None and smallest_class <= high:
+            raise InvalidValue("k_shot", k_shot, f"must be below {smallest_class}, the size of the smallest class")
+        ragged = low < high or smallest_class is None or smallest_class < high + k_query
+        self.spec = TaskSpec("classification", tuple(x_shape), out_features=n_way, ragged=ragged)
         self._loaded: dict[Split, ClassIndexed] = {}
 
     @abstractmethod
@@ -73,43 +82,37 @@ class FewShotClassification(TaskDistribution, ABC):
     def classes(self, split: Split) -> ClassIndexed:
         """The classes of a split, checked: enough of them, with enough examples each."""
         if split not in self._loaded:
-            self._loaded[split] = self._checked(self.load(split), split)
+            data = self.load(split)
+            self._check(data, split)
+            self._loaded[split] = data
         return self._loaded[split]
 
-    def _checked(self, data: ClassIndexed, split: Split) -> ClassIndexed:
+    def _check(self, data: ClassIndexed, split: Split) -> None:
         if len(data.sizes) < self.n_way:
             raise InvalidValue("n_way", self.n_way, f"the {split} split has only {len(data.sizes)} classes")
         smallest = int(data.sizes.argmin())
-        if int(data.sizes[smallest]) <= self.shots[1]:
-            why = f"class {data.names[smallest]} ({split}) has {int(data.sizes[smallest])} examples, and one must be left to query"
-            raise InvalidValue("k_shot", self.shots[1], why)
-        if int(data.sizes[smallest]) < self.shots[1] + self.k_query and not self.spec.ragged:
-            self.spec = self.spec._replace(ragged=True)
-        return data
+        size, which = int(data.sizes[smallest]), f"class {data.names[smallest]} ({split})"
+        if size <= self.shots[1]:
+            raise InvalidValue("k_shot", self.shots[1], f"{which} has {size} examples, and one must be left to query")
+        if self.smallest_class is not None and size < self.smallest_class:
+            raise InvalidValue("smallest_class", self.smallest_class, f"{which} has only {size} examples")
 
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
         data = self.classes(split)
-        drawn = torch.rand(num_tasks, len(data.sizes), generator=generator).topk(self.n_way).indices  # [tasks, n_way]
-        rows, exists = self._draw_rows(data, drawn, generator)  # [tasks, n_way, max_shot + k_query]
+        drawn = distinct(torch.full((num_tasks,), len(data.sizes)), self.n_way, generator)  # [tasks, n_way]
+        sizes, starts = data.sizes[drawn], (data.sizes.cumsum(0) - data.sizes)[drawn]
+        wanted = self.shots[1] + self.k_query
+        picked = distinct(sizes, wanted, generator)  # [tasks, n_way, wanted]
+        exists = torch.arange(wanted) < sizes[..., None]
+        rows = starts[..., None] + torch.where(exists, picked, 0)
         x = data.x[rows.transpose(1, 2).flatten(1)]
         examples = Examples(
             x.float() / 255 if x.dtype == torch.uint8 else x,
-            torch.arange(self.n_way).repeat(num_tasks, rows.shape[2]),
+            torch.arange(self.n_way).repeat(num_tasks, wanted),
             exists.transpose(1, 2).flatten(1).float(),
         )
         split_at = self.n_way * self.shots[1]
         return self._with_random_shots(Episode(examples[:split_at], examples[split_at:]), generator)
-
-    def _draw_rows(self, data: ClassIndexed, drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows of `data.x` for each drawn class, and whether there is such a row: both `[tasks, n_way, wanted]`."""
-        wanted = self.shots[1] + self.k_query
-        sizes, starts = data.sizes[drawn], (data.sizes.cumsum(0) - data.sizes)[drawn]
-        longest = max(int(data.sizes.max()), wanted)
-        order = torch.rand(*drawn.shape, longest, generator=generator)
-        order[torch.arange(longest) >= sizes[..., None]] = 2.0  # beyond the class's end: drawn last
-        order, picked = order.topk(wanted, largest=False, sorted=True)
-        exists = order < 2.0
-        return starts[..., None] + torch.where(exists, picked, 0), exists
 
     def _with_random_shots(self, episode: Episode, generator: torch.Generator) -> Episode:
         """Masks the support beyond a number of shots drawn for each task."""
@@ -140,11 +143,43 @@ class ArrayTasks(FewShotClassification):
     ) -> None:
         first = next(iter(splits.values()))
         smallest = min(int(data.sizes.min()) for data in splits.values())
-        super().__init__(tuple(first.x.shape[1:]), n_way=n_way, k_shot=k_shot, k_query=k_query)
-        self.spec = self.spec._replace(ragged=self.spec.ragged or smallest < self.shots[1] + k_query)
+        super().__init__(tuple(first.x.shape[1:]), n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=smallest)
         self.splits = dict(splits)
 
     def load(self, split: Split) -> ClassIndexed:
         if split not in self.splits:
             raise InvalidValue("splits", sorted(self.splits), f"there is no {split} split")
         return self.splits[split]
+
+
+def distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws `count` different integers below each of `sizes` `[...]`, in random order: `[..., count]`.
+
+    Where a size is below `count`, what stands beyond it is of no meaning. The work does not grow with the sizes.
+    """
+    uniform = torch.rand(count, *sizes.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.empty(*sizes.shape, 0, dtype=torch.int64)
+    for i in range(count):
+        rank = (uniform[i] * (sizes - i).clamp(min=1)).long()  # among the integers that are not drawn yet
+        passed = drawn.sort(-1).values - torch.arange(i) <= rank[..., None]  # the drawn ones that stand before it
+        drawn = torch.cat([drawn, (rank + passed.sum(-1))[..., None]], dim=-1)
+    return drawn
+
+
+def hash_sorted(names: Iterable[str]) -> list[str]:
+    """Names in an order that is as good as random, and the same on any machine and with any version of anything."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def shot_range(k_shot: int | Sequence[int]) -> tuple[int, int]:
+    """`[low, high]` of a number of shots that may be fixed."""
+    pair = (k_shot, k_shot) if isinstance(k_shot, int) else tuple(k_shot) if isinstance(k_shot, Sequence) else ()
+    if len(pair) == 2 and all(type(bound) is int for bound in pair) and 1 <= pair[0] <= pair[1]:
+        return pair
+    raise InvalidValue("k_shot", k_shot, "must be at least 1, or [low, high] with 1 <= low <= high")
+
+
+def check_at_least(field: str, value: int, least: int) -> None:
+    """Refuses a setting that is not a whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise InvalidValue(field, value, f"must be a whole number of at least {least}")

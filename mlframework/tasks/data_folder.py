@@ -1,0 +1,95 @@
+"""Where data lies: the folder of what users bring or download, and the cache of what is computed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.request
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlframework.errors import UserError
+
+__all__ = ["atomic", "cached", "data_folder", "download"]
+
+Arrays = Mapping[str, np.ndarray]
+
+CHUNK = 1 << 16
+
+
+def data_folder(folder: str | Path | None) -> Path:
+    """The folder that was named, else `$MLFRAMEWORK_DATA`, else `~/.local/share/mlframework`."""
+    return Path(folder or os.environ.get("MLFRAMEWORK_DATA") or "~/.local/share/mlframework").expanduser()
+
+
+def cache_folder() -> Path:
+    """`$MLFRAMEWORK_CACHE`, else `~/.cache/mlframework`; all in it can be computed again."""
+    return Path(os.environ.get("MLFRAMEWORK_CACHE") or "~/.cache/mlframework").expanduser()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file to write in `path`'s place: it takes the name when all went well, and is gone otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for every writer: two processes may build the same file at once, and either is right.
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def cached(name: str, settings: object, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays that `build` returns, read from the cache when they were built before.
+
+    Args:
+        name: what they are, for the file's name.
+        settings: all that they depend on, as something whose `repr` tells: a change of it builds them anew.
+        build: computes them.
+    """
+    path = cache_folder() / f"{name}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.npz"
+    try:
+        with np.load(path) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        pass  # not there, or damaged by something outside: built below
+    arrays = build()
+    try:
+        with atomic(path) as part, part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written ({error}), so it is computed anew every time", stacklevel=2)
+    return arrays
+
+
+def download(url: str, path: Path, md5: str) -> None:
+    """Fetches a file that must have this md5; it appears under its name whole or not at all."""
+    try:
+        with atomic(path) as part:
+            found = _fetch(url, part)
+            if found != md5:
+                raise UserError(f"{url}: came with md5 {found} instead of {md5}: try again, or put a good {path} there")
+    except OSError as error:  # no network, a full disk, a folder that cannot be written
+        raise UserError(f"{url}: cannot be downloaded ({error}): put it at {path} by other means") from error
+
+
+def _fetch(url: str, path: Path) -> str:
+    """Writes what is at `url` to `path` with a progress bar; returns its md5."""
+    digest = hashlib.md5(usedforsecurity=False)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with urllib.request.urlopen(url, timeout=30) as response, path.open("wb") as file, Progress(*columns) as progress:
+        length = response.headers.get("Content-Length")
+        bar = progress.add_task(url.rsplit("/", 1)[-1], total=int(length) if length else None)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            progress.advance(bar, len(chunk))
+    return digest.hexdigest()

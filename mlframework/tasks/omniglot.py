@@ -1,0 +1,170 @@
+"""Omniglot: handwritten characters of fifty alphabets, twenty drawings each."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from mlframework.episode import Split
+from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks.data_folder import Arrays, cached, data_folder, download
+from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, hash_sorted
+
+__all__ = ["Omniglot"]
+
+URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
+MD5 = {
+    "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+ALPHABETS = {"images_background.zip": 30, "images_evaluation.zip": 20}
+CHARACTERS = {"images_background.zip": 964, "images_evaluation.zip": 659}
+DRAWINGS = 20
+
+# What zipfile, zlib and PIL raise on bytes that are not what they should be.
+DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, SyntaxError, ValueError, NotImplementedError)
+
+VALIDATION_ALPHABETS = ("Burmese_(Myanmar)", "Early_Aramaic", "Grantha", "Japanese_(katakana)", "Tifinagh")
+
+
+class Omniglot(FewShotClassification):
+    """Which of `n_way` handwritten characters is it? 1,623 characters of 50 alphabets, each drawn by 20 people.
+
+    The two canonical zips are looked for in `data_dir` and in its folder `omniglot`, and downloaded to there otherwise.
+    Images are scaled by PIL's Lanczos filter, as in Finn et al.'s code, with ink 1 and paper 0.
+
+    Args:
+        n_way, k_shot, k_query: see `FewShotClassification`.
+        splits: `vinyals` splits by character, in a fixed order: 1,100 train, 100 validation, 423 test. `alphabet` holds
+            out whole alphabets: 25 of the 30 background alphabets train, `VALIDATION_ALPHABETS` validation, and the 20
+            evaluation alphabets test.
+        rotations: whether each character turned by 90, 180 and 270 degrees counts as three more classes, in each split.
+        image_size: height and width.
+        data_dir: see `data_folder`.
+        download: whether zips that are not there are fetched.
+
+    Reference: Lake, Salakhutdinov, Tenenbaum, Human-level concept learning through probabilistic program induction,
+        Science 2015. Splits by character and rotations: Vinyals et al. 2016, arXiv:1606.04080; section 4.1.1.
+    Deviation: Vinyals et al. do not say which characters they held out; ours are in the order of the SHA-256 of their
+        names.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_way: int,
+        k_shot: int | Sequence[int],
+        k_query: int,
+        splits: str = "vinyals",
+        rotations: bool = True,
+        image_size: int = 28,
+        data_dir: str | Path | None = None,
+        download: bool = True,
+    ) -> None:
+        if splits not in ("vinyals", "alphabet"):
+            raise InvalidValue("splits", splits, "must be vinyals or alphabet")
+        check_at_least("image_size", image_size, 1)
+        shape = (1, image_size, image_size)
+        super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=DRAWINGS)
+        self.splits, self.rotations, self.image_size = splits, rotations, image_size
+        self.folder, self.download = data_folder(data_dir), download
+
+    def load(self, split: Split) -> ClassIndexed:
+        zips = [find_zip(name, self.folder, self.download) for name in MD5]
+        contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in zips]
+        arrays = cached("omniglot", (contents, self.image_size), lambda: read_zips(zips, self.image_size))
+        row_of = {str(name): row for row, name in enumerate(arrays["names"])}
+        wanted = (by_character if self.splits == "vinyals" else by_alphabet)(list(row_of))[split]
+        names = [name.split("/", 1)[1] for name in wanted]
+        images = torch.from_numpy(arrays["images"][[row_of[name] for name in wanted]])
+        return rotated(names, images) if self.rotations else class_indexed(names, images)
+
+
+def by_character(names: list[str]) -> dict[Split, list[str]]:
+    """Characters `set/alphabet/character` of each split, in an order that is the same on any machine."""
+    order = hash_sorted(names)
+    return {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
+
+
+def by_alphabet(names: list[str]) -> dict[Split, list[str]]:
+    """Characters `set/alphabet/character` of each split, no alphabet in two of them."""
+    splits: dict[Split, list[str]] = {"train": [], "validation": [], "test": []}
+    for name in names:
+        collection, alphabet, _ = name.split("/")
+        if collection == "images_evaluation":
+            splits["test"].append(name)
+        else:
+            splits["validation" if alphabet in VALIDATION_ALPHABETS else "train"].append(name)
+    return splits
+
+
+def rotated(names: list[str], images: torch.Tensor) -> ClassIndexed:
+    """Four classes of each: `images` `[classes, drawings, height, width]` as they are and turned anticlockwise."""
+    turned = [torch.rot90(images, turns, dims=(2, 3)) for turns in range(4)]
+    return class_indexed([f"{name}/rot{90 * turns:03}" for turns in range(4) for name in names], torch.cat(turned))
+
+
+def class_indexed(names: list[str], images: torch.Tensor) -> ClassIndexed:
+    """Classes of equal size: `images` `[classes, drawings, height, width]`."""
+    sizes = torch.full((len(images),), images.shape[1])
+    return ClassIndexed(images.flatten(0, 1).unsqueeze(1), sizes, tuple(names))
+
+
+def find_zip(name: str, folder: Path, may_download: bool) -> Path:
+    """The zip in `folder/omniglot` or `folder`, downloaded to the former if it is in neither."""
+    for path in (folder / "omniglot" / name, folder / name):
+        if path.is_file():
+            return path
+    path = folder / "omniglot" / name
+    if not may_download:
+        raise UserError(f"{path}: not there: put it there from {URL}{name}, or set task.download=true")
+    download(URL + name, path, MD5[name])
+    return path
+
+
+def read_zips(paths: list[Path], image_size: int) -> Arrays:
+    """`names` `[characters]`, as `set/alphabet/character`, and uint8 `images` `[characters, 20, height, width]`."""
+    names, images = [], []
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name, members in characters(archive, path).items():
+                    names.append(name)
+                    images.append([read_image(archive.read(member), image_size) for member in members])
+        except DAMAGED as error:
+            raise UserError(f"{path}: damaged ({error}): replace it by {URL}{path.name}, or delete it") from error
+    return {"names": np.array(names), "images": np.array(images, dtype=np.uint8)}
+
+
+def characters(archive: zipfile.ZipFile, path: Path) -> dict[str, list[str]]:
+    """The drawings' members of each character, sorted; all characters that the set has, or an error."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for member in sorted(archive.namelist()):
+        parts = member.split("/")
+        if len(parts) == 4 and parts[0] == path.stem and member.endswith(".png"):
+            found["/".join(parts[:3])].append(member)
+    alphabets = {name.split("/")[1] for name in found}
+    if (len(alphabets), len(found)) != (ALPHABETS[path.name], CHARACTERS[path.name]):
+        right = f"{CHARACTERS[path.name]} characters of {ALPHABETS[path.name]} alphabets"
+        why = f"holds {len(found)} characters of {len(alphabets)} alphabets instead of {right}"
+        raise UserError(f"{path}: {why}: replace it by {URL}{path.name}")
+    for name, members in found.items():
+        if len(members) != DRAWINGS:
+            why = f"holds {len(members)} drawings of {name} instead of {DRAWINGS}"
+            raise UserError(f"{path}: {why}: replace it by {URL}{path.name}")
+    return found
+
+
+def read_image(png: bytes, image_size: int) -> np.ndarray:
+    """One drawing as uint8 `[image_size, image_size]`, ink 255 and paper 0."""
+    drawing = ImageOps.invert(Image.open(io.BytesIO(png)).convert("L"))
+    return np.asarray(drawing.resize((image_size, image_size), Image.Resampling.LANCZOS))
