@@ -1,0 +1,8 @@
+"""Base layers: inputs to features, features to predictions."""
+
+from mlframework.base_layers.base_layer import BaseLayer, Stack, TakesMask
+from mlframework.base_layers.conv4 import Conv4
+from mlframework.base_layers.mlp import MLP
+from mlframework.base_layers.normalisation import BatchStatistics
+
+__all__ = ["MLP", "BaseLayer", "BatchStatistics", "Conv4", "Stack", "TakesMask"]

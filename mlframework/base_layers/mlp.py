@@ -1,0 +1,39 @@
+"""The multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from mlframework.base_layers.base_layer import BaseLayer, Stack
+from mlframework.base_layers.normalisation import NORMS
+from mlframework.episode import TaskSpec
+from mlframework.errors import InvalidValue, nearest
+
+__all__ = ["MLP"]
+
+
+class MLP(BaseLayer):
+    """Fully connected layers on flattened inputs; the last linear layer is the head.
+
+    Args:
+        spec: the task's shapes.
+        hidden: width of each hidden layer.
+        norm: `batch` (statistics of the batch), `group` or `none`, before each ReLU.
+
+    >>> MLP(TaskSpec("regression", (1,), 1), hidden=[40, 40])(torch.zeros(5, 1)).shape
+    torch.Size([5, 1])
+    """
+
+    def __init__(self, spec: TaskSpec, *, hidden: Sequence[int] = (40, 40), norm: str = "none") -> None:
+        if not hidden or min(hidden) < 1:
+            raise InvalidValue("hidden", list(hidden), "must name at least one layer, each at least 1 wide")
+        if norm not in NORMS:
+            raise InvalidValue("norm", norm, f"must be one of {', '.join(NORMS)}{nearest(norm, NORMS)}")
+        widths = [math.prod(spec.x_shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), NORMS[norm](outputs), nn.ReLU()]
+        super().__init__(Stack(*layers), nn.Linear(widths[-1], spec.out_features))

@@ -1,0 +1,64 @@
+"""Normalisation whose statistics are a named choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import MixesExamples
+
+__all__ = ["NORMS", "BatchStatistics"]
+
+
+class BatchStatistics(MixesExamples):
+    """Batch normalisation by the statistics of the very examples it is given, always; it keeps no running averages.
+
+    What stands beside an example therefore changes its prediction: a query set normalised as a whole is *transductive*.
+    Written from mean and variance, which is faster in a double backward than the native kernel; padding does not count.
+
+    Args:
+        channels: size of axis 1.
+        eps: added to the variance.
+
+    Reference: Ioffe, Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1; batch statistics at test time as in
+        Finn et al. 2017 (the official code).
+
+    >>> BatchStatistics(3)(torch.randn(8, 3, 4, 4)).mean((0, 2, 3)).abs().max() < 1e-6
+    tensor(True)
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count in `mask` `[n]`."""
+        axes = (0, *range(2, x.dim()))
+        per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
+        if mask is None:
+            mean = x.mean(axes, keepdim=True)
+            variance = (x - mean).square().mean(axes, keepdim=True)
+        else:
+            weight = mask.to(x.dtype).view(-1, *(1 for _ in range(x.dim() - 1)))
+            count = (weight.sum() * x[0, 0].numel()).clamp(min=1)
+            mean = (x * weight).sum(axes, keepdim=True) / count
+            variance = ((x - mean).square() * weight).sum(axes, keepdim=True) / count
+        scale = self.weight.view(per_channel) * torch.rsqrt(variance + self.eps)
+        return (x - mean) * scale + self.bias.view(per_channel)
+
+
+def group_norm(channels: int) -> nn.Module:
+    """GroupNorm with groups of eight channels, or one group where eight does not divide them (arXiv:1803.08494)."""
+    return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
+
+
+#: The choices of `norm`, by name.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": BatchStatistics,
+    "group": group_norm,
+    "none": lambda channels: nn.Identity(),
+}

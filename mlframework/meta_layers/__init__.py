@@ -1,0 +1,5 @@
+"""Meta layers: the algorithms, in their families."""
+
+from mlframework.meta_layers.meta_layer import Adapted, MetaLayer, Metrics
+
+__all__ = ["Adapted", "MetaLayer", "Metrics"]

@@ -1,0 +1,115 @@
+"""Meta-Gradient-Descent: a functional inner loop of gradient steps on the support loss."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Episode, Examples, masked_mean
+from mlframework.errors import InvalidValue
+from mlframework.inner_loop import Params, inner_loop
+from mlframework.inner_updates import InnerUpdate
+from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, matching
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["MAML"]
+
+log = logging.getLogger(__name__)
+
+
+class MAML(MetaLayer):
+    """Learns an initialisation from which a few gradient steps on the support loss fit a task.
+
+    Three separate choices make its relatives: what is adapted (`adapts`), the update rule (`update`) and the way to the
+    meta-gradient (`meta_gradient`). MAML adapts everything by SGD, exactly; FOMAML is first order; ANIL adapts the head
+    alone and BOIL everything else; Meta-SGD learns the rates; Reptile takes the difference of parameters.
+
+    Args:
+        base_layer: inputs to features to predictions.
+        task: says what the loss and the metrics are.
+        update: builds the update rule from the adapted parameters, as in `functools.partial(SGD, lr=0.01)`.
+        meta_gradient: `Exact()`, `FirstOrder()` or `ParameterDifference()`.
+        inner_steps: inner steps while meta-training.
+        test_inner_steps: inner steps in evaluation mode; None takes `inner_steps`.
+        adapts: a regular expression for the parameters that adapt; the others are learned by the outer loop alone.
+        frozen, batch_norm: see `MetaLayer`.
+        checkpoint_steps: keep only each inner step's parameters and compute the rest anew in the backward pass.
+
+    Reference: Finn, Abbeel, Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, 2017,
+        arXiv:1703.03400, algorithm 1. ANIL: Raghu et al. 2020, arXiv:1909.09157; BOIL: Oh et al. 2021, arXiv:2008.08882.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        update: Callable[[Params], InnerUpdate],
+        meta_gradient: MetaGradient,
+        inner_steps: int,
+        test_inner_steps: int | None = None,
+        adapts: str = ".",
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "transductive",
+        checkpoint_steps: bool = False,
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        for field, value in {"inner_steps": inner_steps, "test_inner_steps": test_inner_steps}.items():
+            if value is not None and value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        learned = {name: p for name, p in base_layer.named_parameters() if p.requires_grad}
+        self.adapted_names = matching(adapts, learned, field="adapts")
+        self.update = update({name: learned[name].detach() for name in self.adapted_names})
+        self.meta_gradient = meta_gradient
+        self.inner_steps = inner_steps
+        self.test_inner_steps = test_inner_steps or inner_steps
+        self.checkpoint_steps = checkpoint_steps
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.meta_gradient.exact
+
+    def adapt(self, support: Examples) -> Params:
+        *_, adapted = self.trajectory(support, self.inner_steps if self.training else self.test_inner_steps)
+        return adapted
+
+    def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.call_base_layer(adapted, x, mask)
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
+        return self.meta_gradient.meta_loss(self, episode)
+
+    def initial(self, num_tasks: int) -> Params:
+        """The initialisation, stacked as often as there are tasks (a view)."""
+        params = dict(self.base_layer.named_parameters())
+        return {name: params[name].expand(num_tasks, *params[name].shape) for name in self.adapted_names}
+
+    def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
+        """The stacked parameters after 0, 1, ..., `steps` inner steps, each on all rows or on the next `batch_size`."""
+
+        def losses_of(params: Params, step: int) -> Tensor:
+            rows = minibatch(support, step, batch_size)
+            prediction = self.predict(params, rows.x, self.needed(rows.mask))
+            return masked_mean(self.task.loss(prediction, rows.y), rows.mask)
+
+        return inner_loop(
+            losses_of,
+            self.initial(len(support.mask)),
+            self.update,
+            steps,
+            create_graph=self.meta_gradient.create_graph,
+            checkpoint_steps=self.checkpoint_steps,
+        )
+
+
+def minibatch(examples: Examples, step: int, size: int | None) -> Examples:
+    """Rows `step * size` to `(step + 1) * size`, going round; all rows if `size` is None."""
+    if size is None:
+        return examples
+    rows = torch.arange(step * size, (step + 1) * size, device=examples.mask.device) % examples.mask.shape[1]
+    return Examples(*(leaf[:, rows] for leaf in examples))

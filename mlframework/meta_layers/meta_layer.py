@@ -1,0 +1,148 @@
+"""The one interface of all algorithms: adapt to a support set, predict with what came of it."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.engine import Engine, over_tasks
+from mlframework.episode import Episode, Examples, masked_mean
+from mlframework.errors import InvalidValue
+from mlframework.inner_loop import Params
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "matching"]
+
+#: A task's own model in whatever form an algorithm keeps it; every leaf starts with `[tasks]`.
+Adapted = Any
+#: Names to values per task, `[tasks]`.
+Metrics = dict[str, Tensor]
+
+BatchNormPolicy = Literal["transductive", "inductive"]
+
+
+class MetaLayer(nn.Module, ABC):
+    """Turns a support set into a task's own model, and predicts with it; every leaf in and out starts with `[tasks]`.
+
+    Args:
+        base_layer: inputs to features to predictions.
+        task: says what the loss and the metrics are.
+        frozen: a regular expression for the base layer's parameters that take no part and are not learned.
+        batch_norm: how query examples are normalised where the base layer mixes the examples of a batch:
+            `transductive`: all queries together, so each sees the others; `inductive`: each alone, beside the support
+            set (Nichol et al. 2018, arXiv:1803.02999, section 6.1). Without such layers there is no difference.
+    """
+
+    #: Whether the gradient of `meta_loss` is that of the query loss, exactly.
+    exact: bool = True
+    #: How the base layer runs over tasks; see `mlframework.engine`.
+    engine: Engine = "vectorised"
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "transductive",
+    ) -> None:
+        super().__init__()
+        if batch_norm not in ("transductive", "inductive"):
+            raise InvalidValue("batch_norm", batch_norm, "must be transductive or inductive")
+        self.base_layer = base_layer
+        self.task = task
+        self.batch_norm = batch_norm
+        reject_running_statistics(base_layer)
+        if frozen is not None:
+            for name in matching(frozen, dict(base_layer.named_parameters()), field="frozen"):
+                base_layer.get_parameter(name).requires_grad_(False)
+
+    @abstractmethod
+    def adapt(self, support: Examples) -> Adapted:
+        """Each task's own model, from its support set; the module itself stays as it is."""
+
+    @abstractmethod
+    def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Predictions `[tasks, n, out_features]` for inputs `[tasks, n, *x_shape]`; `mask` as in `Examples` (None: all count)."""
+
+    def trajectory(self, support: Examples, steps: int) -> Iterator[Adapted]:
+        """Each task's model after 0, 1, ..., `steps` inner steps; an algorithm without inner steps has one model."""
+        yield self.adapt(support)
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
+        """What the outer loop differentiates, per task `[tasks]`, and what it reports.
+
+        By default the query loss of the adapted model. Algorithms with another way to the meta-gradient return a loss
+        whose gradient is theirs.
+        """
+        metrics = self.judge(self.adapt(episode.support), episode)
+        return metrics["query_loss"], metrics
+
+    def judge(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy | None = None) -> Metrics:
+        """The query loss and the task's metrics of adapted models, each `[tasks]`, named `query_...`."""
+        query = episode.query
+        prediction = self.predict_query(adapted, episode, batch_norm or self.batch_norm)
+        values = {"loss": self.task.loss(prediction, query.y), **self.task.metrics(prediction, query.y)}
+        return {f"query_{name}": masked_mean(value, query.mask) for name, value in values.items()}
+
+    def predict_query(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Tensor:
+        """Predictions for the query set `[tasks, n, out_features]` under a policy."""
+        support, query = episode
+        if batch_norm == "transductive" or not self.base_layer.mixes_examples:
+            return self.predict(adapted, query.x, self.needed(query.mask))
+        alone = []
+        for row in range(query.x.shape[1]):
+            x = torch.cat([support.x, query.x[:, row : row + 1]], dim=1)
+            mask = torch.cat([support.mask, torch.ones_like(support.mask[:, :1])], dim=1)
+            alone.append(self.predict(adapted, x, self.needed(mask))[:, -1])
+        return torch.stack(alone, dim=1)
+
+    def needed(self, mask: Tensor) -> Tensor | None:
+        """The mask, or None where the task promises that everything counts, which is cheaper."""
+        return mask if self.task.spec.ragged else None
+
+    def call_base_layer(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The base layer of each task: `[tasks, n, out_features]`.
+
+        Args:
+            params: stacked parameters that stand in for the base layer's own; the others are shared by all tasks.
+            x: `[tasks, n, *x_shape]`.
+            mask: `[tasks, n, ...]`, or None where all examples count.
+        """
+
+        def one_task(params: Params, *inputs: Tensor) -> Tensor:
+            return functional_call(self.base_layer, dict(params), inputs)
+
+        return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=self.engine)
+
+    @property
+    def batch_norm_policy(self) -> str:
+        """The policy to record with a result: `none` where the base layer does not mix examples."""
+        return self.batch_norm if self.base_layer.mixes_examples else "none"
+
+
+def matching(pattern: str, names: Iterable[str], *, field: str) -> list[str]:
+    """The names that a regular expression finds; none at all is an error that lists what there is."""
+    names = list(names)
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise InvalidValue(field, pattern, f"is not a regular expression: {error}") from None
+    if not found:
+        raise InvalidValue(field, pattern, f"matches no parameter; there are {', '.join(names)}")
+    return found
+
+
+def reject_running_statistics(module: nn.Module) -> None:
+    """Refuses running averages: they mix tasks, and evaluation by them is what makes accuracies collapse."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
+            raise InvalidValue("base_layer", f"{type(part).__name__} ({name})", why)

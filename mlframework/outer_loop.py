@@ -1,0 +1,106 @@
+"""The outer loop: a meta-batch of tasks to a meta-gradient to a step of the optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.episode import Episode
+from mlframework.errors import FailedRun, InvalidValue
+from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+
+__all__ = ["MissingGradient", "NotFinite", "OuterLoop", "meta_gradient"]
+
+
+class MissingGradient(FailedRun):
+    """A meta-parameter that the meta-loss does not depend on."""
+
+
+class NotFinite(FailedRun):
+    """A meta-loss or meta-gradient that is infinite or not a number.
+
+    Attributes:
+        tasks: which tasks of the meta-batch have such a loss; none where only the gradient is at fault.
+    """
+
+    def __init__(self, what: str, tasks: list[int]) -> None:
+        super().__init__(what)
+        self.tasks = tasks
+
+
+def meta_gradient(meta_layer: MetaLayer, episode: Episode, *, chunk: int | None = None) -> tuple[Tensor, Metrics]:
+    """Sets `.grad` of every meta-parameter to the gradient of the meta-loss, averaged over tasks.
+
+    Args:
+        meta_layer: the algorithm.
+        episode: the meta-batch.
+        chunk: tasks at a time; each chunk's graph is freed before the next is built, so memory is that of one chunk.
+
+    Returns:
+        The meta-loss of each task `[tasks]` and the metrics, detached.
+
+    Raises:
+        MissingGradient: a meta-parameter took no part: it would never be learned, in silence.
+    """
+    parts = []
+    meta_layer.zero_grad(set_to_none=True)
+    for part in episode.chunks(chunk or episode.num_tasks):
+        losses, metrics = meta_layer.meta_loss(part)
+        (losses.sum() / episode.num_tasks).backward()
+        parts.append({**metrics, "meta_loss": losses})
+    report_missing(meta_layer)
+    joined = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+    return joined.pop("meta_loss"), joined
+
+
+def report_missing(meta_layer: nn.Module) -> None:
+    """Raises `MissingGradient` with the names of meta-parameters that got no gradient."""
+    missing = [name for name, p in meta_layer.named_parameters() if p.requires_grad and p.grad is None]
+    if missing:
+        raise MissingGradient(
+            f"no gradient reaches {', '.join(missing)}: what takes no part must be said, as in algorithm.frozen='<pattern>'"
+        )
+
+
+class OuterLoop:
+    """Steps an optimizer along meta-gradients.
+
+    Args:
+        meta_layer: the algorithm.
+        optimizer: over `meta_layer.parameters()`.
+        scheduler: of the outer rate, stepped once per outer step.
+        chunk: tasks at a time, to save memory; None takes the meta-batch whole.
+        clip: the largest norm of the meta-gradient; None leaves it as it is.
+    """
+
+    def __init__(
+        self,
+        meta_layer: MetaLayer,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        *,
+        chunk: int | None = None,
+        clip: float | None = None,
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise InvalidValue("chunk", chunk, "must be at least 1, or null for all tasks at once")
+        if clip is not None and not clip > 0:
+            raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
+        self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
+        self.chunk, self.clip = chunk, clip
+
+    def step(self, episode: Episode) -> Metrics:
+        """One outer step; returns the means over tasks, detached, each a scalar tensor.
+
+        Raises:
+            NotFinite: before the optimizer has moved anything.
+        """
+        self.meta_layer.train()
+        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=self.chunk)
+        limit = float("inf") if self.clip is None else self.clip
+        norm = nn.utils.clip_grad_norm_(self.meta_layer.parameters(), limit)
+        if not torch.isfinite(losses.sum() + norm):
+            raise NotFinite("the meta-loss is not finite", torch.nonzero(~torch.isfinite(losses)).flatten().tolist())
+        self.optimizer.step()
+        self.scheduler.step()
+        return {**{name: value.mean() for name, value in metrics.items()}, "meta_grad_norm": norm.detach()}
