@@ -1,8 +1,21 @@
 """Task distributions: where episodes come from."""
 
+from mlframework.tasks.digits import Digits
 from mlframework.tasks.few_shot import ArrayTasks, ClassIndexed, FewShotClassification
+from mlframework.tasks.glyphs import Glyphs
+from mlframework.tasks.image_folder import ImageFolder
 from mlframework.tasks.omniglot import Omniglot
 from mlframework.tasks.sinusoid import Sinusoid
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification", "Omniglot", "Sinusoid", "TaskDistribution"]
+__all__ = [
+    "ArrayTasks",
+    "ClassIndexed",
+    "Digits",
+    "FewShotClassification",
+    "Glyphs",
+    "ImageFolder",
+    "Omniglot",
+    "Sinusoid",
+    "TaskDistribution",
+]

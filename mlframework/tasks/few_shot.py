@@ -14,7 +14,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import InvalidValue
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification", "hash_sorted"]
+__all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification", "hash_sorted", "split_by_hash"]
 
 
 class ClassIndexed(NamedTuple):
@@ -35,6 +35,11 @@ class ClassIndexed(NamedTuple):
         """Sorts examples `x` `[examples, ...]` by their integer labels `y` `[examples]`."""
         labels, sizes = torch.unique(y, return_counts=True)
         return cls(x[torch.argsort(y, stable=True)], sizes, tuple(str(label) for label in labels.tolist()))
+
+    @classmethod
+    def from_classes(cls, names: Iterable[str], x: Tensor) -> ClassIndexed:
+        """Classes of equal size: `x` `[classes, examples, *x_shape]`."""
+        return cls(x.flatten(0, 1), torch.full((len(x),), x.shape[1]), tuple(names))
 
 
 class FewShotClassification(TaskDistribution, ABC):
@@ -169,6 +174,13 @@ def distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def hash_sorted(names: Iterable[str]) -> list[str]:
     """Names in an order that is as good as random, and the same on any machine and with any version of anything."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def split_by_hash(names: Iterable[str]) -> dict[Split, list[str]]:
+    """The first 64 % of `hash_sorted` names to train with, the next 16 % to validate, the rest to test."""
+    order = hash_sorted(names)
+    validation, test = round(0.64 * len(order)), round(0.8 * len(order))
+    return {"train": order[:validation], "validation": order[validation:test], "test": order[test:]}
 
 
 def shot_range(k_shot: int | Sequence[int]) -> tuple[int, int]:

@@ -85,8 +85,8 @@ class Omniglot(FewShotClassification):
         row_of = {str(name): row for row, name in enumerate(arrays["names"])}
         wanted = (by_character if self.splits == "vinyals" else by_alphabet)(list(row_of))[split]
         names = [name.split("/", 1)[1] for name in wanted]
-        images = torch.from_numpy(arrays["images"][[row_of[name] for name in wanted]])
-        return rotated(names, images) if self.rotations else class_indexed(names, images)
+        images = torch.from_numpy(arrays["images"][[row_of[name] for name in wanted]]).unsqueeze(2)
+        return rotated(names, images) if self.rotations else ClassIndexed.from_classes(names, images)
 
 
 def by_character(names: list[str]) -> dict[Split, list[str]]:
@@ -108,15 +108,9 @@ def by_alphabet(names: list[str]) -> dict[Split, list[str]]:
 
 
 def rotated(names: list[str], images: torch.Tensor) -> ClassIndexed:
-    """Four classes of each: `images` `[classes, drawings, height, width]` as they are and turned anticlockwise."""
-    turned = [torch.rot90(images, turns, dims=(2, 3)) for turns in range(4)]
-    return class_indexed([f"{name}/rot{90 * turns:03}" for turns in range(4) for name in names], torch.cat(turned))
-
-
-def class_indexed(names: list[str], images: torch.Tensor) -> ClassIndexed:
-    """Classes of equal size: `images` `[classes, drawings, height, width]`."""
-    sizes = torch.full((len(images),), images.shape[1])
-    return ClassIndexed(images.flatten(0, 1).unsqueeze(1), sizes, tuple(names))
+    """Four classes of each: `images` `[classes, drawings, 1, height, width]` as they are and turned anticlockwise."""
+    turned = torch.cat([torch.rot90(images, turns, dims=(-2, -1)) for turns in range(4)])
+    return ClassIndexed.from_classes([f"{name}/rot{90 * turns:03}" for turns in range(4) for name in names], turned)
 
 
 def find_zip(name: str, folder: Path, may_download: bool) -> Path:
@@ -126,7 +120,7 @@ def find_zip(name: str, folder: Path, may_download: bool) -> Path:
             return path
     path = folder / "omniglot" / name
     if not may_download:
-        raise UserError(f"{path}: not there: put it there from {URL}{name}, or set task.download=true")
+        raise InvalidValue("download", False, f"{path} is not there: allow the download, or put {URL}{name} there")
     download(URL + name, path, MD5[name])
     return path
 
