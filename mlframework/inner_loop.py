@@ -46,7 +46,9 @@ def inner_loop(
     def step(params: Params, state: Any, index: int) -> tuple[Params, Any]:
         meta_gradient = torch.is_grad_enabled()
         with torch.enable_grad():
-            params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
+            # Without a meta-gradient to take, every step starts anew; a view of a parameter made under no_grad would pretend
+            # to require a gradient and get none.
+            params = {n: p if meta_gradient and p.requires_grad else p.detach().requires_grad_() for n, p in params.items()}
             losses = losses_of(params, index)
             found = torch.autograd.grad(
                 losses.sum(), list(params.values()), create_graph=create_graph and meta_gradient, allow_unused=True

@@ -69,6 +69,7 @@ class OuterLoop:
         meta_layer: the algorithm.
         optimizer: over `meta_layer.parameters()`.
         scheduler: of the outer rate, stepped once per outer step.
+        engine: `auto`, `vectorised` or `loop`; see `mlframework.engine`.
         chunk: tasks at a time, to save memory; None takes the meta-batch whole.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
     """
@@ -79,6 +80,7 @@ class OuterLoop:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         *,
+        engine: str = "auto",
         chunk: int | None = None,
         clip: float | None = None,
     ) -> None:
@@ -87,7 +89,7 @@ class OuterLoop:
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
-        self.chunk, self.clip = chunk, clip
+        self.engine, self.chunk, self.clip = engine, chunk, clip
 
     def step(self, episode: Episode) -> Metrics:
         """One outer step; returns the means over tasks, detached, each a scalar tensor.

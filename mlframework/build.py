@@ -1,0 +1,39 @@
+"""Config to objects."""
+
+from __future__ import annotations
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.outer_loop import OuterLoop
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["build_base_layer", "build_device", "build_meta_layer", "build_outer_loop", "build_task"]
+
+
+def build_task(config: DictConfig) -> TaskDistribution:
+    return instantiate(config.task)
+
+
+def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
+    return instantiate(config.base_layer, _partial_=True)(task.spec)
+
+
+def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
+    return instantiate(config.algorithm, _partial_=True)(build_base_layer(config, task), task)
+
+
+def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
+    learned = [p for p in meta_layer.parameters() if p.requires_grad]
+    optimizer = instantiate(config.optimizer)(learned)
+    return instantiate(config.outer)(meta_layer, optimizer, instantiate(config.schedule)(optimizer))
+
+
+def build_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,101 @@
+"""Checkpoints: all that a run needs to continue bit for bit, and the weights of the best step, loaded without running code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from mlframework.errors import UserError
+
+__all__ = ["Progress", "load_weights", "restore", "save", "save_weights", "write_atomically"]
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        step: outer steps done.
+        best: the best validation metric so far, if there was a validation.
+        best_step: where it was.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a path beside `path`, then renames: whoever looks sees the old file or the new one, never a part."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> None:
+    """Writes the state of a training: meta-parameters, optimizer, schedule, all generators, and how far it is."""
+    state = {
+        "meta_layer": meta_layer.state_dict(),
+        "optimizer": outer.optimizer.state_dict(),
+        "scheduler": outer.scheduler.state_dict(),
+        "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda_states()},
+        "progress": progress._asdict(),
+    }
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator) -> Progress:
+    """Reads what `save` wrote into the objects at hand, and says how far the run was."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever a broken file provokes
+        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+    load_state(meta_layer, state["meta_layer"], path)
+    outer.optimizer.load_state_dict(state["optimizer"])
+    outer.scheduler.load_state_dict(state["scheduler"])
+    generator.set_state(state["generators"]["tasks"])
+    torch.set_rng_state(state["generators"]["torch"])
+    if state["generators"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["generators"]["cuda"])
+    return Progress(**state["progress"])
+
+
+def cuda_states() -> list[torch.Tensor]:
+    """The states of the GPUs' generators; none where there is no GPU."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Writes a module's parameters and buffers as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomically(path, lambda partial: safetensors.torch.save_file(tensors, partial))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Reads what `save_weights` wrote into a module of the same architecture."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint; the run has not come to its first validation")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+    load_state(module, tensors, path)
+
+
+def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads a state dict, or says in one line where its architecture differs."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            have, need = found.get(name, "absent"), wanted.get(name, "absent")
+            raise UserError(f"{path}: a checkpoint of another architecture: {name} is {have} there and {need} here")
+    module.load_state_dict(tensors)

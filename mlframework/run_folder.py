@@ -1,0 +1,113 @@
+"""The folder of a run: what it was asked for, on what it ran, what came of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mlframework.checkpoint import write_atomically
+from mlframework.errors import UserError
+
+__all__ = ["RunFolder"]
+
+RECORDED = ("mlframework", "torch", "numpy", "scikit-learn", "hydra-core", "omegaconf", "tensorboard")
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Args:
+        path: `config.yaml`, `overrides.yaml`, `environment.json`, `checkpoints/`, `result.json` and TensorBoard's events
+            lie here.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def last(self) -> Path:
+        """The state of the training at the last checkpoint."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best validation."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """What came of the run; written last."""
+        return self.path / "result.json"
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process out for as long as this one lives, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"run_dir={self.path}: another process is using this run folder") from None
+            yield
+
+    def record(self, config: DictConfig, overrides: Sequence[str]) -> None:
+        """Writes the resolved config, the overrides, versions and the state of git."""
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        self.write_json(self.path / "environment.json", environment())
+        write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+    def config(self) -> DictConfig:
+        """The resolved config of the run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise UserError(f"{self.path}: not a run folder (it holds no config.yaml)")
+        config = OmegaConf.load(path)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Writes JSON, atomically."""
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, and the commit of the working directory if it is a git checkout."""
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {name: installed(name) for name in RECORDED},
+        "git": {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))},
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git(*command: str) -> str | None:
+    """What git prints, or None where there is no git or no checkout."""
+    try:
+        return subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

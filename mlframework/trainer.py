@@ -1,0 +1,175 @@
+"""Meta-training: outer steps, validation, checkpoints, curves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+import torch
+
+from mlframework import checkpoint
+from mlframework.checkpoint import Progress
+from mlframework.episode import Episode
+from mlframework.errors import FailedRun, InvalidValue, nearest
+from mlframework.evaluation import Interval, TaskSet, judge_by_step
+from mlframework.logger import TensorBoardLogger
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.outer_loop import NotFinite, OuterLoop
+from mlframework.progress import TrainingProgress, training_progress
+from mlframework.run_folder import RunFolder
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["Trainer", "Training"]
+
+log = logging.getLogger(__name__)
+
+#: Validation tasks come from their own generator, so that they are the same for every run.
+VALIDATION_SEED = 1
+
+
+class Training(NamedTuple):
+    """The parts of a training that has been set up.
+
+    Attributes:
+        task: where episodes come from.
+        meta_layer: the algorithm, on its device.
+        outer: steps its optimizer.
+        generator: draws the training episodes.
+        device: where episodes go.
+        folder: where everything is written.
+    """
+
+    task: TaskDistribution
+    meta_layer: MetaLayer
+    outer: OuterLoop
+    generator: torch.Generator
+    device: torch.device
+    folder: RunFolder
+
+
+class Trainer:
+    """Runs the outer loop for a number of steps.
+
+    Args:
+        steps: outer steps.
+        meta_batch: tasks per outer step.
+        validate_every: outer steps between validations; the last step is always validated.
+        validation_tasks: tasks of the frozen validation set.
+        checkpoint_every: outer steps between checkpoints; a resumed run continues at the last one.
+        log_every: outer steps between points of the training curves.
+        monitor: the validation metric that chooses the best checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        meta_batch: int,
+        validate_every: int,
+        validation_tasks: int,
+        checkpoint_every: int,
+        log_every: int,
+        monitor: str,
+    ) -> None:
+        numbers = {"steps": steps, "meta_batch": meta_batch, "validate_every": validate_every, "log_every": log_every}
+        for field, value in {**numbers, "validation_tasks": validation_tasks, "checkpoint_every": checkpoint_every}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        self.steps, self.meta_batch, self.monitor = steps, meta_batch, monitor
+        self.validate_every, self.validation_tasks = validate_every, validation_tasks
+        self.checkpoint_every, self.log_every = checkpoint_every, log_every
+
+    def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
+        """Trains from where `progress` stands to the last step."""
+        with training_progress(self.steps, progress.step) as bar:
+            clock = time.perf_counter()
+            for step in range(progress.step + 1, self.steps + 1):
+                metrics = self.outer_step(training, step)
+                if step % self.log_every == 0 or step == self.steps:
+                    self.report(metrics, training, logger, bar, step, time.perf_counter() - clock)
+                    clock = time.perf_counter()
+                progress = progress._replace(step=step)
+                if step % self.validate_every == 0 or step == self.steps:
+                    progress = self.validate(training, logger, bar, progress)
+                    clock = time.perf_counter()
+                if step % self.checkpoint_every == 0 or step == self.steps:
+                    self.save(training, progress)
+                bar.advance_to(step)
+        return progress
+
+    def outer_step(self, training: Training, step: int) -> dict[str, torch.Tensor]:
+        """Draws a meta-batch and steps; where the loss is not finite, says which step and which tasks."""
+        episode = training.task.sample(self.meta_batch, "train", training.generator)
+        try:
+            return training.outer.step(episode.to(training.device))
+        except NotFinite as error:
+            raise FailedRun(f"step {step}: {error} ({culprits(episode, error.tasks)}); {last_good(training.folder)}") from error
+
+    def report(
+        self,
+        metrics: dict[str, torch.Tensor],
+        training: Training,
+        logger: TensorBoardLogger,
+        bar: TrainingProgress,
+        step: int,
+        seconds: float,
+    ) -> None:
+        """A point of each training curve, and the end of the progress bar."""
+        values = {f"train/{name}": value.item() for name, value in metrics.items()}
+        rate = self.meta_batch * self.log_every / seconds
+        logger.scalars({**values, "train/lr": training.outer.scheduler.get_last_lr()[0], "train/tasks_per_second": rate}, step)
+        bar.show(f"query loss {values['train/query_loss']:.4f}, {rate:.0f} tasks/s")
+
+    def validate(
+        self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
+    ) -> Progress:
+        """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
+        intervals = self.validation(training)
+        logger.scalars(
+            {
+                f"validation/{name}_by_step/{inner}" if inner < len(steps) - 1 else f"validation/{name}": interval.mean
+                for name, steps in intervals.items()
+                for inner, interval in enumerate(steps)
+            },
+            progress.step,
+        )
+        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in intervals.items()))
+        if self.monitor not in intervals:
+            raise InvalidValue("monitor", self.monitor, f"must be one of {', '.join(intervals)}{nearest(self.monitor, intervals)}")
+        value = intervals[self.monitor][-1].mean
+        if progress.best is not None and not self.better(training.task, value, progress.best):
+            return progress
+        checkpoint.save_weights(training.folder.best, training.meta_layer)
+        return progress._replace(best=value, best_step=progress.step)
+
+    def validation(self, training: Training) -> dict[str, list[Interval]]:
+        """Each query metric of the frozen validation tasks after 0, 1, ... inner steps."""
+        tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
+        steps = getattr(training.meta_layer, "test_inner_steps", 0)
+        judged = [judge_by_step(training.meta_layer, episode.to(training.device), steps) for episode in tasks]
+        return {name: [Interval.of(row) for row in torch.cat([part[name] for part in judged], dim=1)] for name in judged[0]}
+
+    def better(self, task: TaskDistribution, value: float, than: float) -> bool:
+        higher = self.monitor.removeprefix("query_") in task.higher_is_better
+        return value > than if higher else value < than
+
+    def save(self, training: Training, progress: Progress) -> None:
+        checkpoint.save(
+            training.folder.last,
+            meta_layer=training.meta_layer,
+            outer=training.outer,
+            generator=training.generator,
+            progress=progress,
+        )
+
+
+def culprits(episode: Episode, tasks: list[int]) -> str:
+    """The hashes of the tasks at fault, or of the whole meta-batch where no task stands out."""
+    if not tasks:
+        return f"meta-batch {episode.hash()}"
+    return ", ".join(f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in tasks)
+
+
+def last_good(folder: RunFolder) -> str:
+    return f"the last good checkpoint is {folder.last}" if folder.last.exists() else "there is no checkpoint yet"
