@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["InnerUpdateRule", "Params", "inner_loop"]
+if TYPE_CHECKING:
+    from mlframework.inner_updates import InnerUpdate
+
+__all__ = ["Params", "inner_loop"]
 
 #: Named tensors; stacked, each is `[tasks, *shape]`.
 Params = Mapping[str, Tensor]
 
-#: `(parameters, gradients, state, step) -> (parameters, state)`; `init(parameters) -> state` comes first.
-InnerUpdateRule = Callable[[Params, Params, Any, int], tuple[Params, Any]]
+log = logging.getLogger(__name__)
 
 
 def inner_loop(
     losses_of: Callable[[Params, int], Tensor],
     params: Params,
-    update: Any,
+    update: InnerUpdate,
     steps: int,
     *,
     create_graph: bool,
     checkpoint_steps: bool = False,
+    idle: set[str] | None = None,
 ) -> Iterator[Params]:
     """Yields the stacked parameters after 0, 1, ..., `steps` gradient steps.
 
@@ -35,26 +39,34 @@ def inner_loop(
     Args:
         losses_of: the support loss of each task `[tasks]`, given stacked parameters and the step.
         params: `[tasks, *shape]` each.
-        update: an `InnerUpdate`.
+        update: the rule by which parameters move.
         steps: gradient steps.
         create_graph: whether the gradients can be differentiated again (exact meta-gradient) or are constants
             (first order). Under `torch.no_grad` they are constants in any case.
         checkpoint_steps: whether to keep only each step's parameters and compute the rest anew in the backward pass:
             memory for one step instead of `steps`, for about a third more time.
+        idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
+            that whoever keeps the set reads of each once.
     """
+    known = set() if idle is None else idle
 
     def step(params: Params, state: Any, index: int) -> tuple[Params, Any]:
         meta_gradient = torch.is_grad_enabled()
         with torch.enable_grad():
-            # Without a meta-gradient to take, every step starts anew; a view of a parameter made under no_grad would pretend
-            # to require a gradient and get none.
-            params = {n: p if meta_gradient and p.requires_grad else p.detach().requires_grad_() for n, p in params.items()}
+            # Without a meta-gradient to take, every step starts anew; a view of a parameter made under no_grad would
+            # pretend to require a gradient and get none.
+            params = {
+                name: p if meta_gradient and p.requires_grad else p.detach().requires_grad_()
+                for name, p in params.items()
+            }
             losses = losses_of(params, index)
             found = torch.autograd.grad(
                 losses.sum(), list(params.values()), create_graph=create_graph and meta_gradient, allow_unused=True
             )
         # A parameter that the loss does not depend on stays where it is.
         grads = {name: grad for name, grad in zip(params, found, strict=True) if grad is not None}
+        if len(grads) < len(params):
+            report_idle(params.keys() - grads.keys(), known)
         moved, state = update({name: params[name] for name in grads}, grads, state, index)
         return {**params, **moved}, state
 
@@ -66,3 +78,10 @@ def inner_loop(
         else:
             params, state = step(params, state, index)
         yield params
+
+
+def report_idle(names: set[str], known: set[str]) -> None:
+    """Logs, in one line, the names that are not known yet, and adds them."""
+    if names - known:
+        log.warning("the support loss does not depend on %s: not adapted", ", ".join(sorted(names - known)))
+        known |= names

@@ -69,6 +69,7 @@ class MAML(MetaLayer):
         self.inner_steps = inner_steps
         self.test_inner_steps = test_inner_steps or inner_steps
         self.checkpoint_steps = checkpoint_steps
+        self.idle: set[str] = set()
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -104,6 +105,7 @@ class MAML(MetaLayer):
             steps,
             create_graph=self.meta_gradient.create_graph,
             checkpoint_steps=self.checkpoint_steps,
+            idle=self.idle,
         )
 
 
