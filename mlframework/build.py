@@ -7,11 +7,24 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.evaluation import Evaluation
+from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import OuterLoop
+from mlframework.run_folder import RunFolder
 from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.trainer import Trainer
 
-__all__ = ["build_base_layer", "build_device", "build_meta_layer", "build_outer_loop", "build_task"]
+__all__ = [
+    "build_base_layer",
+    "build_device",
+    "build_evaluation",
+    "build_logger",
+    "build_meta_layer",
+    "build_outer_loop",
+    "build_task",
+    "build_trainer",
+]
 
 
 def build_task(config: DictConfig) -> TaskDistribution:
@@ -30,6 +43,19 @@ def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
     learned = [p for p in meta_layer.parameters() if p.requires_grad]
     optimizer = instantiate(config.optimizer)(learned)
     return instantiate(config.outer)(meta_layer, optimizer, instantiate(config.schedule)(optimizer))
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    return instantiate(config.trainer)
+
+
+def build_evaluation(config: DictConfig) -> Evaluation | None:
+    """The evaluation that a run ends with; None where `evaluation=null` leaves it out."""
+    return None if config.get("evaluation") is None else instantiate(config.evaluation)
+
+
+def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> TensorBoardLogger:
+    return instantiate(config.logger)(folder.path, start=start)
 
 
 def build_device(name: str) -> torch.device:

@@ -23,11 +23,13 @@ class Progress(NamedTuple):
         step: outer steps done.
         best: the best validation metric so far, if there was a validation.
         best_step: where it was.
+        seconds: spent training, over all the processes that had a part in it.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int | None = None
+    seconds: float = 0.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

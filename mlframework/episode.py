@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -59,6 +59,12 @@ class Episode(NamedTuple):
     def chunks(self, size: int) -> Iterator[Episode]:
         """Episodes of at most `size` tasks that together are this one."""
         return (self.tasks(slice(start, start + size)) for start in range(0, self.num_tasks, size))
+
+    @classmethod
+    def stack(cls, episodes: Sequence[Episode]) -> Episode:
+        """One episode of all the tasks of several."""
+        parts = zip(*episodes, strict=True)
+        return cls(*(Examples(*(torch.cat(leaves) for leaves in zip(*part, strict=True))) for part in parts))
 
     def joined(self) -> Examples:
         """Support and query as one set of examples `[tasks, n_support + n_query, ...]`."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from scipy import stats
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.baselines import FittedEstimators, FromScratch, estimator_for
 from mlframework.episode import Episode, Split
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Interval", "TaskSet", "judge_by_step"]
+__all__ = ["Evaluation", "Interval", "Report", "Row", "TaskSet", "judge_by_step", "judge_tasks"]
 
 
 class Interval(NamedTuple):
@@ -45,26 +49,37 @@ class Interval(NamedTuple):
 
 
 class TaskSet:
-    """Tasks that are always the same: drawn from their own generator, in chunks, whatever the training drew.
+    """A frozen set of tasks: same seed, same tasks, on any machine, whatever the training drew.
+
+    Tasks are drawn one at a time, so neither their number nor the chunk changes those that come first.
 
     Args:
         task: the distribution.
         split: which tasks.
         tasks: how many.
-        seed: of the draws; same seed, same tasks, on any machine.
-        chunk: tasks at a time.
+        seed: of the draws.
+        chunk: tasks at a time when they are used.
     """
 
     def __init__(self, task: TaskDistribution, split: Split, *, tasks: int, seed: int, chunk: int = 50) -> None:
         for field, value in {"tasks": tasks, "chunk": chunk}.items():
             if value < 1:
                 raise InvalidValue(field, value, "must be at least 1")
-        self.task, self.split, self.size, self.seed, self.chunk = task, split, tasks, seed, chunk
+        self.task, self.split, self.tasks, self.seed, self.chunk = task, split, tasks, seed, chunk
 
     def __iter__(self) -> Iterator[Episode]:
         generator = torch.Generator().manual_seed(self.seed)
-        for start in range(0, self.size, self.chunk):
-            yield self.task.sample(min(self.chunk, self.size - start), self.split, generator)
+        for start in range(0, self.tasks, self.chunk):
+            count = min(self.chunk, self.tasks - start)
+            yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
+
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that stand for all the tasks, whatever the chunk."""
+        digest = hashlib.sha256()
+        for episode in self:
+            for part in episode.chunks(1):
+                digest.update(part.hash().encode())
+        return digest.hexdigest()[:16]
 
 
 def judge_by_step(
@@ -77,3 +92,144 @@ def judge_by_step(
             meta_layer.judge(adapted, episode, batch_norm) for adapted in meta_layer.trajectory(episode.support, steps)
         ]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def judge_tasks(
+    meta_layer: MetaLayer,
+    tasks: TaskSet,
+    steps: int,
+    *,
+    device: torch.device,
+    batch_norm: BatchNormPolicy | None = None,
+) -> dict[str, list[Interval]]:
+    """Each query metric over a task set: its interval after 0, 1, ..., `steps` inner steps."""
+    judged = [judge_by_step(meta_layer, episode.to(device), steps, batch_norm) for episode in tasks]
+    return {name: [Interval.of(row) for row in torch.cat([part[name] for part in judged], dim=1)] for name in judged[0]}
+
+
+class Row(NamedTuple):
+    """What one method reached.
+
+    Attributes:
+        method: which.
+        batch_norm: the policy by which its queries were normalised; `none` where nothing mixes examples.
+        tasks: how many of the task set, from its beginning.
+        steps: the training steps on the support set after which it was judged.
+        metrics: each query metric's interval after each of them.
+    """
+
+    method: str
+    batch_norm: str
+    tasks: int
+    steps: tuple[int, ...]
+    metrics: dict[str, list[Interval]]
+
+
+class Report(NamedTuple):
+    """An evaluation: which tasks, and a row per method.
+
+    Attributes:
+        task_hash: sixteen hexadecimal digits; equal digits are equal tasks.
+        split: which tasks were drawn.
+        tasks: how many.
+        seed: of the draws.
+        rows: the trained algorithm first.
+    """
+
+    task_hash: str
+    split: Split
+    tasks: int
+    seed: int
+    rows: list[Row]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists; an interval is its mean, half width and count."""
+        rows = [
+            {**row._asdict(), "metrics": {n: [i._asdict() for i in steps] for n, steps in row.metrics.items()}}
+            for row in self.rows
+        ]
+        return {**self._asdict(), "rows": rows}
+
+
+class Evaluation:
+    """Judges an algorithm on test tasks that are always the same, with conventional learning beside it.
+
+    Args:
+        tasks: how many.
+        seed: of the draws; same seed, same tasks.
+        split: which tasks; `test` unless something is being looked into.
+        inner_steps: inner steps up to which metrics are taken; None takes the algorithm's own number.
+        chunk: tasks at a time.
+        scratch_tasks: tasks (the first ones) on which the network is also trained from scratch; 0 leaves that out.
+        scratch_steps: steps of Adam from scratch.
+        scratch_lr: its rate.
+        estimator: a scikit-learn estimator for raw inputs; None chooses one by the kind of task.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: int,
+        seed: int,
+        split: Split = "test",
+        inner_steps: int | None = None,
+        chunk: int = 50,
+        scratch_tasks: int = 100,
+        scratch_steps: int = 100,
+        scratch_lr: float = 0.01,
+        estimator: BaseEstimator | None = None,
+    ) -> None:
+        for field, value in {"tasks": tasks, "chunk": chunk, "scratch_steps": scratch_steps}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        if split not in ("train", "validation", "test"):
+            raise InvalidValue("split", split, "must be train, validation or test")
+        if inner_steps is not None and inner_steps < 0:
+            raise InvalidValue("inner_steps", inner_steps, "must be at least 0, or null for the algorithm's own number")
+        if scratch_tasks < 0:
+            raise InvalidValue("scratch_tasks", scratch_tasks, "must be at least 0")
+        if not scratch_lr > 0:
+            raise InvalidValue("scratch_lr", scratch_lr, "must be above 0")
+        self.tasks, self.seed, self.split, self.inner_steps, self.chunk = tasks, seed, split, inner_steps, chunk
+        self.scratch_tasks, self.scratch_steps, self.scratch_lr = min(scratch_tasks, tasks), scratch_steps, scratch_lr
+        self.estimator = estimator
+
+    def run(
+        self, name: str, meta_layer: MetaLayer, make_base_layer: Callable[[], BaseLayer], device: torch.device
+    ) -> Report:
+        """Judges `meta_layer`, called `name` in the report; `make_base_layer` draws networks to train from scratch."""
+        tasks = self.task_set(meta_layer.task, self.tasks)
+        steps = meta_layer.test_inner_steps if self.inner_steps is None else self.inner_steps
+        policies: tuple[BatchNormPolicy, ...] = ("transductive", "inductive")
+        rows = []
+        for policy in policies if meta_layer.base_layer.mixes_examples else policies[:1]:
+            metrics = judge_tasks(meta_layer, tasks, steps, device=device, batch_norm=policy)
+            counted = tuple(range(len(next(iter(metrics.values())))))
+            shown = policy if meta_layer.base_layer.mixes_examples else "none"
+            rows.append(Row(name, shown, self.tasks, counted, metrics))
+        rows += self.baselines(meta_layer, make_base_layer, device)
+        return Report(tasks.hash(), self.split, self.tasks, self.seed, rows)
+
+    def baselines(
+        self, meta_layer: MetaLayer, make_base_layer: Callable[[], BaseLayer], device: torch.device
+    ) -> list[Row]:
+        """Rows of conventional learning, on the same tasks."""
+        rows = []
+        task = meta_layer.task
+        if self.scratch_tasks:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                scratch = FromScratch(make_base_layer, task, lr=self.scratch_lr, steps=self.scratch_steps).to(device)
+                scratch.engine = meta_layer.engine
+                metrics = judge_tasks(scratch, self.task_set(task, self.scratch_tasks), self.scratch_steps, device=device)
+            policy = scratch.batch_norm_policy
+            rows.append(Row("from scratch (Adam)", policy, self.scratch_tasks, (0, self.scratch_steps), metrics))
+        if self.estimator is not None or task.spec.kind != "sequence":
+            estimator = self.estimator or estimator_for(task.spec.kind)
+            fitted = FittedEstimators(make_base_layer(), task, estimator=estimator)
+            metrics = judge_tasks(fitted, self.task_set(task, self.tasks), 0, device=torch.device("cpu"), batch_norm="transductive")
+            rows.append(Row(f"scikit-learn {type(estimator).__name__}", "none", self.tasks, (1,), metrics))
+        return rows
+
+    def task_set(self, task: TaskDistribution, tasks: int) -> TaskSet:
+        return TaskSet(task, self.split, tasks=tasks, seed=self.seed, chunk=self.chunk)

@@ -1,17 +1,26 @@
-"""Curves, figures and the config of a run, for TensorBoard."""
+"""Curves, figures, the config and the HParams entry of a run, for TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mlframework.evaluation import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TensorBoardLogger"]
+__all__ = ["TensorBoardLogger", "hyperparameters"]
+
+#: Parts of the config that say where and how to look, not what is trained.
+NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested", "hydra")
 
 
 class TensorBoardLogger:
@@ -25,14 +34,48 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, *, start: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
+    def describe(self, config: DictConfig, choices: Mapping[str, str | None], *, metrics: Sequence[str]) -> None:
+        """What the run is: its config as text, an HParams entry and a chart of each metric with its interval.
+
+        To be called once per run, at its start: a sweep can then be compared while it runs.
+
+        Args:
+            config: the whole config.
+            choices: the option of each config group.
+            metrics: tags beside which HParams shows the hyperparameters; the last value counts.
+        """
+        self.text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
+        # Not SummaryWriter.add_hparams: it makes a run of its own beside this one.
+        for summary in hparams(hyperparameters(config, choices), dict.fromkeys(metrics, 0.0)):
+            self.writer.file_writer.add_summary(summary)
+        charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in metrics}
+        self.writer.add_custom_scalars({"mean and 95 % interval over tasks": charts})
+
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each curve; names are tags, such as `train/query_loss`."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
 
+    def intervals(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
+        """A point of each metric after its last inner step, with its interval, and one after 0, 1, ... inner steps.
+
+        Args:
+            split: what the tags start with.
+            metrics: intervals after 0, 1, ... inner steps, by name.
+            step: the outer step.
+        """
+        for name, intervals in metrics.items():
+            tag, last = f"{split}/{name}", intervals[-1]
+            self.scalars({f"{tag}_by_step/{inner}": interval.mean for inner, interval in enumerate(intervals)}, step)
+            self.scalars({tag: last.mean}, step)
+            if not math.isnan(last.half_width):
+                bounds = {"lower": last.mean - last.half_width, "upper": last.mean + last.half_width}
+                self.scalars({f"{tag}_interval/{bound}": value for bound, value in bounds.items()}, step)
+
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
-        self.writer.add_figure(tag, figure, step)
+        # Not SummaryWriter.add_figure: it needs pyplot, which picks a backend for the whole process.
+        self.writer.add_image(tag, rendered(figure), step, dataformats="HWC")
 
     def text(self, tag: str, text: str) -> None:
         """A text in markdown."""
@@ -40,3 +83,50 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """The figure's pixels `[height, width, 3]`, uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def hyperparameters(config: DictConfig, choices: Mapping[str, str | None]) -> dict[str, float | str]:
+    """What tells a run from others: the chosen options by group, then every leaf of the config by its dotted key.
+
+    Numbers stay numbers; anything else is written as on the command line.
+
+    Args:
+        config: the whole config.
+        choices: the option of each config group, as in `HydraConfig.get().runtime.choices`.
+    """
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    parts = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
+    options = {
+        group.partition("@")[0]: option
+        for group, option in choices.items()
+        if option not in (None, "default") and group.partition("/")[0] not in NOT_HYPERPARAMETERS
+    }
+    return {**{group: str(option) for group, option in options.items()}, **{key: plain(v) for key, v in leaves(parts)}}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a list is a leaf, and what Hydra needs to build an object is left out."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif key not in ("_target_", "_partial_"):
+            yield f"{prefix}{key}", value
+
+
+def plain(value: Any) -> float | str:
+    """The value itself if it is a number, else as text: `null`, `true`, `[40, 40]`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, list):
+        return f"[{', '.join(str(plain(item)) for item in value)}]"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))

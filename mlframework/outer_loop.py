@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mlframework.engine import choose_engine
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
@@ -90,6 +91,10 @@ class OuterLoop:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
         self.engine, self.chunk, self.clip = engine, chunk, clip
+
+    def prepare(self, episode: Episode) -> None:
+        """Chooses the engine, by trying it on an episode."""
+        self.meta_layer.engine = choose_engine(self.meta_layer, episode, self.engine)
 
     def step(self, episode: Episode) -> Metrics:
         """One outer step; returns the means over tasks, detached, each a scalar tensor.

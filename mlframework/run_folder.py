@@ -6,7 +6,7 @@ import fcntl
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,12 +63,18 @@ class RunFolder:
                 raise UserError(f"run_dir={self.path}: another process is using this run folder") from None
             yield
 
-    def record(self, config: DictConfig, overrides: Sequence[str]) -> None:
-        """Writes the resolved config, the overrides, versions and the state of git."""
+    def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
+        """Writes the resolved config, the overrides, the options chosen of config groups, versions and the state of git."""
         (self.path / "checkpoints").mkdir(exist_ok=True)
         self.write_json(self.path / "environment.json", environment())
         write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+        self.write_json(self.path / "choices.json", dict(choices))
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+    def choices(self) -> dict[str, str]:
+        """The option chosen of each config group."""
+        found: dict[str, str] = json.loads((self.path / "choices.json").read_text())
+        return found
 
     def config(self) -> DictConfig:
         """The resolved config of the run."""

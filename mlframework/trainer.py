@@ -12,7 +12,7 @@ from mlframework import checkpoint
 from mlframework.checkpoint import Progress
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
-from mlframework.evaluation import Interval, TaskSet, judge_by_step
+from mlframework.evaluation import Interval, TaskSet, judge_tasks
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import NotFinite, OuterLoop
@@ -146,9 +146,7 @@ class Trainer:
     def validation(self, training: Training) -> dict[str, list[Interval]]:
         """Each query metric of the frozen validation tasks after 0, 1, ... inner steps."""
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
-        steps = getattr(training.meta_layer, "test_inner_steps", 0)
-        judged = [judge_by_step(training.meta_layer, episode.to(training.device), steps) for episode in tasks]
-        return {name: [Interval.of(row) for row in torch.cat([part[name] for part in judged], dim=1)] for name in judged[0]}
+        return judge_tasks(training.meta_layer, tasks, training.meta_layer.test_inner_steps, device=training.device)
 
     def better(self, task: TaskDistribution, value: float, than: float) -> bool:
         higher = self.monitor.removeprefix("query_") in task.higher_is_better

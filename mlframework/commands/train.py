@@ -8,38 +8,23 @@ from omegaconf import DictConfig
 __all__ = ["main"]
 
 
-def train(config: DictConfig) -> float | None:
-    """One run, from its config to its validation metric."""
+def train(config: DictConfig) -> float:
+    """One run; returns the monitored validation metric, for sweepers."""
     # Imported here, so that --help and completion do not wait for torch.
-    import torch
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
+    from rich.console import Console
 
-    from mlframework import build, checkpoint
+    from mlframework.run import train_run
     from mlframework.run_folder import RunFolder
-    from mlframework.trainer import Training
+    from mlframework.tables import evaluation_table
 
     hydra_config = HydraConfig.get()
     folder = RunFolder(hydra_config.runtime.output_dir)
-    with folder.locked():
-        torch.manual_seed(config.seed)
-        task = build.build_task(config)
-        device = build.build_device(config.device)
-        meta_layer = build.build_meta_layer(config, task).to(device)
-        outer = build.build_outer_loop(config, meta_layer)
-        generator = torch.Generator().manual_seed(config.seed)
-        training = Training(task, meta_layer, outer, generator, device, folder)
-        progress = checkpoint.Progress()
-        if config.resume:
-            progress = checkpoint.restore(folder.last, meta_layer=meta_layer, outer=outer, generator=generator)
-        else:
-            folder.record(config, hydra_config.overrides.task)
-        logger = instantiate(config.logger)(folder.path, start=progress.step)
-        logger.text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
-        progress = instantiate(config.trainer).run(training, logger, progress)
-        logger.close()
-    return progress.best
+    choices = {group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")}
+    result, report = train_run(config, folder, overrides=hydra_config.overrides.task, choices=choices)
+    if report is not None:
+        Console().print(evaluation_table(report, result["monitor"]))
+    return result["validation"][result["monitor"]]["mean"]
 
 
 main = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name="train")(train)

@@ -42,6 +42,8 @@ class MetaLayer(nn.Module, ABC):
 
     #: Whether the gradient of `meta_loss` is that of the query loss, exactly.
     exact: bool = True
+    #: Inner steps at evaluation; 0 for an algorithm without inner steps.
+    test_inner_steps: int = 0
     #: How the base layer runs over tasks; see `mlframework.engine`.
     engine: Engine = "vectorised"
 
@@ -118,7 +120,9 @@ class MetaLayer(nn.Module, ABC):
         """
 
         def one_task(params: Params, *inputs: Tensor) -> Tensor:
-            return functional_call(self.base_layer, dict(params), inputs)
+            # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.
+            buffers = {name: buffer.clone() for name, buffer in self.base_layer.named_buffers()}
+            return functional_call(self.base_layer, {**buffers, **params}, inputs)
 
         return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=self.engine)
 

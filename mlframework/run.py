@@ -1,0 +1,151 @@
+"""A run, from its config to its result: build, train, evaluate, write down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mlframework import build, checkpoint
+from mlframework.checkpoint import Progress
+from mlframework.errors import InvalidValue, UserError
+from mlframework.evaluation import Report
+from mlframework.run_folder import RunFolder
+from mlframework.trainer import Trainer, Training
+
+__all__ = ["evaluate_run", "train_run"]
+
+#: What may change when a run is resumed: how long and how often, where, and what is written, but not what is learned.
+CHANGEABLE = ("trainer", "evaluation", "logger", "outer.engine", "outer.chunk", "device", "resume", "run_dir")
+
+
+def train_run(
+    config: DictConfig, folder: RunFolder, *, overrides: Sequence[str] = (), choices: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Report | None]:
+    """Meta-trains and evaluates.
+
+    Args:
+        config: as composed from `conf/train.yaml`.
+        folder: where everything is written.
+        overrides: what the user typed, for the record.
+        choices: the option chosen of each config group, for the record.
+
+    Returns:
+        What `result.json` holds, and the evaluation, if the config asks for one.
+    """
+    choices = choices or {}
+    if config.resume:
+        config = resumed_config(config, folder, overrides)
+    elif folder.holds_run:
+        raise UserError(f"run_dir={folder.path}: holds a run already: resume=true continues it, or name another folder")
+    torch.manual_seed(config.seed)
+    training = set_up(config, folder)
+    trainer: Trainer = build.build_trainer(config)
+    build.build_evaluation(config)  # what is wrong with it should be said now, not after the training
+    with folder.locked():
+        progress = start(training, config, overrides, choices)
+        logger = build.build_logger(config, folder, start=progress.step)
+        try:
+            logger.config(config, choices)
+            progress = trainer.run(training, logger, progress)
+        finally:
+            logger.close()
+        result = {
+            "status": "finished",
+            "overrides": list(overrides),
+            "choices": dict(choices),
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "monitor": trainer.monitor,
+            "best": {"value": progress.best, "step": progress.best_step},
+            "batch_norm": training.meta_layer.batch_norm_policy,
+            "engine": training.meta_layer.engine,
+        }
+        checkpoint.load_weights(folder.best, training.meta_layer)
+        validated = trainer.validation(training)
+        result["validation"] = {name: steps[-1]._asdict() for name, steps in validated.items()}
+        report = None if config.get("evaluation") is None else evaluate(config, training, choices)
+        result["evaluation"] = None if report is None else report.to_json()
+        folder.write_json(folder.result, result)
+    return result, report
+
+
+def set_up(config: DictConfig, folder: RunFolder) -> Training:
+    """Builds what a training needs; nothing is drawn, read or written yet."""
+    device = build.build_device(config.device)
+    task = build.build_task(config)
+    meta_layer = build.build_meta_layer(config, task).to(device)
+    outer = build.build_outer_loop(config, meta_layer)
+    return Training(task, meta_layer, outer, torch.Generator().manual_seed(config.seed), device, folder)
+
+
+def start(training: Training, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Progress:
+    """Restores the last checkpoint of a run that is resumed, or records what a new run is."""
+    folder = training.folder
+    training.outer.prepare(training.task.sample(2, "train", torch.Generator().manual_seed(0)).to(training.device))
+    if config.resume and folder.last.exists():
+        return checkpoint.restore(
+            folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
+        )
+    folder.record(config, overrides, choices)
+    return Progress()
+
+
+def resumed_config(config: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> DictConfig:
+    """The config of the run in the folder, with what was typed now where that may change.
+
+    Raises:
+        UserError: there is nothing to resume, or something typed now contradicts what the run has learned so far.
+    """
+    if not folder.holds_run:
+        raise UserError(f"resume=true: there is no run in run_dir={folder.path}")
+    stored = folder.config()
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        now, then = OmegaConf.select(config, key), OmegaConf.select(stored, key)
+        if any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE):
+            OmegaConf.update(stored, key, now)
+        elif plain(now) != plain(then):
+            raise InvalidValue(key, override.split("=", 1)[-1], f"this run was started with {plain(then)}; resume=true cannot change it")
+    return stored
+
+
+def plain(value: Any) -> Any:
+    """A config value as python would print it."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def evaluate(config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
+    """Judges the meta layer at hand by the config's evaluation."""
+    evaluation = build.build_evaluation(config)
+    assert evaluation is not None
+    return evaluation.run(
+        choices.get("algorithm", type(training.meta_layer).__name__),
+        training.meta_layer,
+        lambda: build.build_base_layer(config, training.task),
+        training.device,
+    )
+
+
+def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:
+    """Evaluates the run in a folder.
+
+    Args:
+        folder: of the run.
+        evaluation: as composed from `conf/evaluation`.
+        weights: `best` or `last`.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+    if weights not in ("best", "last"):
+        raise InvalidValue("weights", weights, "must be best or last")
+    config = folder.config()
+    config.evaluation, config.device = evaluation, device
+    training = set_up(config, folder)
+    training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
+    if weights == "best":
+        checkpoint.load_weights(folder.best, training.meta_layer)
+    else:
+        checkpoint.restore(folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator)
+    return evaluate(config, training, folder.choices())
