@@ -1,0 +1,28 @@
+"""`mlframework-evaluate`: judges a run on held-out tasks, conventional learning beside it."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+__all__ = ["main"]
+
+
+def evaluate(config: DictConfig) -> None:
+    """Evaluates the run in a folder, prints the table and writes `evaluation.json` beside the run's result."""
+    from rich.console import Console
+
+    from mlframework.run import evaluate_run
+    from mlframework.run_folder import RunFolder
+    from mlframework.tables import evaluation_table
+
+    folder = RunFolder(config.run)
+    report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
+    folder.write_json(folder.path / "evaluation.json", {**report.to_json(), "weights": config.weights})
+    Console().print(evaluation_table(report, folder.config().trainer.monitor))
+
+
+main = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name="evaluate")(evaluate)
+
+if __name__ == "__main__":
+    main()
