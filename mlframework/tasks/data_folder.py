@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import urllib.error
 import urllib.request
 import uuid
 import warnings
@@ -47,17 +49,19 @@ def atomic(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def cached(name: str, settings: object, build: Callable[[], Arrays]) -> Arrays:
+def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:
     """The arrays that `build` returns, read from the cache when they were built before.
 
     Args:
         name: what they are, for the file's name.
         settings: all that they depend on, as something whose `repr` tells: a change of it builds them anew.
         build: computes them.
+        source: the file of the code that does, `__file__`: a change of it builds them anew as well.
     """
-    path = cache_folder() / f"{name}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.npz"
+    key = hashlib.sha256(repr(settings).encode() + Path(source).read_bytes()).hexdigest()[:16]
+    path = cache_folder() / f"{name}-{key}.npz"
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             return {key: file[key] for key in file.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         pass  # not there, or damaged by something outside: built below
@@ -70,15 +74,24 @@ def cached(name: str, settings: object, build: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def download(url: str, path: Path, md5: str) -> None:
-    """Fetches a file that must have this md5; it appears under its name whole or not at all."""
+def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:
+    """Fetches a file that must have this md5; it appears under its name whole or not at all.
+
+    Args:
+        url: where it is.
+        path: where it goes.
+        md5: 32 hexadecimal digits.
+        otherwise: what the user may do where this fails, as in `put it into this folder`.
+    """
     try:
         with atomic(path) as part:
             found = _fetch(url, part)
             if found != md5:
-                raise UserError(f"{url}: came with md5 {found} instead of {md5}: try again, or put a good {path} there")
-    except OSError as error:  # no network, a full disk, a folder that cannot be written
-        raise UserError(f"{url}: cannot be downloaded ({error}): put it at {path} by other means") from error
+                raise UserError(f"{url}: came with md5 {found} instead of {md5}: try again, or {otherwise}")
+    except (OSError, http.client.HTTPException) as error:  # no network, a full disk, a folder that may not be written
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the server's answer as well, with an open connection
+        raise UserError(f"{url}: cannot be downloaded to {path} ({error}): {otherwise}") from error
 
 
 def _fetch(url: str, path: Path) -> str:

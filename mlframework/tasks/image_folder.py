@@ -66,7 +66,8 @@ class ImageFolder(FewShotClassification):
         classes = splits[split]
         files = [file for images in classes.values() for file in images]
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        arrays = cached("image_folder", (stats, self.spec.x_shape), lambda: read_images(files, self.spec.x_shape))
+        shape = self.spec.x_shape
+        arrays = cached("image_folder", (stats, shape), lambda: read_images(files, shape), source=__file__)
         sizes = torch.tensor([len(images) for images in classes.values()])
         return ClassIndexed(torch.from_numpy(arrays["images"]), sizes, tuple(folder.name for folder in classes))
 

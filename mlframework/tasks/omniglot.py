@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
@@ -79,9 +79,9 @@ class Omniglot(FewShotClassification):
         self.folder, self.download = data_folder(data_dir), download
 
     def load(self, split: Split) -> ClassIndexed:
-        zips = [find_zip(name, self.folder, self.download) for name in MD5]
-        contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in zips]
-        arrays = cached("omniglot", (contents, self.image_size), lambda: read_zips(zips, self.image_size))
+        zips = find_zips(self.folder, self.download)
+        settings = [content_hash(path) for path in zips], self.image_size
+        arrays = cached("omniglot", settings, lambda: read_zips(zips, self.image_size), source=__file__)
         row_of = {str(name): row for row, name in enumerate(arrays["names"])}
         wanted = (by_character if self.splits == "vinyals" else by_alphabet)(list(row_of))[split]
         names = [name.split("/", 1)[1] for name in wanted]
@@ -113,16 +113,27 @@ def rotated(names: list[str], images: torch.Tensor) -> ClassIndexed:
     return ClassIndexed.from_classes([f"{name}/rot{90 * turns:03}" for turns in range(4) for name in names], turned)
 
 
-def find_zip(name: str, folder: Path, may_download: bool) -> Path:
-    """The zip in `folder/omniglot` or `folder`, downloaded to the former if it is in neither."""
-    for path in (folder / "omniglot" / name, folder / name):
-        if path.is_file():
-            return path
-    path = folder / "omniglot" / name
-    if not may_download:
-        raise InvalidValue("download", False, f"{path} is not there: allow the download, or put {URL}{name} there")
-    download(URL + name, path, MD5[name])
-    return path
+def find_zips(folder: Path, may_download: bool) -> list[Path]:
+    """The two zips in `folder/omniglot` or `folder`, downloaded to the former if they are in neither."""
+    otherwise = f"put {URL}{' and '.join(MD5)} into {folder / 'omniglot'}"
+    paths = []
+    for name, md5 in MD5.items():
+        places = [folder / "omniglot" / name, folder / name]
+        path = next((place for place in places if place.is_file()), places[0])
+        if not path.is_file() and not may_download:
+            raise InvalidValue("download", False, f"{path} is not there: allow it, or {otherwise}")
+        if not path.is_file():
+            download(URL + name, path, md5=md5, otherwise=otherwise)
+        paths.append(path)
+    return paths
+
+
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def read_zips(paths: list[Path], image_size: int) -> Arrays:
@@ -160,5 +171,5 @@ def characters(archive: zipfile.ZipFile, path: Path) -> dict[str, list[str]]:
 
 def read_image(png: bytes, image_size: int) -> np.ndarray:
     """One drawing as uint8 `[image_size, image_size]`, ink 255 and paper 0."""
-    drawing = ImageOps.invert(Image.open(io.BytesIO(png)).convert("L"))
-    return np.asarray(drawing.resize((image_size, image_size), Image.Resampling.LANCZOS))
+    drawing = Image.open(io.BytesIO(png)).convert("L")
+    return 255 - np.asarray(drawing.resize((image_size, image_size), Image.Resampling.LANCZOS))

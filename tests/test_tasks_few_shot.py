@@ -1,0 +1,168 @@
+"""The n-way k-shot sampler, on examples that carry their own number."""
+
+from collections import Counter
+from itertools import permutations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mlframework.errors import InvalidValue
+from mlframework.tasks import ArrayTasks, ClassIndexed
+from mlframework.tasks.few_shot import distinct, hash_sorted, split_by_hash
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(*sizes):
+    """Classes of these sizes whose examples are their own row numbers."""
+    return ClassIndexed(torch.arange(sum(sizes)), torch.tensor(sizes), tuple(f"class{i}" for i in range(len(sizes))))
+
+
+def tasks_of(*sizes, n_way=2, k_shot=2, k_query=3):
+    return ArrayTasks({"train": numbered(*sizes)}, n_way=n_way, k_shot=k_shot, k_query=k_query)
+
+
+def class_of(row, sizes):
+    return next(i for i in range(len(sizes)) if row < sum(sizes[: i + 1]))
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (3, 9, 4, 30, 5), (40, 3)])
+def test_support_and_query_are_different_examples_of_one_class_per_label(sizes):
+    episode = tasks_of(*sizes).sample(200, "train", seeded())
+    together = episode.joined()
+    for x, y, mask in zip(together.x, together.y, together.mask, strict=True):
+        counted = x[mask == 1].tolist()
+        assert len(set(counted)) == len(counted), "an example was drawn twice"
+        classes = [{class_of(row, sizes) for row in x[(y == label) & (mask == 1)].tolist()} for label in range(2)]
+        assert all(len(each) == 1 for each in classes), "a label covers two classes"
+        assert classes[0] != classes[1], "two labels cover one class"
+
+
+def test_a_small_class_gives_what_it_has_and_masks_the_rest():
+    sizes = (3, 4, 30)
+    episode = tasks_of(*sizes, n_way=3).sample(100, "train", seeded())
+    assert episode.support.mask.min() == 1
+    for x, y, mask in zip(*episode.query, strict=True):
+        for label in range(3):
+            available = sizes[class_of(x[y == label][0].item(), sizes)]
+            assert mask[y == label].sum() == min(3, available - 2)
+
+
+def test_a_small_class_is_queried_with_all_that_support_left():
+    rows = tasks_of(4, 4).sample(50, "train", seeded()).joined()
+    for x, mask in zip(rows.x, rows.mask, strict=True):
+        assert sorted(x[mask == 1].tolist()) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "k_shot", "ragged"),
+    [((5, 9), 2, False), ((4, 9), 2, True), ((9, 9), [1, 2], True), ((9, 9), [2, 2], False)],
+)
+def test_the_spec_says_before_any_draw_whether_masks_may_hold_zeros(sizes, k_shot, ragged):
+    tasks = tasks_of(*sizes, k_shot=k_shot)
+    assert tasks.spec.ragged == ragged
+    assert (tasks.sample(50, "train", seeded()).joined().mask.min() == 0) == ragged
+
+
+def test_rows_stand_shot_by_shot():
+    episode = tasks_of(9, 9, 9, n_way=3).sample(4, "train", seeded())
+    assert torch.equal(episode.support.y, torch.tensor([0, 1, 2] * 2).expand(4, 6))
+    assert torch.equal(episode.query.y, torch.tensor([0, 1, 2] * 3).expand(4, 9))
+
+
+def test_the_number_of_shots_is_drawn_for_each_task():
+    tasks = tasks_of(20, 20, 20, n_way=3, k_shot=[2, 4])
+    support = tasks.sample(300, "train", seeded()).support
+    shots = torch.stack([(support.mask * (support.y == label)).sum(1) for label in range(3)])
+    assert (shots == shots[0]).all(), "classes of one task have different numbers of shots"
+    assert Counter(shots[0].int().tolist()).keys() == {2, 3, 4}
+    assert tasks.sample(300, "train", seeded()).query.mask.min() == 1
+
+
+def test_every_order_of_classes_is_equally_likely():
+    sizes, draws = (5, 5, 5, 5), 12_000
+    x = tasks_of(*sizes).sample(draws, "train", seeded()).support.x[:, :2] // 5
+    seen = Counter(map(tuple, x.tolist()))
+    assert set(seen) == set(permutations(range(4), 2))
+    # Twelve orders: chi-squared with 11 degrees of freedom exceeds 31.3 once in a thousand times.
+    assert sum((count - draws / 12) ** 2 / (draws / 12) for count in seen.values()) < 31.3
+
+
+def test_distinct_draws_every_sequence_equally_often_whatever_the_size():
+    sizes = torch.tensor([3, 4, 5]).repeat(8_000, 1)
+    drawn = distinct(sizes, 3, seeded())
+    for column, size in enumerate((3, 4, 5)):
+        expected = 8_000 / len(list(permutations(range(size), 3)))
+        seen = Counter(map(tuple, drawn[:, column].tolist()))
+        assert set(seen) == set(permutations(range(size), 3))
+        # The largest of sixty counts stays within five standard deviations.
+        assert max(abs(count - expected) for count in seen.values()) < 5 * expected**0.5
+
+
+def test_all_randomness_comes_from_the_generator():
+    tasks = tasks_of(9, 4, 30, k_shot=[1, 2])
+    before = torch.get_rng_state()
+    first, again, other = (tasks.sample(5, "train", seeded(seed)).hash() for seed in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bytes_become_floats_between_zero_and_one():
+    data = ClassIndexed.from_classes("ab", torch.arange(256, dtype=torch.uint8).view(2, 128))
+    x = ArrayTasks({"train": data}, n_way=2, k_shot=64, k_query=64).sample(1, "train", seeded()).joined().x
+    assert x.dtype == torch.float32
+    assert torch.equal(x.sort().values[0], torch.arange(256) / 255)
+
+
+def test_unsorted_labels_are_sorted_into_classes():
+    y = torch.tensor([7, 3, 7, 3, 3])
+    data = ClassIndexed.from_labels(torch.arange(5), y)
+    assert (data.x.tolist(), data.sizes.tolist(), data.names) == ([1, 3, 4, 0, 2], [3, 2], ("3", "7"))
+
+
+def test_lists_from_a_config_are_lists():
+    assert tasks_of(9, 9, k_shot=OmegaConf.create([1, 3])).shots == (1, 3)
+
+
+def test_splitting_by_hash_does_not_depend_on_the_order_of_names():
+    names = [f"class {i}" for i in range(50)]
+    splits = split_by_hash(reversed(names))
+    assert splits == split_by_hash(names)
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [32, 8, 10]
+    assert sorted(name for split in splits.values() for name in split) == sorted(names)
+
+
+def test_hash_order_is_that_of_any_machine():
+    # sha256sum of "a", "b", "c" begins with ca97, 3e23, 2e7d.
+    assert hash_sorted("abc") == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("field", "setting"),
+    [
+        ("n_way", {"n_way": 1}),
+        ("n_way", {"n_way": "two"}),
+        ("k_query", {"k_query": 0}),
+        ("k_shot", {"k_shot": 0}),
+        ("k_shot", {"k_shot": [3, 2]}),
+        ("k_shot", {"k_shot": [1, 2, 3]}),
+        ("k_shot", {"k_shot": "12"}),
+        ("k_shot", {"k_shot": 1.5}),
+        ("k_shot", {"k_shot": True}),
+        ("k_shot", {"k_shot": 9}),
+    ],
+)
+def test_a_wrong_setting_is_named_at_once(field, setting):
+    with pytest.raises(InvalidValue) as caught:
+        tasks_of(9, 9, **setting)
+    assert caught.value.field == field
+
+
+def test_too_few_classes_and_an_absent_split_are_named_at_the_first_draw():
+    with pytest.raises(InvalidValue, match="n_way=3: the train split has only 2 classes"):
+        tasks_of(9, 9, n_way=3).sample(1, "train", seeded())
+    with pytest.raises(InvalidValue, match="there is no test split"):
+        tasks_of(9, 9).sample(1, "test", seeded())

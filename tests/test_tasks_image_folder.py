@@ -1,0 +1,246 @@
+"""A user's own folder of images."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks import ImageFolder
+
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def paint(path, level, *, size=(12, 9), mode="RGB", **options):
+    """An image all of one brightness."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, level).convert(mode).save(path, **options)
+
+
+def fill(root, classes, images=4):
+    """Class `i` holds `images` images of brightness `10 * i`."""
+    for i in range(classes):
+        for j in range(images):
+            paint(root / f"class{i:02}" / f"{j}.png", 10 * i, size=(5 + i, 7 + j))
+    return root
+
+
+def image_folder(path, *, n_way=2, k_shot=1, k_query=2, image_size=8, **settings):
+    return ImageFolder(path, n_way=n_way, k_shot=k_shot, k_query=k_query, image_size=image_size, **settings)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_image_of_any_size_is_drawn_with_its_own_class(tmp_path):
+    tasks = image_folder(fill(tmp_path / "images", 20))
+    for split in SPLITS:
+        data = tasks.classes(split)
+        brightness = data.x.flatten(1).float().mean(1).view(len(data.names), 4)
+        assert (brightness == torch.tensor([10.0 * int(name[-2:]) for name in data.names])[:, None]).all()
+    assert tasks.sample(3, "train", seeded()).query.x.shape[2:] == tasks.spec.x_shape == (3, 8, 8)
+
+
+def test_classes_are_split_64_16_20_and_none_is_in_two(tmp_path):
+    names = [image_folder(fill(tmp_path / "images", 25, 2)).classes(split).names for split in SPLITS]
+    assert [len(split) for split in names] == [16, 4, 5]
+    assert sorted(sum(names, ())) == [f"class{i:02}" for i in range(25)]
+
+
+@pytest.mark.parametrize("validation", ["validation", "val"])
+def test_folders_called_as_the_splits_are_taken_for_them(tmp_path, validation):
+    for split, label in (("train", "a"), (validation, "b"), ("test", "c")):
+        for i in range(2):
+            paint(tmp_path / "images" / split / f"{label}{i}" / "0.png", 0)
+            paint(tmp_path / "images" / split / f"{label}{i}" / "1.JPG", 0)
+    tasks = image_folder(tmp_path / "images")
+    assert [tasks.classes(split).names for split in SPLITS] == [("a0", "a1"), ("b0", "b1"), ("c0", "c1")]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "car", "train", *"abcdefg"):
+        for i in range(3):
+            paint(tmp_path / "images" / name / f"{i}.png", 0)
+    names = [image_folder(tmp_path / "images").classes(split).names for split in SPLITS]
+    assert "train" in sum(names, ())
+
+
+def test_classes_of_unequal_size_give_masked_queries(tmp_path):
+    for i in range(12):
+        for j in range(2 + i % 3):
+            paint(tmp_path / "images" / f"class{i:02}" / f"{j}.png", i)
+    tasks = image_folder(tmp_path / "images", k_query=3)
+    assert tasks.spec.ragged
+    data, episode = tasks.classes("train"), tasks.sample(30, "train", seeded())
+    size_of = dict(zip((int(name[-2:]) for name in data.names), data.sizes.tolist(), strict=True))
+    assert set(size_of.values()) == {2, 3, 4}
+    assert episode.support.mask.min() == 1
+    for x, y, mask in zip(*episode.query, strict=True):
+        for label in range(2):
+            shown = round(x[y == label][0].mean().item() * 255)
+            assert mask[y == label].sum() == size_of[shown] - 1
+
+
+def test_a_promised_size_makes_tasks_even_and_is_checked(tmp_path):
+    root = fill(tmp_path / "images", 10)
+    assert not image_folder(root, smallest_class=4, k_query=3).spec.ragged
+    with pytest.raises(InvalidValue, match=r"smallest_class=5: class class\d\d \(.*\) has only 4 examples"):
+        image_folder(root, smallest_class=5).sample(1, "train", seeded())
+
+
+def two_classes(root):
+    """A root with all three splits, to put special images into `train/a`."""
+    for split, names in (("train", "ab"), ("val", "cd"), ("test", "ef")):
+        for name in names:
+            paint(root / split / name / "0.png", 0)
+            paint(root / split / name / "1.png", 0)
+    return root
+
+
+def first_image(root, **settings):
+    return image_folder(root, **settings).classes("train").x[0]
+
+
+def test_colours_and_greys(tmp_path):
+    root = two_classes(tmp_path / "images")
+    Image.new("RGB", (5, 5), (255, 0, 0)).save(root / "train" / "a" / "0.png")
+    assert first_image(root)[:, 0, 0].tolist() == [255, 0, 0]
+    grey = first_image(root, channels=1)
+    assert grey.shape == (1, 8, 8)
+    assert grey[0, 0, 0] == 76  # 0.299 of 255
+
+
+def test_an_image_is_scaled_and_not_turned(tmp_path):
+    root = two_classes(tmp_path / "images")
+    photo = Image.new("L", (16, 32))
+    photo.paste(255, (0, 0, 16, 16))  # the upper half
+    photo.save(root / "train" / "a" / "0.png")
+    upper, lower = first_image(root)[:, :3].float(), first_image(root)[:, -3:].float()
+    assert upper.min() > 250 and lower.max() < 5
+
+
+def test_a_photo_is_turned_as_its_exif_says(tmp_path):
+    root = two_classes(tmp_path / "images")
+    photo, exif = Image.new("L", (16, 16)), Image.Exif()
+    photo.paste(255, (0, 0, 8, 16))  # the left half; orientation 6: to be turned clockwise
+    exif[0x0112] = 6
+    photo.save(root / "train" / "a" / "0.png", exif=exif)
+    upper, lower = first_image(root)[:, :3].float(), first_image(root)[:, -3:].float()
+    assert upper.min() > 250 and lower.max() < 5
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(tmp_path, mode):
+    root = two_classes(tmp_path / "images")
+    options = {"transparency": 0} if mode == "P" else {}
+    Image.new(mode, (5, 5)).save(root / "train" / "a" / "0.png", **options)
+    assert first_image(root).min() == 255
+
+
+def test_sixteen_bits_are_scaled_rather_than_clipped(tmp_path):
+    root = two_classes(tmp_path / "images")
+    Image.fromarray(np.full((5, 5), 0x8000, dtype=np.uint16)).save(root / "train" / "a" / "0.png")
+    assert first_image(root)[0, 0, 0] == 0x80
+
+
+def test_a_changed_image_is_read_anew(tmp_path):
+    root = two_classes(tmp_path / "images")
+    assert first_image(root).max() == 0
+    paint(root / "train" / "a" / "0.png", 200)
+    assert first_image(root).min() == 200
+
+
+def test_constructing_reads_no_image(tmp_path):
+    (tmp_path / "images").mkdir()
+    assert image_folder(tmp_path / "images").spec.ragged
+
+
+def few(root):
+    (root / "train" / "a" / "1.png").unlink()
+
+
+def none(root):
+    few(root)
+    (root / "val" / "c" / "0.png").unlink()
+    (root / "val" / "c" / "1.png").unlink()
+
+
+def no_text(root):
+    (root / "train" / "a" / "0.png").write_text("not an image")
+
+
+def half(root):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "train" / "a" / "0.png")
+    (root / "train" / "a" / "0.png").write_bytes((root / "train" / "a" / "0.png").read_bytes()[:900])
+
+
+def floats(root):
+    Image.new("F", (5, 5)).save(root / "train" / "a" / "0.tif")
+
+
+def no_validation(root):
+    (root / "val").rename(root.parent / "elsewhere")
+
+
+def twice(root):
+    (root / "test" / "e").rename(root / "test" / "a")
+
+
+def one_class(root):
+    (root / "val" / "c").rename(root.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (few, "k_shot=1: {root}/train/a has only 1 images, and one must be left to query"),
+        (none, "{root}/val/c: holds no images"),
+        (no_text, "{root}/train/a/0.png: cannot be read as an image"),
+        (half, "{root}/train/a/0.png: cannot be read as an image"),
+        (floats, "{root}/train/a/0.tif: cannot be read as an image (32 bits per pixel, mode F)"),
+        (no_validation, "{root}/validation: holds no class folders"),
+        (twice, "{root}/test/a: is also at {root}/train/a"),
+        (one_class, "n_way=2: {root} has only 1 classes for validation"),
+    ],
+)
+def test_a_faulty_folder_or_file_is_named_in_one_line_at_the_first_draw(tmp_path, cache, spoil, line):
+    root = two_classes(tmp_path / "images")
+    spoil(root)
+    with pytest.raises(UserError) as caught:
+        image_folder(root).sample(1, "train", seeded())
+    assert str(caught.value).startswith(line.format(root=root))
+    assert "\n" not in str(caught.value)
+    assert not cache.exists()
+
+
+def test_a_folder_without_folders_is_named(tmp_path):
+    paint(tmp_path / "images" / "0.png", 0)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'images'}: holds no folders")):
+        image_folder(tmp_path / "images").sample(1, "train", seeded())
+
+
+@pytest.mark.parametrize(
+    ("field", "setting"),
+    [
+        ("path", {"path": None}),
+        ("path", {"path": "/nowhere"}),
+        ("channels", {"channels": 2}),
+        ("image_size", {"image_size": 0}),
+        ("k_shot", {"smallest_class": 1}),
+    ],
+)
+def test_a_wrong_setting_is_named_at_once(field, setting):
+    with pytest.raises(InvalidValue) as caught:
+        image_folder(**{"path": Path(__file__).parent, **setting})
+    assert caught.value.field == field
