@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorBoardLogger", "hyperparameters"]
 
 #: Parts of the config that say where and how to look, not what is trained.
-NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested", "hydra")
+NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested")
 
 
 class TensorBoardLogger:
@@ -32,23 +32,26 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path, *, start: int) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
+        self.start = start
 
-    def describe(self, config: DictConfig, choices: Mapping[str, str | None], *, metrics: Sequence[str]) -> None:
-        """What the run is: its config as text, an HParams entry and a chart of each metric with its interval.
+    def config(self, config: DictConfig, choices: Mapping[str, str]) -> None:
+        """The config as text, an HParams entry, and charts of the main metrics with their intervals.
 
-        To be called once per run, at its start: a sweep can then be compared while it runs.
+        Written once, at a run's start: a sweep can be compared while it runs, and a resumed run has said it already.
 
         Args:
             config: the whole config.
-            choices: the option of each config group.
-            metrics: tags beside which HParams shows the hyperparameters; the last value counts.
+            choices: the option chosen of each config group.
         """
+        if self.start:
+            return
         self.text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
+        tags = [f"validation/{name}" for name in dict.fromkeys(("query_loss", config.trainer.monitor))]
         # Not SummaryWriter.add_hparams: it makes a run of its own beside this one.
-        for summary in hparams(hyperparameters(config, choices), dict.fromkeys(metrics, 0.0)):
-            self.writer.file_writer.add_summary(summary)
-        charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in metrics}
+        for summary in hparams(hyperparameters(config, choices), dict.fromkeys(tags, 0.0)):
+            self.writer._get_file_writer().add_summary(summary)
+        charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in tags}
         self.writer.add_custom_scalars({"mean and 95 % interval over tasks": charts})
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -94,24 +97,20 @@ def rendered(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def hyperparameters(config: DictConfig, choices: Mapping[str, str | None]) -> dict[str, float | str]:
+def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str, float | str]:
     """What tells a run from others: the chosen options by group, then every leaf of the config by its dotted key.
 
     Numbers stay numbers; anything else is written as on the command line.
 
     Args:
         config: the whole config.
-        choices: the option of each config group, as in `HydraConfig.get().runtime.choices`.
+        choices: the option chosen of each config group.
     """
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    parts = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
-    options = {
-        group.partition("@")[0]: option
-        for group, option in choices.items()
-        if option not in (None, "default") and group.partition("/")[0] not in NOT_HYPERPARAMETERS
-    }
-    return {**{group: str(option) for group, option in options.items()}, **{key: plain(v) for key, v in leaves(parts)}}
+    resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
+    options = {group.partition("@")[0]: option for group, option in choices.items()}
+    named = {group: option for group, option in options.items() if group in shown and option != "default"}
+    return {**named, **{key: plain(value) for key, value in leaves(shown)}}
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from mlframework.checkpoint import Progress
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation import Interval, TaskSet, judge_tasks
+from mlframework.figures import by_step_figure, episode_figure
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import NotFinite, OuterLoop
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 
 #: Validation tasks come from their own generator, so that they are the same for every run.
 VALIDATION_SEED = 1
+
+#: As many of them are drawn in figures.
+DRAWN_TASKS = 4
 
 
 class Training(NamedTuple):
@@ -126,14 +131,9 @@ class Trainer:
     ) -> Progress:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
         intervals = self.validation(training)
-        logger.scalars(
-            {
-                f"validation/{name}_by_step/{inner}" if inner < len(steps) - 1 else f"validation/{name}": interval.mean
-                for name, steps in intervals.items()
-                for inner, interval in enumerate(steps)
-            },
-            progress.step,
-        )
+        logger.intervals("validation", intervals, progress.step)
+        if self.draws_figures_at(progress.step):
+            self.draw(training, logger, intervals, progress.step)
         bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in intervals.items()))
         if self.monitor not in intervals:
             raise InvalidValue("monitor", self.monitor, f"must be one of {', '.join(intervals)}{nearest(self.monitor, intervals)}")
@@ -147,6 +147,21 @@ class Trainer:
         """Each query metric of the frozen validation tasks after 0, 1, ... inner steps."""
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
         return judge_tasks(training.meta_layer, tasks, training.meta_layer.test_inner_steps, device=training.device)
+
+    def draws_figures_at(self, step: int) -> bool:
+        """After the last step and after 1, 2, 4, 8, ... validations: what there is to see changes early, then slowly."""
+        count, rest = divmod(step, self.validate_every)
+        return step == self.steps or (rest == 0 and count & (count - 1) == 0)
+
+    def draw(
+        self, training: Training, logger: TensorBoardLogger, intervals: Mapping[str, list[Interval]], step: int
+    ) -> None:
+        """Figures of the metrics by inner step and of the first validation tasks."""
+        logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
+        episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))
+        figure = episode_figure(training.meta_layer, episode.to(training.device))
+        if figure is not None:
+            logger.figure("validation/tasks", figure, step)
 
     def better(self, task: TaskDistribution, value: float, than: float) -> bool:
         higher = self.monitor.removeprefix("query_") in task.higher_is_better
