@@ -50,8 +50,8 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 
 def build_evaluation(config: DictConfig) -> Evaluation | None:
-    """The evaluation that a run ends with; None where `evaluation=null` leaves it out."""
-    return None if config.get("evaluation") is None else instantiate(config.evaluation)
+    """The evaluation that a run ends with; None where `evaluation=none` leaves it out."""
+    return instantiate(config.evaluation) if config.get("evaluation") else None
 
 
 def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> TensorBoardLogger:

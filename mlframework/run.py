@@ -66,7 +66,7 @@ def train_run(
         checkpoint.load_weights(folder.best, training.meta_layer)
         validated = trainer.validation(training)
         result["validation"] = {name: steps[-1]._asdict() for name, steps in validated.items()}
-        report = None if config.get("evaluation") is None else evaluate(config, training, choices)
+        report = evaluate(config, training, choices) if config.get("evaluation") else None
         result["evaluation"] = None if report is None else report.to_json()
         folder.write_json(folder.result, result)
     return result, report

@@ -54,13 +54,15 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process out for as long as this one lives, however it ends."""
+        """Keeps a second process out for as long as this one lives, however it ends; clears what a killed one left."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"run_dir={self.path}: another process is using this run folder") from None
+            for part in self.path.rglob("*.part"):
+                part.unlink()
             yield
 
     def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
