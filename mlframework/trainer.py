@@ -88,13 +88,14 @@ class Trainer:
     def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
         """Trains from where `progress` stands to the last step."""
         with training_progress(self.steps, progress.step) as bar:
-            clock = time.perf_counter()
+            clock = resumed = time.perf_counter()
+            spent = progress.seconds
             for step in range(progress.step + 1, self.steps + 1):
                 metrics = self.outer_step(training, step)
                 if step % self.log_every == 0 or step == self.steps:
                     self.report(metrics, training, logger, bar, step, time.perf_counter() - clock)
                     clock = time.perf_counter()
-                progress = progress._replace(step=step)
+                progress = progress._replace(step=step, seconds=spent + time.perf_counter() - resumed)
                 if step % self.validate_every == 0 or step == self.steps:
                     progress = self.validate(training, logger, bar, progress)
                     clock = time.perf_counter()
