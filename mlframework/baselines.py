@@ -33,7 +33,9 @@ class FromScratch(MetaLayer):
 
     exact = False
 
-    def __init__(self, make_base_layer: Callable[[], BaseLayer], task: TaskDistribution, *, lr: float, steps: int) -> None:
+    def __init__(
+        self, make_base_layer: Callable[[], BaseLayer], task: TaskDistribution, *, lr: float, steps: int
+    ) -> None:
         super().__init__(make_base_layer(), task)
         self.make_base_layer = make_base_layer
         self.update = Adam(dict(self.base_layer.named_parameters()), lr)
@@ -93,7 +95,7 @@ class FittedEstimators(MetaLayer):
         return torch.from_numpy(np.stack(found)).to(x)
 
     def predicted(self, estimator: BaseEstimator, x: np.ndarray) -> np.ndarray:
-        """Values, or logarithms of class probabilities (-inf where a class was not in the support): `[n, out_features]`."""
+        """Values, or logarithms of class probabilities (tiny where a class was absent): `[n, out_features]`."""
         if not is_classifier(estimator):
             return np.asarray(estimator.predict(x)).reshape(len(x), -1)
         scores = np.full((len(x), self.task.spec.out_features), 1e-12)

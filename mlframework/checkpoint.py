@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to continue bit for bit, and the weights of the best step, loaded without running code."""
+"""Checkpoints: what a run needs to continue bit for bit, and the best weights; both load without running code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` on a path beside `path`, then renames: whoever looks sees the old file or the new one, never a part."""
+    """Calls `write` on a path beside `path`, then renames: whoever looks sees the old file or the new one, whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(partial)

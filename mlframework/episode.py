@@ -21,15 +21,15 @@ class Examples(NamedTuple):
     Attributes:
         x: inputs `[tasks, n, *x_shape]`: float features, or integer tokens.
         y: targets `[tasks, n, *y_shape]`; class ids are int64.
-        mask: `[tasks, n, *positions]`, 1 where an example counts and 0 where it is padding, so that tasks of unequal size
-            share one shape.
+        mask: `[tasks, n, *positions]`, 1 where an example counts and 0 where it is padding, so that tasks of unequal
+            size share one shape.
     """
 
     x: Tensor
     y: Tensor
     mask: Tensor
 
-    def __getitem__(self, rows: slice) -> Examples:  # type: ignore[override]
+    def rows(self, rows: slice) -> Examples:
         """The same tasks with a slice of their examples."""
         return Examples(self.x[:, rows], self.y[:, rows], self.mask[:, rows])
 

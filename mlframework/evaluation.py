@@ -1,4 +1,4 @@
-"""Honest evaluation: a frozen, hashed set of tasks, metrics after every inner step, intervals over tasks, baselines beside it."""
+"""Honest evaluation: a frozen, hashed set of tasks, metrics after every inner step, conventional learning beside it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Interval(NamedTuple):
     Attributes:
         mean: of the values.
         half_width: `mean - half_width` to `mean + half_width` is the interval; not a number for a single value.
-        count: how many values.
+        values: how many there were.
     """
 
     mean: float
     half_width: float
-    count: int
+    values: int
 
     @classmethod
     def of(cls, values: Tensor) -> Interval:
@@ -85,7 +85,7 @@ class TaskSet:
 def judge_by_step(
     meta_layer: MetaLayer, episode: Episode, steps: int, batch_norm: BatchNormPolicy | None = None
 ) -> Metrics:
-    """Query metrics after 0, 1, ..., `steps` inner steps: each `[steps + 1, tasks]` (one row where nothing is stepped)."""
+    """Query metrics after 0, 1, ..., `steps` inner steps: each `[steps + 1, tasks]` (one row if nothing is stepped)."""
     meta_layer.eval()
     with torch.no_grad():
         rows = [
@@ -143,7 +143,7 @@ class Report(NamedTuple):
     rows: list[Row]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists; an interval is its mean, half width and count."""
+        """Plain dictionaries and lists; an interval is its mean, half width and number of values."""
         rows = [
             {**row._asdict(), "metrics": {n: [i._asdict() for i in steps] for n, steps in row.metrics.items()}}
             for row in self.rows
@@ -221,13 +221,17 @@ class Evaluation:
                 torch.manual_seed(self.seed)
                 scratch = FromScratch(make_base_layer, task, lr=self.scratch_lr, steps=self.scratch_steps).to(device)
                 scratch.engine = meta_layer.engine
-                metrics = judge_tasks(scratch, self.task_set(task, self.scratch_tasks), self.scratch_steps, device=device)
+                metrics = judge_tasks(
+                    scratch, self.task_set(task, self.scratch_tasks), self.scratch_steps, device=device
+                )
             policy = scratch.batch_norm_policy
             rows.append(Row("from scratch (Adam)", policy, self.scratch_tasks, (0, self.scratch_steps), metrics))
         if self.estimator is not None or task.spec.kind != "sequence":
             estimator = self.estimator or estimator_for(task.spec.kind)
             fitted = FittedEstimators(make_base_layer(), task, estimator=estimator)
-            metrics = judge_tasks(fitted, self.task_set(task, self.tasks), 0, device=torch.device("cpu"), batch_norm="transductive")
+            metrics = judge_tasks(
+                fitted, self.task_set(task, self.tasks), 0, device=torch.device("cpu"), batch_norm="transductive"
+            )
             rows.append(Row(f"scikit-learn {type(estimator).__name__}", "none", self.tasks, (1,), metrics))
         return rows
 

@@ -185,7 +185,7 @@ def by_step_figure(metrics: Mapping[str, Sequence[Interval]]) -> Figure:
     figure = Figure(figsize=(4.6 * len(metrics), 3.4), dpi=110, layout="constrained")
     for i, (name, intervals) in enumerate(metrics.items()):
         axes = figure.add_subplot(1, len(metrics), i + 1)
-        steps, tasks = range(len(intervals)), intervals[0].count
+        steps, tasks = range(len(intervals)), intervals[0].values
         low, high = ([each.mean + sign * each.half_width for each in intervals] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
         mean = [each.mean for each in intervals]

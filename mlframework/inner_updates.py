@@ -39,11 +39,11 @@ class InnerUpdate(nn.Module, ABC):
         """
 
 
-def positive(lr: float) -> float:
-    """`lr`, if it is a rate at all."""
-    if not lr > 0:
-        raise InvalidValue("lr", lr, "must be above 0")
-    return lr
+def positive(field: str, value: float) -> float:
+    """`value`, if it is above 0."""
+    if not value > 0:
+        raise InvalidValue(field, value, "must be above 0")
+    return value
 
 
 def fraction(field: str, value: float) -> float:
@@ -63,7 +63,7 @@ class SGD(InnerUpdate):
 
     def __init__(self, params: Params, lr: float) -> None:
         super().__init__()
-        self.lr = positive(lr)
+        self.lr = positive("lr", lr)
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         return {name: p - self.lr * grads[name] for name, p in params.items()}, state
@@ -80,7 +80,7 @@ class Momentum(InnerUpdate):
 
     def __init__(self, params: Params, lr: float, momentum: float = 0.9) -> None:
         super().__init__()
-        self.lr, self.momentum = positive(lr), fraction("momentum", momentum)
+        self.lr, self.momentum = positive("lr", lr), fraction("momentum", momentum)
 
     def init(self, params: Params) -> Params:
         return {name: torch.zeros_like(p) for name, p in params.items()}
@@ -100,13 +100,13 @@ class Adam(InnerUpdate):
         beta2: decay of the mean of their squares.
         eps: keeps the denominator from zero.
 
-    Reference: Kingma, Ba, Adam, 2015, arXiv:1412.6980, algorithm 1. Deviation: the denominator is `sqrt(v + eps^2)`, not
-        `sqrt(v) + eps`, whose derivative is infinite where a gradient is zero.
+    Reference: Kingma, Ba, Adam, 2015, arXiv:1412.6980, algorithm 1. Deviation: the denominator is `sqrt(v + eps^2)`,
+        not `sqrt(v) + eps`, whose derivative is infinite where a gradient is zero.
     """
 
     def __init__(self, params: Params, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__()
-        self.lr, self.eps = positive(lr), eps
+        self.lr, self.eps = positive("lr", lr), positive("eps", eps)
         self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
 
     def init(self, params: Params) -> tuple[Params, Params]:
@@ -132,14 +132,14 @@ class LearnedRates(InnerUpdate):
         params: the parameters to move, by name.
         lr: every rate's initial value.
 
-    Reference: Li, Zhou, Chen, Li, Meta-SGD, 2017, arXiv:1707.09835, equation 2. Deviation: rates start from one value, not
-        from draws.
+    Reference: Li, Zhou, Chen, Li, Meta-SGD, 2017, arXiv:1707.09835, equation 2. Deviation: rates start from one value,
+        not from draws.
     """
 
     def __init__(self, params: Params, lr: float) -> None:
         super().__init__()
         self.names = tuple(params)
-        self.rates = nn.ParameterList(torch.full_like(p, positive(lr)) for p in params.values())
+        self.rates = nn.ParameterList(torch.full_like(p, positive("lr", lr)) for p in params.values())
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         rates = dict(zip(self.names, self.rates, strict=True))

@@ -59,7 +59,8 @@ def report_missing(meta_layer: nn.Module) -> None:
     missing = [name for name, p in meta_layer.named_parameters() if p.requires_grad and p.grad is None]
     if missing:
         raise MissingGradient(
-            f"no gradient reaches {', '.join(missing)}: what takes no part must be said, as in algorithm.frozen='<pattern>'"
+            f"no gradient reaches {', '.join(missing)}: "
+            "what takes no part must be said, as in algorithm.frozen='<pattern>'"
         )
 
 

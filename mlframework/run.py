@@ -108,7 +108,8 @@ def resumed_config(config: DictConfig, folder: RunFolder, overrides: Sequence[st
         if any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE):
             OmegaConf.update(stored, key, now)
         elif plain(now) != plain(then):
-            raise InvalidValue(key, override.split("=", 1)[-1], f"this run was started with {plain(then)}; resume=true cannot change it")
+            why = f"this run was started with {plain(then)}; resume=true cannot change it"
+            raise InvalidValue(key, override.split("=", 1)[-1], why)
     return stored
 
 
@@ -147,5 +148,7 @@ def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, dev
     if weights == "best":
         checkpoint.load_weights(folder.best, training.meta_layer)
     else:
-        checkpoint.restore(folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator)
+        checkpoint.restore(
+            folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
+        )
     return evaluate(config, training, folder.choices())

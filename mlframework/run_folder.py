@@ -26,8 +26,8 @@ class RunFolder:
     """Paths and records of one run.
 
     Args:
-        path: `config.yaml`, `overrides.yaml`, `environment.json`, `checkpoints/`, `result.json` and TensorBoard's events
-            lie here.
+        path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
+            TensorBoard's events lie here.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -66,7 +66,7 @@ class RunFolder:
             yield
 
     def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
-        """Writes the resolved config, the overrides, the options chosen of config groups, versions and the state of git."""
+        """Writes the resolved config, the overrides, the options chosen of groups, versions and the state of git."""
         (self.path / "checkpoints").mkdir(exist_ok=True)
         self.write_json(self.path / "environment.json", environment())
         write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))

@@ -78,7 +78,11 @@ class Trainer:
         monitor: str,
     ) -> None:
         numbers = {"steps": steps, "meta_batch": meta_batch, "validate_every": validate_every, "log_every": log_every}
-        for field, value in {**numbers, "validation_tasks": validation_tasks, "checkpoint_every": checkpoint_every}.items():
+        for field, value in {
+            **numbers,
+            "validation_tasks": validation_tasks,
+            "checkpoint_every": checkpoint_every,
+        }.items():
             if value < 1:
                 raise InvalidValue(field, value, "must be at least 1")
         self.steps, self.meta_batch, self.monitor = steps, meta_batch, monitor
@@ -110,7 +114,8 @@ class Trainer:
         try:
             return training.outer.step(episode.to(training.device))
         except NotFinite as error:
-            raise FailedRun(f"step {step}: {error} ({culprits(episode, error.tasks)}); {last_good(training.folder)}") from error
+            who = culprits(episode, error.tasks)
+            raise FailedRun(f"step {step}: {error} ({who}); {last_good(training.folder)}") from error
 
     def report(
         self,
@@ -124,7 +129,8 @@ class Trainer:
         """A point of each training curve, and the end of the progress bar."""
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
         rate = self.meta_batch * self.log_every / seconds
-        logger.scalars({**values, "train/lr": training.outer.scheduler.get_last_lr()[0], "train/tasks_per_second": rate}, step)
+        values |= {"train/lr": float(training.outer.scheduler.get_last_lr()[0]), "train/tasks_per_second": rate}
+        logger.scalars(values, step)
         bar.show(f"query loss {values['train/query_loss']:.4f}, {rate:.0f} tasks/s")
 
     def validate(
@@ -137,7 +143,8 @@ class Trainer:
             self.draw(training, logger, intervals, progress.step)
         bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in intervals.items()))
         if self.monitor not in intervals:
-            raise InvalidValue("monitor", self.monitor, f"must be one of {', '.join(intervals)}{nearest(self.monitor, intervals)}")
+            why = f"must be one of {', '.join(intervals)}{nearest(self.monitor, intervals)}"
+            raise InvalidValue("monitor", self.monitor, why)
         value = intervals[self.monitor][-1].mean
         if progress.best is not None and not self.better(training.task, value, progress.best):
             return progress
@@ -150,7 +157,7 @@ class Trainer:
         return judge_tasks(training.meta_layer, tasks, training.meta_layer.test_inner_steps, device=training.device)
 
     def draws_figures_at(self, step: int) -> bool:
-        """After the last step and after 1, 2, 4, 8, ... validations: what there is to see changes early, then slowly."""
+        """After the last step and after 1, 2, 4, 8, ... validations: things change early, then slowly."""
         count, rest = divmod(step, self.validate_every)
         return step == self.steps or (rest == 0 and count & (count - 1) == 0)
 

@@ -70,7 +70,10 @@ def test_a_run_killed_at_ten_random_moments_ends_bit_for_bit_like_one_never_stop
     expected, found = learned(whole), learned(killed)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert json.loads((whole / "result.json").read_text())["best"] == json.loads((killed / "result.json").read_text())["best"]
+    assert (
+        json.loads((whole / "result.json").read_text())["best"]
+        == json.loads((killed / "result.json").read_text())["best"]
+    )
     assert not list(killed.rglob("*.part")), "a killed process may leave a part, the next one clears it"
 
 

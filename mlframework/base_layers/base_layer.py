@@ -31,8 +31,8 @@ MIXING: tuple[type[nn.Module], ...] = (MixesExamples, nn.modules.batchnorm._Batc
 class BaseLayer(nn.Module):
     """An ordinary network in two parts, so that algorithms can adapt, freeze or replace either.
 
-    It is written for one task's examples `[n, *x_shape]`; the engine stacks tasks around it. Parameters are addressed by
-    name, and the names start with `features.` and `head.`.
+    It is written for one task's examples `[n, *x_shape]`; the engine stacks tasks around it. Parameters are addressed
+    by name, and the names start with `features.` and `head.`.
 
     Args:
         features: inputs `[n, *x_shape]` to features `[n, d]`.
@@ -53,7 +53,7 @@ class BaseLayer(nn.Module):
         return any(isinstance(module, MIXING) for module in self.modules())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Predictions `[n, out_features]` for inputs `[n, *x_shape]`; `mask` `[n]` says which rows count (all, if None)."""
+        """Predictions `[n, out_features]` for inputs `[n, *x_shape]`; `mask` `[n]`: which rows count (None: all)."""
         return call(self.head, call(self.features, x, mask), mask)
 
 

@@ -32,9 +32,7 @@ class Conv4(BaseLayer):
     torch.Size([3, 5])
     """
 
-    def __init__(
-        self, spec: TaskSpec, *, filters: int = 64, downsample: str = "stride", norm: str = "batch"
-    ) -> None:
+    def __init__(self, spec: TaskSpec, *, filters: int = 64, downsample: str = "stride", norm: str = "batch") -> None:
         if filters < 1:
             raise InvalidValue("filters", filters, "must be at least 1")
         if downsample not in ("stride", "pool"):
@@ -42,7 +40,9 @@ class Conv4(BaseLayer):
         if norm not in NORMS:
             raise InvalidValue("norm", norm, f"must be one of {', '.join(NORMS)}{nearest(norm, NORMS)}")
         if len(spec.x_shape) != 3:
-            raise IncompatibleTask(f"base_layer=conv4 reads images, this task's inputs are {spec.x_shape}: use base_layer=mlp")
+            raise IncompatibleTask(
+                f"base_layer=conv4 reads images, this task's inputs are {spec.x_shape}: use base_layer=mlp"
+            )
         channels, height, width = spec.x_shape
         positions = (height // 2**BLOCKS) * (width // 2**BLOCKS)
         if downsample == "pool" and positions == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -34,6 +35,6 @@ class MLP(BaseLayer):
             raise InvalidValue("norm", norm, f"must be one of {', '.join(NORMS)}{nearest(norm, NORMS)}")
         widths = [math.prod(spec.x_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), NORMS[norm](outputs), nn.ReLU()]
         super().__init__(Stack(*layers), nn.Linear(widths[-1], spec.out_features))

@@ -22,8 +22,8 @@ class BatchStatistics(MixesExamples):
         channels: size of axis 1.
         eps: added to the variance.
 
-    Reference: Ioffe, Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1; batch statistics at test time as in
-        Finn et al. 2017 (the official code).
+    Reference: Ioffe, Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1; batch statistics at test time
+        as in Finn et al. 2017 (the official code).
 
     >>> BatchStatistics(3)(torch.randn(8, 3, 4, 4)).mean((0, 2, 3)).abs().max() < 1e-6
     tensor(True)
@@ -36,7 +36,7 @@ class BatchStatistics(MixesExamples):
         self.eps = eps
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count in `mask` `[n]`."""
+        """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
         axes = (0, *range(2, x.dim()))
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
         if mask is None:

@@ -20,7 +20,9 @@ def train(config: DictConfig) -> float:
 
     hydra_config = HydraConfig.get()
     folder = RunFolder(hydra_config.runtime.output_dir)
-    choices = {group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")}
+    choices = {
+        group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
+    }
     result, report = train_run(config, folder, overrides=hydra_config.overrides.task, choices=choices)
     if report is not None:
         Console().print(evaluation_table(report, result["monitor"]))

@@ -72,7 +72,7 @@ class MetaLayer(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Predictions `[tasks, n, out_features]` for inputs `[tasks, n, *x_shape]`; `mask` as in `Examples` (None: all count)."""
+        """Predictions `[tasks, n, out_features]` for inputs `[tasks, n, *x_shape]`; `mask`: which count (None: all)."""
 
     def trajectory(self, support: Examples, steps: int) -> Iterator[Adapted]:
         """Each task's model after 0, 1, ..., `steps` inner steps; an algorithm without inner steps has one model."""

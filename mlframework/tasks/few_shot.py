@@ -117,7 +117,9 @@ class FewShotClassification(TaskDistribution, ABC):
             exists.transpose(1, 2).flatten(1).float(),
         )
         split_at = self.n_way * self.shots[1]
-        return self._with_random_shots(Episode(examples[:split_at], examples[split_at:]), generator)
+        return self._with_random_shots(
+            Episode(examples.rows(slice(split_at)), examples.rows(slice(split_at, None))), generator
+        )
 
     def _with_random_shots(self, episode: Episode, generator: torch.Generator) -> Episode:
         """Masks the support beyond a number of shots drawn for each task."""

@@ -47,4 +47,4 @@ class Sinusoid(TaskDistribution):
         x = uniform(-5.0, 5.0, num_tasks, self.k_shot + self.k_query, 1)
         y = amplitude * torch.sin(x - phase)
         examples = Examples(x.float(), y.float(), torch.ones(num_tasks, x.shape[1]))
-        return Episode(examples[: self.k_shot], examples[self.k_shot :])
+        return Episode(examples.rows(slice(self.k_shot)), examples.rows(slice(self.k_shot, None)))

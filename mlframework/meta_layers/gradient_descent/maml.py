@@ -41,7 +41,8 @@ class MAML(MetaLayer):
         checkpoint_steps: keep only each inner step's parameters and compute the rest anew in the backward pass.
 
     Reference: Finn, Abbeel, Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, 2017,
-        arXiv:1703.03400, algorithm 1. ANIL: Raghu et al. 2020, arXiv:1909.09157; BOIL: Oh et al. 2021, arXiv:2008.08882.
+        arXiv:1703.03400, algorithm 1. ANIL: Raghu et al. 2020, arXiv:1909.09157. BOIL: Oh et al. 2021,
+        arXiv:2008.08882.
     """
 
     def __init__(

@@ -72,8 +72,6 @@ class ParameterDifference(MetaGradient):
         with torch.no_grad():
             *_, trained = layer.trajectory(episode.joined(), layer.inner_steps, batch_size=self.batch_size)
             metrics = layer.judge(trained, episode)
-        surrogate = sum(
-            (p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items()
-        )
+        surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
         return surrogate, metrics
