@@ -1,0 +1,175 @@
+"""From the meta-loss to a step of the optimizer."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mlframework.base_layers import MLP
+from mlframework.errors import InvalidValue
+from mlframework.inner_updates import SGD, LearnedRates
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.outer_loop import MissingGradient, NotFinite, OuterLoop, meta_gradient
+from mlframework.tasks import Sinusoid
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def maml(update=partial(SGD, lr=0.01), **settings):  # noqa: B008
+    torch.manual_seed(0)
+    task = Sinusoid(k_shot=4, k_query=4)
+    network = MLP(task.spec, hidden=[6])
+    return MAML(network, task, update=update, meta_gradient=Exact(), inner_steps=2, **settings)
+
+
+def outer_loop(meta_layer, *, lr=0.1, gamma=1.0, **settings):
+    optimizer = torch.optim.SGD([p for p in meta_layer.parameters() if p.requires_grad], lr=lr)
+    return OuterLoop(meta_layer, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma), **settings)
+
+
+def episode_of(meta_layer, num_tasks=6, seed=0):
+    episode = meta_layer.task.sample(num_tasks, "train", torch.Generator().manual_seed(seed))
+    return episode._replace(
+        support=episode.support._replace(x=episode.support.x.double(), y=episode.support.y.double()),
+        query=episode.query._replace(x=episode.query.x.double(), y=episode.query.y.double()),
+    )
+
+
+def parameters(meta_layer):
+    return {name: p.detach().clone() for name, p in meta_layer.named_parameters()}
+
+
+def gradient_norm(meta_layer):
+    return torch.stack([p.grad.norm() for p in meta_layer.parameters()]).norm()
+
+
+def test_the_meta_gradient_is_the_mean_over_tasks_of_every_tasks_own():
+    meta_layer = maml()
+    episode = episode_of(meta_layer)
+    losses, _ = meta_gradient(meta_layer, episode)
+    found = [p.grad.clone() for p in meta_layer.parameters()]
+    alone = []
+    for number, part in enumerate(episode.chunks(1)):
+        (loss,), _ = meta_gradient(meta_layer, part)
+        torch.testing.assert_close(loss, losses[number])
+        alone.append([p.grad.clone() for p in meta_layer.parameters()])
+    for gradient, *singles in zip(found, *alone, strict=True):
+        torch.testing.assert_close(gradient, torch.stack(singles).mean(0))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6, 100])
+def test_chunks_change_neither_losses_metrics_nor_gradient(chunk):
+    meta_layer = maml(partial(LearnedRates, lr=0.01))
+    episode = episode_of(meta_layer)
+    losses, metrics = meta_gradient(meta_layer, episode)
+    found = [p.grad.clone() for p in meta_layer.parameters()]
+    chunked, chunked_metrics = meta_gradient(meta_layer, episode, chunk=chunk)
+    torch.testing.assert_close(chunked, losses)
+    torch.testing.assert_close(chunked_metrics, metrics)
+    torch.testing.assert_close([p.grad for p in meta_layer.parameters()], found)
+
+
+def test_gradients_do_not_pile_up():
+    meta_layer = maml()
+    episode = episode_of(meta_layer)
+    meta_gradient(meta_layer, episode)
+    found = [p.grad.clone() for p in meta_layer.parameters()]
+    meta_gradient(meta_layer, episode)
+    torch.testing.assert_close([p.grad for p in meta_layer.parameters()], found, rtol=0, atol=0)
+
+
+def test_a_step_goes_down_the_meta_gradient_and_reports_means_over_tasks():
+    meta_layer = maml()
+    before, episode = parameters(meta_layer), episode_of(meta_layer)
+    losses, _ = meta_gradient(meta_layer, episode)
+    gradients, norm = {n: p.grad.clone() for n, p in meta_layer.named_parameters()}, gradient_norm(meta_layer)
+    metrics = outer_loop(meta_layer, lr=0.1).step(episode)
+    for name, p in parameters(meta_layer).items():
+        torch.testing.assert_close(p, before[name] - 0.1 * gradients[name])
+    torch.testing.assert_close(metrics["query_loss"], losses.mean())
+    torch.testing.assert_close(metrics["meta_grad_norm"], norm)
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+
+
+def test_steps_on_one_meta_batch_reduce_its_loss():
+    meta_layer = maml()
+    outer, episode = outer_loop(meta_layer, lr=0.02), episode_of(meta_layer)
+    values = [float(outer.step(episode)["query_loss"]) for _ in range(20)]
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_clipping_shortens_long_gradients_to_its_limit_and_leaves_short_ones():
+    meta_layer = maml()
+    before, episode = parameters(meta_layer), episode_of(meta_layer)
+    meta_gradient(meta_layer, episode)
+    norm = float(gradient_norm(meta_layer))
+    for clip, wanted in [(norm / 7, norm / 7), (norm * 2, norm), (None, norm)]:
+        with torch.no_grad():
+            for name, p in meta_layer.named_parameters():
+                p.copy_(before[name])
+        metrics = outer_loop(meta_layer, lr=1.0, clip=clip).step(episode)
+        moved = torch.stack([(p - before[n]).norm() for n, p in parameters(meta_layer).items()]).norm()
+        assert float(moved) == pytest.approx(wanted, rel=1e-5)  # torch adds 1e-6 to the norm that it divides by
+        assert float(metrics["meta_grad_norm"]) == pytest.approx(norm)
+
+
+def test_the_scheduler_steps_once_per_outer_step():
+    outer = outer_loop(meta_layer := maml(), lr=0.1, gamma=0.5)
+    for _ in range(3):
+        outer.step(episode_of(meta_layer))
+    assert outer.scheduler.get_last_lr() == [pytest.approx(0.1 * 0.5**3)]
+
+
+def test_a_step_is_taken_in_training_mode():
+    meta_layer = maml(test_inner_steps=7).eval()
+    outer = outer_loop(meta_layer)
+    episode = episode_of(meta_layer)
+    losses, _ = meta_gradient(meta_layer.train(), episode)
+    metrics = outer.step(episode)
+    torch.testing.assert_close(metrics["query_loss"], losses.mean())
+
+
+def test_a_loss_that_is_not_finite_names_its_tasks_and_moves_nothing():
+    meta_layer = maml()
+    before, episode = parameters(meta_layer), episode_of(meta_layer)
+    y = episode.query.y.clone()
+    y[1], y[4] = float("inf"), float("nan")
+    outer = outer_loop(meta_layer, gamma=0.5, clip=1.0)
+    with pytest.raises(NotFinite, match="the meta-loss is not finite") as raised:
+        outer.step(episode._replace(query=episode.query._replace(y=y)))
+    assert raised.value.tasks == [1, 4]
+    assert raised.value.exit_code == 1
+    assert all(torch.equal(p, before[name]) for name, p in parameters(meta_layer).items())
+    assert outer.scheduler.get_last_lr() == [0.1]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_step_though_every_loss_is():
+    meta_layer = maml()
+    meta_layer.base_layer.head.bias.register_hook(lambda gradient: gradient * float("inf"))
+    before = parameters(meta_layer)
+    with pytest.raises(NotFinite, match="the meta-gradient is not finite") as raised:
+        outer_loop(meta_layer, clip=1.0).step(episode_of(meta_layer))
+    assert raised.value.tasks == []
+    assert all(torch.equal(p, before[name]) for name, p in parameters(meta_layer).items())
+
+
+def test_a_meta_parameter_without_gradient_is_named():
+    meta_layer = maml()
+    meta_layer.register_parameter("forgotten", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(MissingGradient, match=r"no gradient reaches forgotten: .*frozen"):
+        meta_gradient(meta_layer, episode_of(meta_layer))
+
+
+def test_frozen_parameters_are_not_missed_and_stay():
+    meta_layer = maml(frozen="^features")
+    before = parameters(meta_layer)
+    outer_loop(meta_layer).step(episode_of(meta_layer))
+    moved = {name for name, p in parameters(meta_layer).items() if not torch.equal(p, before[name])}
+    assert moved == {"base_layer.head.weight", "base_layer.head.bias"}
+
+
+@pytest.mark.parametrize(("field", "value"), [("chunk", 0), ("chunk", -3), ("clip", 0.0), ("clip", -1.0)])
+def test_settings_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(InvalidValue, match=f"^{field}={value}: must be"):
+        outer_loop(maml(), **{field: value})
