@@ -108,7 +108,8 @@ class OuterLoop:
         limit = float("inf") if self.clip is None else self.clip
         norm = nn.utils.clip_grad_norm_(self.meta_layer.parameters(), limit)
         if not torch.isfinite(losses.sum() + norm):
-            raise NotFinite("the meta-loss is not finite", torch.nonzero(~torch.isfinite(losses)).flatten().tolist())
+            tasks = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
+            raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
         self.optimizer.step()
         self.scheduler.step()
         return {**{name: value.mean() for name, value in metrics.items()}, "meta_grad_norm": norm.detach()}
