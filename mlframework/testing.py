@@ -1,0 +1,418 @@
+"""Checks that every task distribution and every meta layer must pass, ours and a user's own.
+
+Plain functions that raise `AssertionError` with one line that says what is wrong; they need no test runner.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlframework.engine import choose_engine
+from mlframework.episode import Episode, Examples, Split, TaskSpec
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.outer_loop import MissingGradient, meta_gradient
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["check_meta_layer", "check_task_distribution", "directional_errors"]
+
+MakeMetaLayer = Callable[[TaskDistribution], MetaLayer]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+#: What one order of summation may differ from another in float64, after a few inner steps have amplified it.
+ROUNDING = 1e-8
+
+
+def check_task_distribution(
+    task: TaskDistribution,
+    *,
+    splits: Sequence[Split] = SPLITS,
+    num_tasks: int = 8,
+    inputs_repeat: bool = False,
+) -> None:
+    """Raises an `AssertionError` that says what a task distribution gets wrong.
+
+    Shapes and types follow the spec; all randomness comes from the given generator; support and query share no example,
+    nor do the splits of a classification; class numbers are drawn anew for every task; losses and metrics are one per
+    example, and finite.
+
+    Args:
+        task: the distribution; it is drawn from, but not changed.
+        splits: which splits there are.
+        num_tasks: tasks per draw.
+        inputs_repeat: whether different examples may have the same input by nature, as with a handful of items to rate;
+            the checks that tell examples apart by their inputs are then left out.
+
+    >>> from mlframework.tasks import Sinusoid
+    >>> check_task_distribution(Sinusoid(k_shot=5, k_query=5))
+    """
+    for split in splits:
+        check_randomness(task, split, num_tasks)
+        episode = task.sample(num_tasks, split, seeded(0))
+        require(episode.num_tasks == num_tasks, f"{split}: {num_tasks} tasks wanted, {episode.num_tasks} drawn")
+        for part, examples in episode._asdict().items():
+            check_shapes(examples, task.spec, f"{split} {part}")
+            check_values(examples, task.spec, f"{split} {part}")
+            check_scores(task, examples, f"{split} {part}")
+        if not inputs_repeat:
+            check_query_is_new(episode, split)
+    if task.spec.kind == "classification" and not inputs_repeat:
+        check_splits_differ(task, splits, num_tasks)
+        check_labels_are_permuted(task, splits[0], num_tasks)
+
+
+def check_shapes(examples: Examples, spec: TaskSpec, where: str) -> None:
+    """Shapes of one half of an episode."""
+    x, y, mask = (tuple(leaf.shape) for leaf in examples)
+    require(x[2:] == tuple(spec.x_shape), f"{where}: x is {x}, spec.x_shape is {spec.x_shape}")
+    require(y[:2] == x[:2], f"{where}: y is {y} beside an x of {x}")
+    if spec.kind == "sequence":
+        require(len(y) > 2, f"{where}: y is {y}, and a sequence has a class per position")
+    else:
+        rest = (spec.out_features,) if spec.kind == "regression" else ()
+        require(y[2:] == rest, f"{where}: y is {y}, and must be {(*x[:2], *rest)} in a {spec.kind}")
+    positions = y[:-1] if spec.kind == "regression" else y
+    require(mask == positions, f"{where}: the mask is {mask}, and must be {positions}")
+
+
+def check_values(examples: Examples, spec: TaskSpec, where: str) -> None:
+    """Types and values of one half of an episode."""
+    x, y, mask = examples
+    target = torch.float32 if spec.kind == "regression" else torch.int64
+    require(all(leaf.device.type == "cpu" for leaf in examples), f"{where}: episodes are drawn on the CPU")
+    require(x.dtype in (torch.float32, torch.int64), f"{where}: x is {x.dtype}, and must be float32 or int64")
+    require(y.dtype == target, f"{where}: y is {y.dtype}, and must be {target} in a {spec.kind}")
+    require(bool(torch.isfinite(x).all()), f"{where}: x is not finite")
+    require(bool(((mask == 0) | (mask == 1)).all()), f"{where}: the mask holds something other than 0 and 1")
+    require(bool(mask.flatten(1).any(1).all()), f"{where}: nothing counts in one of the tasks")
+    require(spec.ragged or bool(mask.all()), f"{where}: spec.ragged is False, and the mask holds zeros")
+    if spec.kind != "regression":
+        ids = y[mask.bool()]
+        known = bool(((ids >= 0) & (ids < spec.out_features)).all())
+        require(known, f"{where}: class ids are not all in 0...{spec.out_features - 1}")
+
+
+def check_scores(task: TaskDistribution, examples: Examples, where: str) -> None:
+    """The loss and the metrics of a random prediction: one each per example that counts, and finite."""
+    y, mask = examples.y, examples.mask
+    prediction = torch.randn(*mask.shape, task.spec.out_features, generator=seeded(0))
+    scores = {"loss": task.loss(prediction, y)}
+    metrics = task.metrics(prediction, y)
+    require("loss" not in metrics, f"{where}: no metric may be called loss")
+    for name, value in {**scores, **metrics}.items():
+        require(value.shape == mask.shape, f"{where}: {name} is {tuple(value.shape)}, the mask {tuple(mask.shape)}")
+        require(bool(torch.isfinite(value[mask.bool()]).all()), f"{where}: {name} is not finite")
+
+
+def check_randomness(task: TaskDistribution, split: Split, num_tasks: int) -> None:
+    """Same state of the generator, same episode; nothing else is drawn from, nothing is remembered."""
+    before = global_random_state()
+    generator = seeded(0)
+    first, second = (task.sample(num_tasks, split, generator).hash() for _ in range(2))
+    used = [name for name, state in global_random_state().items() if state != before[name]]
+    require(
+        not used, f"{split}: draws from the global generator of {', '.join(used)}, not only from the one it is given"
+    )
+    require(first != second, f"{split}: two draws in a row are the same episode")
+    again = task.sample(num_tasks, split, seeded(0)).hash()
+    require(first == again, f"{split}: the same state of the generator gives another episode")
+    other = task.sample(num_tasks, split, seeded(1)).hash()
+    require(first != other, f"{split}: another state of the generator gives the same episode")
+
+
+def check_query_is_new(episode: Episode, split: str) -> None:
+    """No task is asked about an example that it adapts to."""
+    for number in range(episode.num_tasks):
+        support, query = (inputs_of(part, number) for part in episode)
+        require(
+            not set(support) & set(query),
+            f"{split}: task {number} has an input in both support and query (inputs_repeat=True if that is natural)",
+        )
+
+
+def check_splits_differ(task: TaskDistribution, splits: Sequence[Split], num_tasks: int) -> None:
+    """No example of one split is drawn in another."""
+    seen: dict[bytes, Split] = {}
+    for split in splits:
+        examples = task.sample(num_tasks, split, seeded(0)).joined()
+        drawn = {row for number in range(num_tasks) for row in inputs_of(examples, number)}
+        elsewhere = {seen[row] for row in drawn if row in seen}
+        require(not elsewhere, f"{split} shares examples with {', '.join(elsewhere)}")
+        seen.update(dict.fromkeys(drawn, split))
+
+
+def check_labels_are_permuted(task: TaskDistribution, split: Split, num_tasks: int) -> None:
+    """An example that is drawn in several tasks does not keep its class number.
+
+    Where hardly an example is ever drawn twice, nothing can be said.
+    """
+    generator = seeded(0)
+    label_of: dict[bytes, int] = {}
+    recurrences = 0
+    for _ in range(50):
+        examples = task.sample(num_tasks, split, generator).joined()
+        for number in range(num_tasks):
+            labels = examples.y[number][examples.mask[number].bool()].tolist()
+            for row, label in zip(inputs_of(examples, number), labels, strict=True):
+                recurrences += row in label_of
+                if label_of.setdefault(row, label) != label:
+                    return
+    # By chance alone, ten of them keep their label once in a thousand times or less.
+    require(recurrences < 10, f"{split}: classes keep their number from task to task: it could be learned by heart")
+
+
+def inputs_of(examples: Examples, task: int) -> list[bytes]:
+    """The inputs of one task that count, as keys."""
+    counted = examples.mask[task].flatten(1).any(1) if examples.mask.dim() > 2 else examples.mask[task].bool()
+    return [row.tobytes() for row in examples.x[task][counted].numpy()]
+
+
+def global_random_state() -> dict[str, bytes]:
+    """What the global generators will draw next."""
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": pickle.dumps(np.random.get_state()),
+        "random": pickle.dumps(random.getstate()),
+    }
+
+
+def check_meta_layer(
+    make_meta_layer: MakeMetaLayer,
+    task: TaskDistribution,
+    *,
+    num_tasks: int = 3,
+    padding: bool = True,
+    tolerance: float = 1e-6,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Raises an `AssertionError` that says what a meta layer gets wrong; everything is computed in float64.
+
+    Every meta-parameter gets a gradient, and where `exact` is claimed it is that of the query loss; tasks do not see
+    each other, whether vectorised, in a loop, or alone; neither the order of the support nor padding matters; adapting
+    leaves the module as it was; its state can be saved and loaded; the same seed makes the same step.
+
+    Args:
+        make_meta_layer: makes a new meta layer for a task distribution; what it draws comes from torch's global
+            generator. Adapting and predicting draw nothing: leave dropout out.
+        task: where the episode to check with comes from.
+        num_tasks: tasks in it.
+        padding: whether to check that padding does not matter; only a layer for tasks of equal size can do without.
+        tolerance: of the meta-gradient, relative to its norm.
+        device: where to compute.
+
+    >>> from functools import partial
+    >>> from mlframework.base_layers import MLP
+    >>> from mlframework.inner_updates import SGD
+    >>> from mlframework.meta_layers.gradient_descent import MAML, Exact
+    >>> from mlframework.tasks import Sinusoid
+    >>> def maml(task):
+    ...     update = partial(SGD, lr=0.01)
+    ...     return MAML(MLP(task.spec, hidden=[8]), task, update=update, meta_gradient=Exact(), inner_steps=2)
+    >>> check_meta_layer(maml, Sinusoid(k_shot=5, k_query=5))
+    """
+    device = torch.device(device)
+    with reproducible(device):
+        episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(device)
+        engine = choose_engine(make_meta_layer(task).double().to(device), episode, "auto")
+
+        def make(task: TaskDistribution = task, seed: int = 0) -> MetaLayer:
+            torch.manual_seed(seed)
+            meta_layer = make_meta_layer(task).double().to(device)
+            meta_layer.engine = engine
+            return meta_layer
+
+        check_every_parameter_learns(make(), episode)
+        check_adapting_changes_nothing(make(), episode)
+        check_tasks_are_independent(make(), episode)
+        check_order_of_support(make(), episode)
+        if padding:
+            ragged = copy.copy(task)
+            ragged.spec = task.spec._replace(ragged=True)
+            check_padding(make(ragged), episode)
+        check_same_step(make(), make(), episode)
+        check_state_dict(make(seed=0), make(seed=1), episode)
+        if make().exact:
+            check_exact(make(), episode, tolerance)
+
+
+def check_every_parameter_learns(meta_layer: MetaLayer, episode: Episode) -> None:
+    try:
+        meta_gradient(meta_layer, episode)
+    except MissingGradient as error:
+        raise AssertionError(str(error)) from error
+    broken = [name for name, p in meta_layer.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    require(not broken, f"the meta-gradient of {', '.join(broken)} is not finite")
+
+
+def check_adapting_changes_nothing(meta_layer: MetaLayer, episode: Episode) -> None:
+    before = copy.deepcopy(meta_layer.state_dict())
+    for mode in (True, False):
+        meta_layer.train(mode)
+        meta_layer.predict(meta_layer.adapt(episode.support), episode.query.x, meta_layer.needed(episode.query.mask))
+        changed = [name for name, value in meta_layer.state_dict().items() if not torch.equal(value, before[name])]
+        require(not changed, f"adapting changes {', '.join(changed)}")
+        touched = [name for name, p in meta_layer.named_parameters() if p.grad is not None]
+        require(not touched, f"adapting leaves a gradient in {', '.join(touched)}")
+        require(meta_layer.training == mode, "adapting switches between training and evaluation mode")
+
+
+def check_tasks_are_independent(meta_layer: MetaLayer, episode: Episode) -> None:
+    together = outcome(meta_layer, episode)
+    require_equal(outcome(meta_layer, episode, chunk=1), together, "a task alone gives another result than in company")
+    if meta_layer.engine == "vectorised":
+        meta_layer.engine = "loop"
+        require_equal(outcome(meta_layer, episode), together, "vectorised and loop give different results")
+
+
+def check_order_of_support(meta_layer: MetaLayer, episode: Episode) -> None:
+    rows = torch.randperm(episode.support.mask.shape[1], generator=seeded(0)).to(episode.device)
+    shuffled = episode._replace(support=Examples(*(leaf[:, rows] for leaf in episode.support)))
+    same = query_losses(meta_layer, shuffled), query_losses(meta_layer, episode)
+    require_equal(*same, "the order of the support matters")
+
+
+def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
+    padded = Episode(*(with_garbage(part, meta_layer.task.spec) for part in episode))
+    same = query_losses(meta_layer, padded), query_losses(meta_layer, episode)
+    require_equal(*same, "padding matters: rows that the mask leaves out change the loss")
+    if meta_layer.exact:
+        same = outcome(meta_layer, padded), outcome(meta_layer, episode)
+        require_equal(*same, "padding matters: rows that the mask leaves out change the meta-gradient")
+
+
+def check_same_step(one: MetaLayer, other: MetaLayer, episode: Episode) -> None:
+    for meta_layer in (one, other):
+        torch.manual_seed(0)
+        meta_gradient(meta_layer, episode)
+        torch.optim.SGD(meta_layer.parameters(), lr=0.1).step()
+    require_equal(flat(one.parameters()), flat(other.parameters()), "the same seed makes another step")
+
+
+def check_state_dict(one: MetaLayer, other: MetaLayer, episode: Episode) -> None:
+    other.load_state_dict(one.state_dict())
+    same = outcome(other, episode), outcome(one, episode)
+    require_equal(*same, "a state that is saved and loaded gives another result")
+
+
+def check_exact(meta_layer: MetaLayer, episode: Episode, tolerance: float) -> None:
+    # The median: in a wide network some direction may well cross a kink, such as a ReLU's.
+    error = float(directional_errors(meta_layer, episode).median())
+    require(
+        error <= tolerance,
+        f"exact is claimed, and the meta-gradient is off by {error:.1e} of its norm from differences of the query loss",
+    )
+
+
+def directional_errors(
+    meta_layer: MetaLayer, episode: Episode, *, directions: int = 5, step: float = 1e-6, seed: int = 0
+) -> Tensor:
+    """How far the meta-gradient is from differences of the mean query loss, along random directions.
+
+    With directions from a standard normal distribution, the mean of the squared errors is an unbiased estimate of the
+    squared norm of the whole error.
+
+    Args:
+        meta_layer: in float64, as is the episode; its parameters are afterwards as before.
+        episode: the meta-batch.
+        directions: how many.
+        step: length of the step to either side. In float64, 1e-6 keeps rounding near 1e-9 and crosses few kinks.
+        seed: of the directions.
+
+    Returns:
+        `[directions]`: absolute errors, relative to the norm of the meta-gradient.
+    """
+    meta_gradient(meta_layer, episode)
+    learned = [p for p in meta_layer.parameters() if p.requires_grad]
+    gradient = flat(p.grad for p in learned if p.grad is not None)
+    values = flat(learned)
+    errors = []
+    for direction in torch.randn(directions, len(values), generator=seeded(seed), dtype=values.dtype).to(values.device):
+        length = direction.norm()
+        above, below = (loss_at(meta_layer, episode, values + side * step * direction / length) for side in (1, -1))
+        errors.append((above - below) / (2 * step) * length - gradient @ direction)
+    set_flat(learned, values)
+    return torch.stack(errors).abs() / gradient.norm()
+
+
+def loss_at(meta_layer: MetaLayer, episode: Episode, values: Tensor) -> Tensor:
+    """The mean query loss of a meta layer whose parameters have these values."""
+    set_flat([p for p in meta_layer.parameters() if p.requires_grad], values)
+    return query_losses(meta_layer, episode).mean()
+
+
+def query_losses(meta_layer: MetaLayer, episode: Episode) -> Tensor:
+    """`[tasks]`, after adapting."""
+    with torch.no_grad():
+        return meta_layer.judge(meta_layer.adapt(episode.support), episode)["query_loss"]
+
+
+def outcome(meta_layer: MetaLayer, episode: Episode, *, chunk: int | None = None) -> Tensor:
+    """The meta-loss of every task and the meta-gradient, as one vector."""
+    losses, _ = meta_gradient(meta_layer, episode, chunk=chunk)
+    return torch.cat([losses, flat(p.grad for p in meta_layer.parameters() if p.grad is not None)])
+
+
+def with_garbage(examples: Examples, spec: TaskSpec) -> Examples:
+    """The same examples and two rows of nonsense, masked."""
+    x, y, mask = (leaf[:, :1].expand(-1, 2, *leaf.shape[2:]) for leaf in examples)
+    nonsense = 7 - 3 * x if x.is_floating_point() else x
+    wrong = 7 - 3 * y if y.is_floating_point() else spec.out_features - 1 - y
+    added = Examples(nonsense, wrong, torch.zeros_like(mask))
+    return Examples(*(torch.cat(leaves, dim=1) for leaves in zip(examples, added, strict=True)))
+
+
+def in_float64(episode: Episode) -> Episode:
+    """The same episode, its floating-point leaves in float64."""
+    return Episode(
+        *(Examples(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in part)) for part in episode)
+    )
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Makes float64 the default, and leaves it and the global generator as they were."""
+    before = torch.get_default_dtype()
+    accelerators = [] if device.type == "cpu" else [device]
+    try:
+        with torch.random.fork_rng(accelerators, device_type=device.type):
+            torch.set_default_dtype(torch.float64)
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def flat(tensors: Iterator[Tensor] | Sequence[Tensor]) -> Tensor:
+    """All numbers of some tensors, as one detached vector."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def set_flat(tensors: Sequence[Tensor], values: Tensor) -> None:
+    """Writes a vector into tensors; the inverse of `flat`."""
+    with torch.no_grad():
+        for tensor, part in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A new CPU generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def require(condition: bool, message: str) -> None:
+    """Like an assert, and not left out by `python -O`."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def require_equal(found: Tensor, wanted: Tensor, message: str) -> None:
+    """Requires two vectors to be the same up to rounding, relative to their norm."""
+    error = float((found - wanted).norm() / wanted.norm().clamp(min=torch.finfo(wanted.dtype).tiny))
+    require(error <= ROUNDING, f"{message} (by {error:.1e} of its norm)")
