@@ -122,9 +122,7 @@ def test_conv4_takes_images_of_any_size_and_number_of_channels(shape, downsample
 
 def test_conv4_with_strides_takes_images_too_small_to_pool():
     assert Conv4(images(1, 8, 8), filters=4)(torch.rand(2, 1, 8, 8)).shape == (2, 5)
-    with pytest.raises(
-        InvalidValue, match="images of 8x8 are too small for four poolings: use stride"
-    ):
+    with pytest.raises(InvalidValue, match="images of 8x8 are too small for four poolings: use stride"):
         Conv4(images(1, 8, 8), downsample="pool")
 
 
