@@ -38,7 +38,8 @@ class BaseLayer(nn.Module):
         features: inputs `[n, *x_shape]` to features `[n, d]`.
         head: features `[n, d]` to predictions `[n, out_features]`.
 
-    >>> BaseLayer(nn.Flatten(), nn.Linear(4, 2))(torch.randn(3, 2, 2)).shape
+    >>> import torch
+    >>> BaseLayer(nn.Flatten(), nn.Linear(4, 2))(torch.zeros(3, 2, 2)).shape
     torch.Size([3, 2])
     """
 
