@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -21,6 +23,10 @@ __all__ = ["TensorBoardLogger", "hyperparameters"]
 
 #: Parts of the config that say where and how to look, not what is trained.
 NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested")
+
+#: TensorBoard takes the columns of a whole sweep from one of its runs. So every run names the metrics of the others too.
+HPARAMS_METRICS = ("validation/query_loss", "validation/query_accuracy")
+HPARAMS_FIRST = ("algorithm", "task")
 
 
 class TensorBoardLogger:
@@ -35,7 +41,7 @@ class TensorBoardLogger:
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
         self.start = start
 
-    def config(self, config: DictConfig, choices: Mapping[str, str]) -> None:
+    def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
         """The config as text, an HParams entry, and charts of the main metrics with their intervals.
 
         Written once, at a run's start: a sweep can be compared while it runs, and a resumed run has said it already.
@@ -43,16 +49,20 @@ class TensorBoardLogger:
         Args:
             config: the whole config.
             choices: the option chosen of each config group.
+            overrides: what the user typed, as in `algorithm.inner_steps=3`; HParams shows these columns first.
         """
         if self.start:
             return
         self.text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
-        tags = [f"validation/{name}" for name in dict.fromkeys(("query_loss", config.trainer.monitor))]
-        # Not SummaryWriter.add_hparams: it makes a run of its own beside this one.
-        for summary in hparams(hyperparameters(config, choices), dict.fromkeys(tags, 0.0)):
-            self.writer._get_file_writer().add_summary(summary)
-        charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in tags}
+        main = dict.fromkeys(("validation/query_loss", f"validation/{config.trainer.monitor}"))
+        charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in main}
         self.writer.add_custom_scalars({"mean and 95 % interval over tasks": charts})
+        # Not SummaryWriter.add_hparams: it makes a run of its own beside this one.
+        metrics = dict.fromkeys((*main, *HPARAMS_METRICS), 0.0)
+        experiment, start, end = hparams(hyperparameters(config, choices), metrics)
+        show_first(experiment, {*HPARAMS_FIRST, *(override.split("=")[0].lstrip("+~") for override in overrides)})
+        for summary in (experiment, start, end):
+            self.writer._get_file_writer().add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each curve; names are tags, such as `train/query_loss`."""
@@ -109,8 +119,17 @@ def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str,
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
     options = {group.partition("@")[0]: option for group, option in choices.items()}
-    named = {group: option for group, option in options.items() if group in shown and option != "default"}
+    named = {name: option for name, option in options.items() if name.split("/")[0] in shown and option != "default"}
     return {**named, **{key: plain(value) for key, value in leaves(shown)}}
+
+
+def show_first(experiment: Summary, names: Collection[str]) -> None:
+    """Marks hyperparameters as those in which runs differ; TensorBoard shows five, and these before others."""
+    plugin = experiment.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = data.SerializeToString()
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mlframework import build, checkpoint
 from mlframework.checkpoint import Progress
+from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation import Report
 from mlframework.run_folder import RunFolder
@@ -44,11 +45,12 @@ def train_run(
     training = set_up(config, folder)
     trainer: Trainer = build.build_trainer(config)
     build.build_evaluation(config)  # what is wrong with it should be said now, not after the training
+    try_out(training, trainer)
     with folder.locked():
         progress = start(training, config, overrides, choices)
         logger = build.build_logger(config, folder, start=progress.step)
         try:
-            logger.config(config, choices)
+            logger.config(config, choices, overrides)
             progress = trainer.run(training, logger, progress)
         finally:
             logger.close()
@@ -81,10 +83,18 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
     return Training(task, meta_layer, outer, torch.Generator().manual_seed(config.seed), device, folder)
 
 
+def try_out(training: Training, trainer: Trainer) -> None:
+    """Draws from every split, chooses the engine and adapts once: what is wrong is said before anything is written."""
+    for split in get_args(Split):
+        episode = training.task.sample(2, split, torch.Generator().manual_seed(0)).to(training.device)
+    training.outer.prepare(episode)
+    with torch.no_grad(), torch.random.fork_rng():
+        trainer.check_monitor(training.meta_layer.judge(training.meta_layer.adapt(episode.support), episode))
+
+
 def start(training: Training, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Progress:
     """Restores the last checkpoint of a run that is resumed, or records what a new run is."""
     folder = training.folder
-    training.outer.prepare(training.task.sample(2, "train", torch.Generator().manual_seed(0)).to(training.device))
     if config.resume and folder.last.exists():
         return checkpoint.restore(
             folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
