@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -108,6 +108,12 @@ class Trainer:
                 bar.advance_to(step)
         return progress
 
+    def check_monitor(self, metrics: Collection[str]) -> None:
+        """Refuses to monitor what is not among the metrics."""
+        if self.monitor not in metrics:
+            why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
+            raise InvalidValue("monitor", self.monitor, why)
+
     def outer_step(self, training: Training, step: int) -> dict[str, torch.Tensor]:
         """Draws a meta-batch and steps; where the loss is not finite, says which step and which tasks."""
         episode = training.task.sample(self.meta_batch, "train", training.generator)
@@ -142,9 +148,6 @@ class Trainer:
         if self.draws_figures_at(progress.step):
             self.draw(training, logger, intervals, progress.step)
         bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in intervals.items()))
-        if self.monitor not in intervals:
-            why = f"must be one of {', '.join(intervals)}{nearest(self.monitor, intervals)}"
-            raise InvalidValue("monitor", self.monitor, why)
         value = intervals[self.monitor][-1].mean
         if progress.best is not None and not self.better(training.task, value, progress.best):
             return progress

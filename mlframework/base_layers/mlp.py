@@ -24,6 +24,7 @@ class MLP(BaseLayer):
         hidden: width of each hidden layer.
         norm: `batch` (statistics of the batch), `group` or `none`, before each ReLU.
 
+    >>> import torch
     >>> MLP(TaskSpec("regression", (1,), 1), hidden=[40, 40])(torch.zeros(5, 1)).shape
     torch.Size([5, 1])
     """

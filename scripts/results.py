@@ -1,0 +1,79 @@
+"""Writes the tables of docs/results.md from results/*.json: nothing there is typed by hand.
+
+`python scripts/results.py` after copying a run's `result.json` to `results/<name of the experiment>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- begin: scripts/results.py -->", "<!-- end -->"
+
+#: What the papers report for the same setting, in percent, with their 95 % interval.
+PAPERS = {
+    "omniglot_5w1s_maml": "98.7 ± 0.4, transductive (Finn et al. 2017, table 1)",
+    "omniglot_5w1s_fomaml": "98.3 ± 0.5, transductive (Nichol et al. 2018, table 2)",
+    "omniglot_5w1s_anil": "not reported (Raghu et al. 2020 have 20-way: 96.2 ± 0.5)",
+}
+HEADER = [
+    "experiment",
+    "method",
+    "batch norm",
+    "tasks",
+    "before",
+    "after (steps)",
+    "paper",
+    "outer steps, training time",
+    "seed, task hash",
+]
+
+
+def table(metric: str, scale: float, digits: int) -> str:
+    """A markdown table of one metric, a row for each method of each result that has it."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    for path in sorted((ROOT / "results").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["monitor"] == metric:
+            lines += [row(path.stem, result, found, metric, scale, digits) for found in result["evaluation"]["rows"]]
+    return "\n".join(lines)
+
+
+def row(name: str, result: dict[str, Any], found: dict[str, Any], metric: str, scale: float, digits: int) -> str:
+    """One method's line."""
+    intervals = found["metrics"][metric]
+    before = cell(intervals[0], scale, digits) if len(intervals) > 1 else ""
+    ours = found is result["evaluation"]["rows"][0]
+    evaluation = result["evaluation"]
+    cells = [
+        f"`experiment={name}`" if ours else "",
+        found["method"],
+        found["batch_norm"],
+        str(found["tasks"]),
+        before,
+        f"{cell(intervals[-1], scale, digits)} ({found['steps'][-1]})",
+        PAPERS.get(name, "") if ours else "",
+        f"{result['step']}, {result['seconds'] / 60:.0f} min" if ours else "",
+        f"{evaluation['seed']}, `{evaluation['task_hash']}`" if ours else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def cell(interval: dict[str, float], scale: float, digits: int) -> str:
+    return f"{interval['mean'] * scale:.{digits}f} ± {interval['half_width'] * scale:.{digits}f}"
+
+
+def main() -> None:
+    page = ROOT / "docs" / "results.md"
+    text = page.read_text()
+    tables = {"query_accuracy": table("query_accuracy", 100, 1), "query_loss": table("query_loss", 1, 3)}
+    for metric, rows in tables.items():
+        head, rest = text.split(BEGIN.replace("results.py", f"results.py {metric}"), 1)
+        text = head + BEGIN.replace("results.py", f"results.py {metric}") + f"\n{rows}\n" + END + rest.split(END, 1)[1]
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

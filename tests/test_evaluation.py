@@ -1,0 +1,148 @@
+"""Evaluation: frozen tasks, intervals, policies apart, and baselines that are what they say."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression
+
+from mlframework.base_layers import MLP, Conv4
+from mlframework.baselines import FittedEstimators, FromScratch
+from mlframework.evaluation import Evaluation, Interval, TaskSet, judge_by_step, judge_tasks
+from mlframework.inner_updates import SGD
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images() -> ArrayTasks:
+    torch.manual_seed(0)
+    data = ClassIndexed.from_labels(torch.rand(80, 1, 8, 8), torch.arange(8).repeat(10))
+    return ArrayTasks({"train": data, "validation": data, "test": data}, n_way=3, k_shot=2, k_query=3)
+
+
+def maml(task, base_layer, steps: int = 2) -> MAML:
+    return MAML(base_layer, task, update=functools.partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=steps)
+
+
+def test_interval_is_that_of_scipy():
+    values = torch.tensor([0.3, 1.2, -0.4, 2.2, 0.9])
+    interval = Interval.of(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean().item(), scale=stats.sem(values.numpy()))
+    assert interval.mean - interval.half_width == pytest.approx(low, rel=1e-6)
+    assert interval.mean + interval.half_width == pytest.approx(high, rel=1e-6)
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    generator = torch.Generator().manual_seed(0)
+    covered = [
+        abs(interval.mean) <= interval.half_width
+        for interval in (Interval.of(torch.randn(20, generator=generator)) for _ in range(2000))
+    ]
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_a_task_set_is_the_same_whatever_the_chunk_and_begins_the_same_whatever_its_size():
+    task = Sinusoid()
+    whole = next(iter(TaskSet(task, "test", tasks=12, seed=3, chunk=12)))
+    parts = list(TaskSet(task, "test", tasks=12, seed=3, chunk=5))
+    assert torch.equal(whole.query.x, torch.cat([part.query.x for part in parts]))
+    assert torch.equal(whole.query.x[:4], next(iter(TaskSet(task, "test", tasks=4, seed=3))).query.x)
+
+
+def test_the_hash_tells_seeds_apart_and_nothing_else():
+    def hash_of(**more):
+        return TaskSet(Sinusoid(), "test", **{"tasks": 6, "seed": 0, **more}).hash()
+
+    assert hash_of() == hash_of(chunk=4)
+    assert hash_of() != hash_of(seed=1)
+    assert hash_of() != hash_of(tasks=5)
+
+
+def test_the_hash_of_the_default_sinusoids_is_the_documented_one():
+    """Frozen means frozen: a change here makes every published number incomparable, and belongs in the changelog."""
+    assert TaskSet(Sinusoid(k_shot=10, k_query=10), "test", tasks=600, seed=0).hash() == "ce9cc611be5919da"
+
+
+def test_metrics_after_every_inner_step_equal_those_of_plain_gradient_descent():
+    """One task at a time, by torch.optim on a copy of the network."""
+    task = Sinusoid()
+    layer = maml(task, MLP(task.spec, hidden=[8]))
+    episode = task.sample(3, "test", torch.Generator().manual_seed(0))
+    judged = judge_by_step(layer, episode, 4)["query_loss"]
+    for index in range(3):
+        network = MLP(task.spec, hidden=[8])
+        network.load_state_dict(layer.base_layer.state_dict())
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        for step in range(5):
+            loss = (network(episode.query.x[index]) - episode.query.y[index]).square().mean()
+            assert judged[step, index].item() == pytest.approx(loss.item(), rel=1e-5)
+            optimizer.zero_grad()
+            (network(episode.support.x[index]) - episode.support.y[index]).square().mean().backward()
+            optimizer.step()
+
+
+def test_inductive_queries_do_not_see_each_other_and_transductive_ones_do(images):
+    layer = maml(images, Conv4(images.spec, filters=4))
+    episode = images.sample(2, "test", torch.Generator().manual_seed(0))
+    changed = episode._replace(query=episode.query._replace(x=episode.query.x.clone()))
+    changed.query.x[:, 1:] = torch.rand_like(changed.query.x[:, 1:])
+    adapted = layer.adapt(episode.support)
+    for policy, sees in (("inductive", False), ("transductive", True)):
+        before = layer.predict_query(adapted, episode, policy)[:, 0]
+        after = layer.predict_query(adapted, changed, policy)[:, 0]
+        assert torch.equal(before, after) is not sees
+
+
+def test_an_inductive_prediction_is_that_of_the_query_beside_the_support(images):
+    layer = maml(images, Conv4(images.spec, filters=4))
+    episode = images.sample(1, "test", torch.Generator().manual_seed(0))
+    adapted = layer.adapt(episode.support)
+    row = torch.cat([episode.support.x[0], episode.query.x[0, 4:5]])
+    alone = torch.func.functional_call(layer.base_layer, {n: p[0] for n, p in adapted.items()}, (row,))[-1]
+    assert torch.allclose(layer.predict_query(adapted, episode, "inductive")[0, 4], alone, atol=1e-6)
+
+
+def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_not(images):
+    evaluation = Evaluation(tasks=6, seed=0, scratch_tasks=2, scratch_steps=2)
+    for norm, policies in (("batch", ["transductive", "inductive"]), ("group", ["none"])):
+        base = functools.partial(Conv4, images.spec, filters=4, norm=norm)
+        report = evaluation.run("maml", maml(images, base()), base, CPU)
+        assert [row.batch_norm for row in report.rows if row.method == "maml"] == policies
+        assert report.rows[0].steps == (0, 1, 2)
+        assert [row.method for row in report.rows[-2:]] == ["from scratch (Adam)", "scikit-learn LogisticRegression"]
+
+
+def test_from_scratch_fits_every_support_set_from_an_initialisation_of_its_own():
+    task = Sinusoid()
+    torch.manual_seed(0)
+    scratch = FromScratch(functools.partial(MLP, task.spec), task, lr=0.01, steps=300)
+    episode = task.sample(3, "test", torch.Generator().manual_seed(0))
+    before, after = scratch.trajectory(episode.support, 300)
+    assert not torch.equal(before["head.weight"][0], before["head.weight"][1])
+    losses = [task.loss(scratch.predict(p, episode.support.x), episode.support.y).mean(1) for p in (before, after)]
+    assert (losses[1] < losses[0] / 10).all()
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(max_iter=1000), KernelRidge(kernel="rbf", gamma=0.5)])
+def test_the_scikit_learn_row_is_what_scikit_learn_gives(images, estimator):
+    regression = isinstance(estimator, KernelRidge)
+    task = Sinusoid() if regression else images
+    fitted = FittedEstimators(MLP(task.spec), task, estimator=estimator)
+    name = "query_loss" if regression else "query_accuracy"
+    found = judge_tasks(fitted, TaskSet(task, "test", tasks=5, seed=0), 0, device=CPU)[name][0].mean
+    episode = next(iter(TaskSet(task, "test", tasks=5, seed=0)))
+    expected = []
+    for index in range(5):
+        (x, y, _), (qx, qy, _) = ((leaf[index].numpy() for leaf in part) for part in episode)
+        model = estimator.fit(x.reshape(len(x), -1), y)
+        predicted = model.predict(qx.reshape(len(qx), -1))
+        expected.append(np.mean((predicted - qy) ** 2) if regression else np.mean(predicted == qy))
+    assert found == pytest.approx(np.mean(expected), rel=1e-5)

@@ -1,0 +1,147 @@
+"""Training: what stops it, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from mlframework import checkpoint
+from mlframework.errors import FailedRun, InvalidValue, UserError
+from mlframework.run import evaluate_run, set_up, train_run
+from mlframework.run_folder import RunFolder
+from mlframework.tasks import Sinusoid
+
+SMALL = [
+    "base_layer.hidden=[8]",
+    "trainer.steps=6",
+    "trainer.meta_batch=4",
+    "trainer.validate_every=2",
+    "trainer.validation_tasks=4",
+    "trainer.checkpoint_every=2",
+]
+SMALL_EVALUATION = ["evaluation.tasks=8", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2"]
+
+
+def composed(*overrides: str):
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        evaluation = [] if "evaluation=none" in overrides else SMALL_EVALUATION
+        return compose("train", [*SMALL, *evaluation, *overrides])
+
+
+def train(folder: Path, *overrides: str):
+    config = composed(*overrides, f"run_dir={folder}")
+    return train_run(config, RunFolder(folder), overrides=list(overrides), choices={"algorithm": "maml"})
+
+
+class Bursting(Sinusoid):
+    """Sinusoids, one of which is infinite from the fifth training draw on."""
+
+    def __init__(self, k_shot: int = 10, k_query: int = 10) -> None:
+        super().__init__(k_shot, k_query)
+        self.draws = 0
+
+    def sample(self, num_tasks, split, generator):
+        episode = super().sample(num_tasks, split, generator)
+        if split == "train" and num_tasks == 4:
+            self.draws += 1
+            if self.draws >= 5:
+                episode.query.y[2] = float("inf")
+        return episode
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_task(tmp_path):
+    with pytest.raises(FailedRun) as caught:
+        train(tmp_path, f"task._target_={__name__}.Bursting")
+    task = Bursting()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        episode = task.sample(4, "train", generator)
+    assert str(caught.value) == (
+        f"step 5: the meta-loss is not finite (task {episode.tasks(slice(2, 3)).hash()}); "
+        f"the last good checkpoint is {tmp_path / 'checkpoints' / 'last.pt'}"
+    )
+    last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert last["progress"]["step"] == 4
+    assert all(torch.isfinite(tensor).all() for tensor in last["meta_layer"].values())
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_folder_tells_what_was_run_on_what_and_what_came_of_it(tmp_path):
+    result, report = train(tmp_path, "seed=3")
+    assert OmegaConf.load(tmp_path / "config.yaml").algorithm["update"].lr == 0.01  # resolved from what the task suggests
+    assert list(OmegaConf.load(tmp_path / "overrides.yaml")) == ["seed=3"]
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written == json.loads(json.dumps(result))
+    assert written["evaluation"]["task_hash"] == report.task_hash
+    assert written["step"] == 6
+    assert written["batch_norm"] == "none"
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.pt", "best.safetensors"}
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
+    result, _ = train(tmp_path, "optimizer.lr=0.5", "evaluation=none", "trainer.steps=20")
+    assert result["validation"]["query_loss"]["mean"] == pytest.approx(result["best"]["value"])
+
+
+def test_an_evaluation_afterwards_gives_what_the_run_ended_with(tmp_path):
+    _, report = train(tmp_path)
+    again = evaluate_run(RunFolder(tmp_path), composed().evaluation, weights="best", device="cpu")
+    assert again == report
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
+    train(tmp_path, "evaluation=none")
+    other = set_up(composed("base_layer.hidden=[9]"), RunFolder(tmp_path))
+    with pytest.raises(UserError, match=r"another architecture: base_layer.features.1.bias is \(8,\) there and \(9,\) here"):
+        checkpoint.load_weights(RunFolder(tmp_path).best, other.meta_layer)
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
+    train(tmp_path, "evaluation=none")
+    last = RunFolder(tmp_path).last
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last.pt: cannot be read as a checkpoint"):
+        train(tmp_path, "resume=true")
+
+
+def test_an_unknown_metric_to_monitor_is_named_before_long(tmp_path):
+    with pytest.raises(InvalidValue, match=r"monitor=query_los: must be one of query_loss \(did you mean query_loss\?\)"):
+        train(tmp_path, "trainer.monitor=query_los")
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm=maml", "optimizer.lr=0.01"],
+        ["algorithm=fomaml", "optimizer.lr=0.01"],
+        ["algorithm=reptile", "algorithm.update.lr=0.01", "algorithm.inner_steps=10"],
+    ],
+)
+def test_training_brings_the_loss_after_adaptation_clearly_below_that_of_a_constant(tmp_path, overrides):
+    result, _ = train(
+        tmp_path, *overrides, "base_layer.hidden=[40,40]", "trainer.steps=200", "trainer.meta_batch=20",
+        "trainer.validation_tasks=100", "trainer.validate_every=200", "evaluation=none",
+    )  # fmt: skip
+    assert result["validation"]["query_loss"]["mean"] < 2.5  # predicting zero everywhere has 4.3: E[amplitude^2] / 2
