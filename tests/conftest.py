@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a seed, and float64 for those that ask for it."""
+"""What all tests share: one thread, a cache of their own, a seed, and float64 for those that ask for it."""
 
 import pytest
 import torch
@@ -7,6 +7,14 @@ import torch
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory):
+    """Nothing is read from or left in the user's cache; what one test computes, the next one finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFRAMEWORK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
