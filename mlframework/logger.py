@@ -24,7 +24,7 @@ __all__ = ["TensorBoardLogger", "hyperparameters"]
 #: Parts of the config that say where and how to look, not what is trained.
 NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested")
 
-#: TensorBoard takes the columns of a whole sweep from one of its runs. So every run names the metrics of the others too.
+#: TensorBoard takes the columns of a whole sweep from one of its runs: every run names the metrics of the others too.
 HPARAMS_METRICS = ("validation/query_loss", "validation/query_accuracy")
 HPARAMS_FIRST = ("algorithm", "task")
 
