@@ -122,11 +122,10 @@ def test_the_scheduler_steps_once_per_outer_step():
 
 
 def test_a_step_is_taken_in_training_mode():
-    meta_layer = maml(test_inner_steps=7).eval()
-    outer = outer_loop(meta_layer)
+    meta_layer = maml(test_inner_steps=7)
     episode = episode_of(meta_layer)
-    losses, _ = meta_gradient(meta_layer.train(), episode)
-    metrics = outer.step(episode)
+    losses, _ = meta_gradient(meta_layer, episode)
+    metrics = outer_loop(meta_layer.eval()).step(episode)
     torch.testing.assert_close(metrics["query_loss"], losses.mean())
 
 
