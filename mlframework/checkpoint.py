@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +10,9 @@ import torch
 from torch import nn
 
 from mlframework.errors import UserError
+from mlframework.files import atomic
 
-__all__ = ["Progress", "load_weights", "restore", "save", "save_weights", "write_atomically"]
+__all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
 
 
 class Progress(NamedTuple):
@@ -32,16 +31,6 @@ class Progress(NamedTuple):
     seconds: float = 0.0
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` on a path beside `path`, then renames: whoever looks sees the old file or the new one, whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> None:
     """Writes the state of a training: meta-parameters, optimizer, schedule, all generators, and how far it is."""
     state = {
@@ -51,7 +40,8 @@ def save(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Gene
         "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda_states()},
         "progress": progress._asdict(),
     }
-    write_atomically(path, lambda partial: torch.save(state, partial))
+    with atomic(path) as part:
+        torch.save(state, part)
 
 
 def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator) -> Progress:
@@ -78,7 +68,8 @@ def cuda_states() -> list[torch.Tensor]:
 def save_weights(path: Path, module: nn.Module) -> None:
     """Writes a module's parameters and buffers as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    write_atomically(path, lambda partial: safetensors.torch.save_file(tensors, partial))
+    with atomic(path) as part:
+        safetensors.torch.save_file(tensors, part)
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mlframework.checkpoint import write_atomically
 from mlframework.errors import UserError
+from mlframework.files import atomic
 
 __all__ = ["RunFolder"]
 
@@ -93,7 +93,8 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:

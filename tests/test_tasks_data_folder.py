@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlframework.errors import UserError
-from mlframework.tasks.data_folder import atomic, cached, data_folder, download
+from mlframework.files import atomic
+from mlframework.tasks.data_folder import cached, data_folder, download
 
 BODY = bytes(range(256)) * 1000
 
@@ -47,7 +48,7 @@ def files_in(folder):
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic(path) as part:
+    with pytest.raises(KeyboardInterrupt), atomic(path) as part:  # noqa: PT012
         part.write_text("half of the n")
         raise KeyboardInterrupt
     assert path.read_text() == "old"

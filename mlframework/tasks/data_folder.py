@@ -7,19 +7,18 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlframework.errors import UserError
+from mlframework.files import atomic
 
-__all__ = ["atomic", "cached", "data_folder", "download"]
+__all__ = ["cached", "data_folder", "download"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -34,19 +33,6 @@ def data_folder(folder: str | Path | None) -> Path:
 def cache_folder() -> Path:
     """`$MLFRAMEWORK_CACHE`, else `~/.cache/mlframework`; all in it can be computed again."""
     return Path(os.environ.get("MLFRAMEWORK_CACHE") or "~/.cache/mlframework").expanduser()
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A file to write in `path`'s place: it takes the name when all went well, and is gone otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for every writer: two processes may build the same file at once, and either is right.
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:
