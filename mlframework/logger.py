@@ -35,9 +35,11 @@ class TensorBoardLogger:
     Args:
         folder: the run folder.
         start: the step from which this process writes; what an interrupted process wrote beyond it is dropped.
+        figures: whether to draw pictures, which takes about half a second each.
     """
 
-    def __init__(self, folder: Path, *, start: int) -> None:
+    def __init__(self, folder: Path, *, start: int, figures: bool = True) -> None:
+        self.figures = figures
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
         self.start = start
 

@@ -145,7 +145,7 @@ class Trainer:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
         intervals = self.validation(training)
         logger.intervals("validation", intervals, progress.step)
-        if self.draws_figures_at(progress.step):
+        if logger.figures and self.draws_figures_at(progress.step):
             self.draw(training, logger, intervals, progress.step)
         bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in intervals.items()))
         value = intervals[self.monitor][-1].mean

@@ -28,6 +28,7 @@ OVERRIDES = [
     "trainer.validation_tasks=4",
     "trainer.log_every=1",
     "evaluation=none",
+    "logger.figures=false",
 ]
 
 

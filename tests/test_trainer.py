@@ -23,6 +23,7 @@ SMALL = [
     "trainer.validate_every=2",
     "trainer.validation_tasks=4",
     "trainer.checkpoint_every=2",
+    "logger.figures=false",
 ]
 SMALL_EVALUATION = ["evaluation.tasks=8", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2"]
 
