@@ -25,7 +25,7 @@ DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or REPOSITORY.parent / "shared" /
 
 #: What makes a preset small enough to check in a second, wherever it has such a key.
 SMALL = {
-    "task": {"k_query": 2, "drawings": 6},
+    "task": {"n_way": 2, "k_query": 2, "drawings": 6},
     "base_layer": {"filters": 4, "hidden": [8, 8]},
     "algorithm": {"inner_steps": 2},
 }
