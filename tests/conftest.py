@@ -1,5 +1,7 @@
 """What all tests share: one thread, a cache of their own, a seed, and float64 for those that ask for it."""
 
+import os
+
 import pytest
 import torch
 
@@ -11,9 +13,11 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory):
-    """Nothing is read from or left in the user's cache; what one test computes, the next one finds."""
+    """Nothing is read from or left in the user's cache; what one test or worker computes, the others find."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFRAMEWORK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MLFRAMEWORK_CACHE", str(folder))
         yield
 
 

@@ -13,13 +13,6 @@ from mlframework.tasks.glyphs import COMPARED, FACES, boxed, distinct_characters
 SPLITS = ("train", "validation", "test")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFRAMEWORK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def characters():
     return distinct_characters({face: font_file(face) for face in FACES})

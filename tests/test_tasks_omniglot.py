@@ -28,13 +28,6 @@ needs_omniglot = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFRAMEWORK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
     """A folder with two zips of Omniglot's layout, whose drawings of one character are all the same 8x8 pixels."""
