@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.errors import InvalidValue
 from mlframework.evaluation import Evaluation
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -62,4 +63,9 @@ def build_device(name: str) -> torch.device:
     """The device of that name; `auto` is the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+        there = ("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
+        raise InvalidValue("device", name, f"must be one of {', '.join(there)} on this machine") from error
     return torch.device(name)

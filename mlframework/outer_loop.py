@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from mlframework.engine import choose_engine
 from mlframework.episode import Episode
-from mlframework.errors import FailedRun, InvalidValue
+from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 
 __all__ = ["MissingGradient", "NotFinite", "OuterLoop", "meta_gradient"]
 
 
-class MissingGradient(FailedRun):
+class MissingGradient(UserError):
     """A meta-parameter that the meta-loss does not depend on."""
 
 

@@ -13,6 +13,7 @@ from mlframework.checkpoint import Progress
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation import Report
+from mlframework.outer_loop import meta_gradient
 from mlframework.run_folder import RunFolder
 from mlframework.trainer import Trainer, Training
 
@@ -41,6 +42,8 @@ def train_run(
         config = resumed_config(config, folder, overrides)
     elif folder.holds_run:
         raise UserError(f"run_dir={folder.path}: holds a run already: resume=true continues it, or name another folder")
+    if not 0 <= config.seed < 2**63:
+        raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
     torch.manual_seed(config.seed)
     training = set_up(config, folder)
     trainer: Trainer = build.build_trainer(config)
@@ -84,12 +87,14 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
 
 
 def try_out(training: Training, trainer: Trainer) -> None:
-    """Draws from every split, chooses the engine and adapts once: what is wrong is said before anything is written."""
+    """Draws from every split, chooses the engine, steps once: what is wrong is said before anything is written."""
     for split in get_args(Split):
         episode = training.task.sample(2, split, torch.Generator().manual_seed(0)).to(training.device)
     training.outer.prepare(episode)
-    with torch.no_grad(), torch.random.fork_rng():
-        trainer.check_monitor(training.meta_layer.judge(training.meta_layer.adapt(episode.support), episode))
+    with torch.random.fork_rng():
+        _, metrics = meta_gradient(training.meta_layer, episode)
+    training.meta_layer.zero_grad()
+    trainer.check_monitor(metrics)
 
 
 def start(training: Training, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Progress:
@@ -118,7 +123,8 @@ def resumed_config(config: DictConfig, folder: RunFolder, overrides: Sequence[st
         if any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE):
             OmegaConf.update(stored, key, now)
         elif plain(now) != plain(then):
-            why = f"this run was started with {plain(then)}; resume=true cannot change it"
+            before = folder.choices().get(key, plain(then))
+            why = f"this run was started with {before}; resume=true cannot change it"
             raise InvalidValue(key, override.split("=", 1)[-1], why)
     return stored
 

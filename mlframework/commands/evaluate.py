@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
-__all__ = ["main"]
+from mlframework.commands.command_line import command, job
+
+__all__ = ["evaluate", "main"]
 
 
+@job(settings={"run": str, "weights": str, "device": str}, required=("evaluation",))
 def evaluate(config: DictConfig) -> None:
     """Evaluates the run in a folder, prints the table and writes `evaluation.json` beside the run's result."""
     from rich.console import Console
@@ -22,7 +24,7 @@ def evaluate(config: DictConfig) -> None:
     Console().print(evaluation_table(report, folder.config().trainer.monitor))
 
 
-main = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name="evaluate")(evaluate)
+main = command(evaluate, config_name="evaluate")
 
 if __name__ == "__main__":
     main()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-__all__ = ["main"]
+from mlframework.commands.command_line import command, job
+
+__all__ = ["main", "train"]
+
+SETTINGS = {"seed": int, "device": str, "run_dir": str, "resume": bool}
+PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
 
+@job(settings=SETTINGS, required=PARTS)
 def train(config: DictConfig) -> float:
     """One run; returns the monitored validation metric, for sweepers."""
     # Imported here, so that --help and completion do not wait for torch.
-    from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
 
     from mlframework.run import train_run
@@ -19,17 +25,20 @@ def train(config: DictConfig) -> float:
     from mlframework.tables import evaluation_table
 
     hydra_config = HydraConfig.get()
-    folder = RunFolder(hydra_config.runtime.output_dir)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        config.run_dir = hydra_config.runtime.output_dir
     choices = {
         group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
     }
-    result, report = train_run(config, folder, overrides=hydra_config.overrides.task, choices=choices)
+    result, report = train_run(
+        config, RunFolder(config.run_dir), overrides=hydra_config.overrides.task, choices=choices
+    )
     if report is not None:
         Console().print(evaluation_table(report, result["monitor"]))
     return result["validation"][result["monitor"]]["mean"]
 
 
-main = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name="train")(train)
+main = command(train, config_name="train")
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,201 @@
+"""A config against the constructors that it names: what they would refuse is said before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
+
+from mlframework.errors import InvalidValue, UserError, nearest
+
+__all__ = ["check_config", "locate", "located", "parts"]
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
+
+
+def check_config(config: DictConfig, *, settings: Mapping[str, type], required: Sequence[str] = ()) -> None:
+    """Raises a `UserError` for the first value that cannot be right.
+
+    Every interpolation resolves, every `_target_` can be imported, takes the settings that stand beside it and is given
+    values of the types that its signature names.
+
+    Args:
+        config: the whole config.
+        settings: the types of its keys that are no parts.
+        required: parts that cannot be left out.
+    """
+    check_interpolations(config)
+    for key, hint in settings.items():
+        if not fits(config[key], hint):
+            raise InvalidValue(key, config[key], f"must be {described(hint)}")
+    for key in required:
+        if not is_part(config.get(key)):
+            raise InvalidValue(key, config.get(key), f"must be an option of the group {key}; --help lists them")
+    for key, part in parts(config):
+        check_names(key, part)
+    # What was typed before what follows from it: ${trainer.steps} is wrong in many places, and typed in one.
+    for derived in (False, True):
+        for key, part in parts(config):
+            check_types(key, part, derived=derived)
+
+
+def check_interpolations(config: DictConfig) -> None:
+    """Names the key at which an interpolation goes nowhere, rather than one that depends on it."""
+    try:
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        missing = str(error.msg).split("'")[1]
+        plain = cast(dict[Any, Any], OmegaConf.to_container(config, resolve=False))
+        key = next((key for key, value in leaves(plain) if f"${{{missing}}}" in str(value)), error.full_key)
+        raise UserError(f"{key}: refers to {missing}, which is not there") from error
+
+
+def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def parts(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every node that names a `_target_`, outer ones first, with its dotted key."""
+    for name, node in config.items_ex(resolve=False):
+        if isinstance(node, DictConfig):
+            key = prefix + str(name)
+            if is_part(node):
+                yield key, node
+            yield from parts(node, f"{key}.")
+
+
+def is_part(node: Any) -> bool:
+    return isinstance(node, DictConfig) and "_target_" in node
+
+
+def locate(part: DictConfig) -> Any:
+    """What a part names, a class or a function; whatever importing it raises comes through."""
+    return located(part._target_)
+
+
+def located(name: str) -> Any:
+    """The object of a dotted name."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        owner, _, last = name.rpartition(".")
+        if error.name != name or not owner:
+            raise
+    return getattr(located(owner), last)
+
+
+def check_names(key: str, part: DictConfig) -> None:
+    """The settings of a part are those of the callable that it names: none too many, none missing."""
+    target = check_target(key, part)
+    takes = parameters(target)
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    for name in () if anything else given(part):
+        if name not in takes:
+            it_takes = f"it takes {', '.join(takes)}" if takes else "it takes none"
+            why = f"{target.__name__} has no such setting{nearest(name, list(takes))}; {it_takes}"
+            raise InvalidValue(f"{key}.{name}", part[name], why)
+    for name, parameter in {} if part.get("_partial_") else takes.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name not in part:
+            raise UserError(f"{key}.{name}: must be given, for {target.__name__}")
+
+
+def check_target(key: str, part: DictConfig) -> Callable[..., Any]:
+    """The callable that a part names, or an error that says why there is none."""
+    try:
+        target = locate(part)
+    except Exception as error:  # whatever importing a user's module may raise
+        why = f"cannot be imported ({error})"
+        raise InvalidValue(f"{key}._target_", part._target_, why) from error
+    if not callable(target):
+        raise InvalidValue(f"{key}._target_", part._target_, "must name a class or a function")
+    return target
+
+
+def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
+    """The values of a part are of the types that a signature names.
+
+    Args:
+        key: of the part.
+        part: with its settings.
+        derived: look at those that are interpolations of other keys, or at those that are not.
+    """
+    hints = type_hints(locate(part))
+    for name in given(part):
+        if OmegaConf.is_interpolation(part, name) is not derived or is_part(part[name]):
+            continue
+        if not fits(part[name], hints.get(name, Any)):
+            raise InvalidValue(f"{key}.{name}", part[name], f"must be {described(hints[name])}")
+
+
+def given(part: DictConfig) -> list[str]:
+    """The settings that a part states, without what Hydra reads itself."""
+    return [str(name) for name in part if not str(name).startswith("_")]
+
+
+def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable; anything for the few in C that have no signature."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return inspect.signature(lambda **anything: None).parameters
+
+
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a callable's parameters; none where they cannot be evaluated."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        return {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a config value is of a type; True for what a config cannot tell.
+
+    >>> fits(3, float), fits("3", float), fits(True, int), fits([1, 2], int | list[int])
+    (True, False, False, True)
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in (str, Path):
+        return isinstance(value, str | Path)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (int, bool, type(None)):
+        return type(value) is hint
+    if is_list(hint):
+        element = (*get_args(hint), Any)[0]
+        return OmegaConf.is_list(value) or (isinstance(value, list) and all(fits(item, element) for item in value))
+    # A class or a callable is built from a part; plain text in its place is the name of an option, misspelt.
+    return not (isinstance(value, str) and (inspect.isclass(hint) or get_origin(hint) is not None))
+
+
+def is_list(hint: Any) -> bool:
+    return (get_origin(hint) or hint) in (list, Sequence)
+
+
+def described(hint: Any) -> str:
+    """A type in words.
+
+    >>> described(int | None), described(Literal["auto", "loop"])
+    ('a whole number or null', 'auto or loop')
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(described(option) for option in get_args(hint)))
+    if get_origin(hint) is Literal:
+        return " or ".join(str(option) for option in get_args(hint))
+    if is_list(hint):
+        return "a list"
+    return NAMES.get(hint, "an option of its group, chosen with a slash (group/part=option)")

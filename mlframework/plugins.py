@@ -1,0 +1,43 @@
+"""Config folders of other installed packages: their tasks and algorithms stand beside ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+__all__ = ["register"]
+
+#: The group of entry points in which a package names its config folder: `theirs = "their_package.conf"`.
+GROUP = "mlframework.conf"
+
+
+class InstalledConfigs(SearchPathPlugin):
+    """Adds the config folders of installed packages behind ours."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for name, folder in installed():
+            search_path.append(provider=name, path=f"file://{folder}")
+
+
+def register() -> None:
+    """Makes the config folders of installed packages known to Hydra; to be called before it composes anything."""
+    if InstalledConfigs not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(InstalledConfigs)
+
+
+def installed() -> Iterator[tuple[str, str]]:
+    """The names and folders of the packages' configs; a package that is broken is left out, with a warning."""
+    for entry in entry_points(group=GROUP):
+        try:
+            spec = find_spec(entry.value)
+        except Exception as error:  # whatever importing another package may raise
+            warnings.warn(f"{GROUP}: {entry.name} = {entry.value} cannot be imported ({error})", stacklevel=2)
+            continue
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            yield entry.name, folder

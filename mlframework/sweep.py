@@ -1,0 +1,246 @@
+"""What came of a sweep: a table of its jobs in the terminal, and `sweep.csv` beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from mlframework.check_config import located
+from mlframework.errors import FailedRun
+from mlframework.faults import Fault
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Job", "RememberFolder", "Row", "conclude", "grouped", "read_rows"]
+
+#: Why a job ended early; a job that ended well leaves `result.json`.
+FAILED = "failed.json"
+
+Overrides = dict[str, str]
+
+
+def direction(metric: str, target: str) -> str:
+    """Whether a search takes a task distribution's metric up or down: `maximize` or `minimize`, as Optuna says."""
+    higher_is_better = getattr(located(target), "higher_is_better", frozenset({"accuracy"}))
+    return "maximize" if metric.removeprefix("query_") in higher_is_better else "minimize"
+
+
+OmegaConf.register_new_resolver("direction", direction, replace=True)
+
+
+class Job(NamedTuple):
+    """A job of a sweep, while it runs.
+
+    Attributes:
+        number: in the order in which they were launched.
+        overrides: what makes it differ from the config as it stands.
+        folder: its own.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @classmethod
+    def current(cls) -> Job:
+        """The job that Hydra runs just now, without what an earlier job of this folder left about its failure."""
+        config = HydraConfig.get()
+        job = cls(config.job.num, tuple(config.overrides.task), Path(config.runtime.output_dir))
+        (job.folder / FAILED).unlink(missing_ok=True)
+        return job
+
+    def record_failure(self, fault: Fault) -> None:
+        """Leaves why it failed in its folder; a result that lies there already stays."""
+        content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FAILED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        return f"job {self.number} ({' '.join(self.overrides)})"
+
+
+class RememberFolder(Callback):
+    """Tells `conclude` where the sweep is that this process launches."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        RememberFolder.folder = Path(config.hydra.sweep.dir)
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        job: its folder within the sweep's.
+        status: `finished`, `failed`, or `lost` where a job ended without a word.
+        overrides: by key.
+        metric: the name of the monitored validation metric; empty where there is none.
+        mean, half_width: of that metric over validation tasks, with the half width of its 95 % interval.
+        seconds: spent training.
+        error: why it failed.
+    """
+
+    job: str
+    status: str
+    overrides: Overrides
+    metric: str = ""
+    mean: float | None = None
+    half_width: float | None = None
+    seconds: float | None = None
+    error: str = ""
+
+
+def conclude() -> int:
+    """Prints and writes the table of the sweep that this process launched, if any; 1 if one of its jobs failed."""
+    folder, RememberFolder.folder = RememberFolder.folder, None
+    rows = read_rows(folder) if folder is not None else []
+    if folder is None or not rows:
+        return 0
+    from rich.console import Console
+
+    groups = grouped(rows)
+    write_csv(folder / "sweep.csv", groups)
+    if groups != rows:
+        write_csv(folder / "sweep_jobs.csv", rows)
+    Console().print(table(folder, groups))
+    return FailedRun.exit_code if any(row.status != "finished" for row in rows) else 0
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """What the jobs in a sweep's folder left, in their order."""
+    marks = ("result.json", FAILED, "config.yaml")
+    jobs = {path.parent for mark in marks for path in folder.rglob(mark)}
+    return [read_row(job, folder) for job in sorted(jobs, key=lambda job: natural(str(job)))]
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A sort key under which 10 comes after 9."""
+    return [(int(digits or 0), other) for digits, other in re.findall(r"(\d+)|(\D+)", text)]
+
+
+def read_row(job: Path, folder: Path) -> Row:
+    """What one job left."""
+    name = str(job.relative_to(folder))
+    if (job / FAILED).exists():
+        record = json.loads((job / FAILED).read_text(encoding="utf-8"))
+        return Row(name, record["status"], by_key(record["overrides"]), error=record["error"])
+    if not (job / "result.json").exists():
+        return Row(name, "lost", {}, error="ended without a word: was it killed?")
+    record = json.loads((job / "result.json").read_text(encoding="utf-8"))
+    metric = record["monitor"]
+    interval = record["validation"][metric]
+    return Row(
+        name,
+        record["status"],
+        by_key(record["overrides"]),
+        metric,
+        interval["mean"],
+        interval["half_width"],
+        record["seconds"],
+    )
+
+
+def by_key(overrides: Iterable[str]) -> Overrides:
+    """`["a.b=1"]` as `{"a.b": "1"}`."""
+    pairs = (override.partition("=") for override in overrides)
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def grouped(rows: Sequence[Row]) -> list[Row]:
+    """One row for all the seeds of the same overrides, with the interval over seeds; the rows themselves without seeds.
+
+    Where each seed stands alone, the interval over tasks is kept.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(pair for pair in row.overrides.items() if pair[0] != "seed"), []).append(row)
+    if all(len(group) == 1 for group in groups.values()):
+        return list(rows)
+    return [over_seeds(group) for group in groups.values()]
+
+
+def over_seeds(rows: Sequence[Row]) -> Row:
+    """The jobs of several seeds as one row."""
+    if len(rows) == 1:
+        return rows[0]
+    finished = [row for row in rows if row.status == "finished"]
+    row = rows[0]._replace(
+        job=",".join(row.job for row in rows),
+        status="finished" if len(finished) == len(rows) else f"{len(finished)} of {len(rows)} finished",
+        overrides={**rows[0].overrides, "seed": ",".join(row.overrides.get("seed", "") for row in rows)},
+        error="; ".join(row.error for row in rows if row.error),
+    )
+    if not finished:
+        return row
+    mean, half_width = interval([row.mean for row in finished if row.mean is not None])
+    seconds = sum(row.seconds or 0.0 for row in finished)
+    return row._replace(metric=finished[0].metric, mean=mean, half_width=half_width, seconds=seconds)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of some values and the half width of its 95 % interval."""
+    import torch
+
+    from mlframework.evaluation import Interval
+
+    return Interval.of(torch.tensor(values, dtype=torch.float64))[:2]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A column for every key that was overridden, between the job and what came of it."""
+    keys = dict.fromkeys(key for row in rows for key in row.overrides)
+    outcome = ("metric", "mean", "half_width", "seconds", "error")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "status", *keys, *outcome])
+        for row in rows:
+            chosen = [row.overrides.get(key, "") for key in keys]
+            writer.writerow([row.job, row.status, *chosen, *(getattr(row, name) for name in outcome)])
+
+
+def table(folder: Path, rows: Sequence[Row]) -> Table:
+    """The rows for the terminal: a column for every key in which they differ; what they share stands in the title."""
+    from rich.table import Table
+
+    keys = dict.fromkeys(key for row in rows for key in row.overrides)
+    same = {key: {row.overrides.get(key, "") for row in rows if row.overrides} for key in keys}
+    shared = " ".join(f"{key}={values.pop()}" for key, values in same.items() if len(values) == 1)
+    varied = [key for key, values in same.items() if len(values) > 1]
+    over = "seeds" if any("," in row.overrides.get("seed", "") for row in rows) else "validation tasks"
+    found = Table(
+        title=f"{folder} {shared}".rstrip(),
+        caption=f"mean ± half width of the 95 % interval over {over}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    found.add_column("job", justify="right")
+    for key in varied:
+        found.add_column(key, overflow="fold")
+    for name in ("metric", "value", "seconds", "status"):
+        found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=name == "value")
+    for row in rows:
+        chosen = [row.overrides.get(key, "") for key in varied]
+        found.add_row(row.job, *chosen, row.metric.replace("_", " "), value(row), seconds(row), status(row))
+    return found
+
+
+def value(row: Row) -> str:
+    return "" if row.mean is None else f"{row.mean:.4f} ± {row.half_width:.4f}"
+
+
+def seconds(row: Row) -> str:
+    return "" if row.seconds is None else f"{row.seconds:.1f}"
+
+
+def status(row: Row) -> str:
+    return f"{row.status}: {row.error}" if row.error else row.status
