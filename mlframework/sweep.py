@@ -112,7 +112,11 @@ def conclude() -> int:
     write_csv(folder / "sweep.csv", groups)
     if groups != rows:
         write_csv(folder / "sweep_jobs.csv", rows)
-    Console().print(table(folder, groups))
+    console = Console()
+    console.print(table(folder, groups))
+    for row in rows:
+        if row.error:
+            console.print(f"job {row.job}: {row.error}", markup=False, highlight=False)
     return FailedRun.exit_code if any(row.status != "finished" for row in rows) else 0
 
 
@@ -224,23 +228,24 @@ def table(folder: Path, rows: Sequence[Row]) -> Table:
         caption_justify="left",
     )
     found.add_column("job", justify="right")
-    for key in varied:
-        found.add_column(key, overflow="fold")
+    for name in short(varied):
+        found.add_column(name, overflow="fold")
     for name in ("metric", "value", "seconds", "status"):
         found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=name == "value")
     for row in rows:
-        chosen = [row.overrides.get(key, "") for key in varied]
-        found.add_row(row.job, *chosen, row.metric.replace("_", " "), value(row), seconds(row), status(row))
+        chosen = [rounded(row.overrides.get(key, "")) for key in varied]
+        value = "" if row.mean is None else f"{row.mean:.4f} ± {row.half_width:.4f}"
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        found.add_row(row.job, *chosen, row.metric.replace("_", " "), value, seconds, row.status)
     return found
 
 
-def value(row: Row) -> str:
-    return "" if row.mean is None else f"{row.mean:.4f} ± {row.half_width:.4f}"
+def rounded(value: str) -> str:
+    """A number that a search has drawn, with four digits; anything else as it is."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
 
 
-def seconds(row: Row) -> str:
-    return "" if row.seconds is None else f"{row.seconds:.1f}"
-
-
-def status(row: Row) -> str:
-    return f"{row.status}: {row.error}" if row.error else row.status
+def short(keys: Sequence[str]) -> list[str]:
+    """The last part of each key, where that tells them apart."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return last if len(set(last)) == len(last) else list(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import traceback
@@ -34,7 +35,7 @@ def job(*, settings: Mapping[str, type], required: Sequence[str] = ()) -> Callab
     """Checks the config of a function that Hydra calls, and turns its errors into one line.
 
     A single run then ends with the error's exit code. A job of a sweep leaves its line in its folder and returns None,
-    which sweepers take for a failure, so that the other jobs go on.
+    which sweepers take for a failure, so that the other jobs go on. A value that is not a number is none.
 
     Args:
         settings, required: see `check_config`.
@@ -46,13 +47,14 @@ def job(*, settings: Mapping[str, type], required: Sequence[str] = ()) -> Callab
             this = sweep.Job.current() if HydraConfig.get().mode == RunMode.MULTIRUN else None
             try:
                 check_config(config, settings=settings, required=required)
-                return function(config)
+                value = function(config)
             except Exception as error:
                 if this is None:
                     # Not an Exception: Hydra would introduce that with lines of its own.
                     raise SystemExit(report(error, config).exit_code) from None
                 this.record_failure(report(error, config, prefix=f"{this}: "))
                 return None
+            return None if value is None or math.isnan(value) else value
 
         return checked
 
