@@ -98,7 +98,7 @@ class OuterLoop:
         self.meta_layer.engine = choose_engine(self.meta_layer, episode, self.engine)
 
     def step(self, episode: Episode) -> Metrics:
-        """One outer step; returns the means over tasks, detached, each a scalar tensor.
+        """One outer step; returns the means over tasks, the norm before clipping and the rate, detached scalar tensors.
 
         Raises:
             NotFinite: before the optimizer has moved anything.
@@ -110,6 +110,7 @@ class OuterLoop:
         if not torch.isfinite(losses.sum() + norm):
             tasks = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
             raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
+        lr = torch.tensor(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
-        return {**{name: value.mean() for name, value in metrics.items()}, "meta_grad_norm": norm.detach()}
+        return {**{name: value.mean() for name, value in metrics.items()}, "meta_grad_norm": norm.detach(), "lr": lr}

@@ -135,7 +135,7 @@ class Trainer:
         """A point of each training curve, and the end of the progress bar."""
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
         rate = self.meta_batch * self.log_every / seconds
-        values |= {"train/lr": float(training.outer.scheduler.get_last_lr()[0]), "train/tasks_per_second": rate}
+        values["train/tasks_per_second"] = rate
         logger.scalars(values, step)
         bar.show(f"query loss {values['train/query_loss']:.4f}, {rate:.0f} tasks/s")
 
