@@ -1,0 +1,227 @@
+"""Wrong inputs: each is refused in one line that names the override or the file, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from commands import SHORT, call
+from omegaconf import OmegaConf
+from PIL import Image
+
+from mlframework.commands import evaluate, train
+from mlframework.run_folder import RunFolder
+
+#: What is typed, and what is answered.
+TRAIN = [
+    # options and keys
+    (["task=sinusod"], "task=sinusod: no such option (did you mean sinusoid?); there are digits, glyphs, "),
+    (["algorithm/update=sg"], "algorithm/update=sg: no such option (did you mean sgd?); there are adam, "),
+    (["experiment=nope"], "experiment=nope: no such option; there are omniglot_5w1s_anil, "),
+    (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option"),
+    (["task="], "task=: no such option; there are digits, "),
+    (["task.k_sho=3"], "task.k_sho=3: there is no task.k_sho (did you mean k_shot?); there are k_shot, k_query"),
+    (["trainr.steps=5"], "trainr.steps=5: there is no trainr (did you mean trainer?); there are seed, device, "),
+    (["algoritm=anil"], "algoritm=anil: there is no algoritm (did you mean algorithm?)"),
+    (["algorithm/updat=sgd"], "algorithm/updat=sgd: there is no group algorithm/updat; --help lists the groups"),
+    (["evaluation=none", "evaluation.tasks=10"], "evaluation.tasks=10: there is no evaluation.tasks"),
+    (["+task.foo=1"], "task.foo=1: Sinusoid has no such setting; it takes k_shot, k_query"),
+    (["+trainer.step=1"], "trainer.step=1: Trainer has no such setting (did you mean steps?); it takes steps, "),
+    (["+seed=1"], "+seed=...: is there already: without the + it is set"),
+    (["~trainr"], "Could not delete from config. 'trainr' does not exist."),
+    (["~task"], "task=null: must be an option of the group task; --help lists them"),
+    (["~trainer.monitor"], "trainer.monitor: must be given, for Trainer"),
+    (["algorithm.update=sgd"], "algorithm.update=sgd: must be an option of its group, chosen with a slash"),
+    # grammar
+    (["a b"], "a b: cannot be read as key=value"),
+    (["task.k_shot=[1"], "task.k_shot=[1: cannot be read as key=value; quotes keep special characters"),
+    (["seed=1,2"], "seed=1,2: several values make a sweep, with -m; a list is written [a,b]"),
+    (["--stepz"], "unrecognized arguments: --stepz: --hydra-help lists the flags"),
+    (["--config-dir", "nowhere"], "Additional config directory '"),
+    (["trainer.steps=${nope}"], "trainer.steps: refers to nope, which is not there"),
+    (["~suggested.inner_lr"], "algorithm.update.lr: refers to suggested.inner_lr, which is not there"),
+    # types
+    (["trainer.steps=abc"], "trainer.steps=abc: must be a whole number"),
+    (["trainer.meta_batch=1.5"], "trainer.meta_batch=1.5: must be a whole number"),
+    (["seed=x"], "seed=x: must be a whole number"),
+    (["resume=perhaps"], "resume=perhaps: must be true or false"),
+    (["algorithm.update.lr=fast"], "algorithm.update.lr=fast: must be a number"),
+    (["base_layer.hidden=40"], "base_layer.hidden=40: must be a list"),
+    (["algorithm.checkpoint_steps=2"], "algorithm.checkpoint_steps=2: must be true or false"),
+    (["task._target_=nowhere.Task"], "task._target_=nowhere.Task: cannot be imported (No module named 'nowhere')"),
+    (["task._target_=mlframework.tasks.Sinus"], "task._target_=mlframework.tasks.Sinus: cannot be imported (module "),
+    # values
+    (["task.k_shot=0"], "task.k_shot=0: must be "),
+    (["algorithm.update.lr=-1"], "algorithm.update.lr=-1: must be above 0"),
+    (["algorithm/update=momentum", "algorithm.update.momentum=1"], "algorithm.update.momentum=1: must be at least 0"),
+    (["algorithm.inner_steps=0"], "algorithm.inner_steps=0: must be at least 1"),
+    (["suggested.inner_steps=0"], "algorithm.inner_steps=0: must be at least 1"),
+    (["algorithm.adapts='^nothing'"], "algorithm.adapts=^nothing: matches no parameter; there are features.1.weight, "),
+    (["algorithm.frozen='('"], "algorithm.frozen=(: is not a regular expression: "),
+    (["algorithm.batch_norm=running"], "algorithm.batch_norm=running: must be "),
+    (["algorithm=reptile", "algorithm.meta_gradient.batch_size=0"], "algorithm.meta_gradient.batch_size=0: must be "),
+    (["base_layer.norm=layer"], "base_layer.norm=layer: must be one of batch, group, none"),
+    (["outer.engine=fast"], "outer.engine=fast: must be one of auto, vectorised, loop"),
+    (["outer.chunk=0"], "outer.chunk=0: must be at least 1, or null"),
+    (["outer.clip=-1"], "outer.clip=-1: must be above 0, or null"),
+    (["optimizer.lr=-1"], "optimizer: cannot be built: ValueError: Invalid learning rate: -1"),
+    (["trainer.steps=-1"], "trainer.steps=-1: must be at least 1"),
+    (["trainer.monitor=query_los"], "trainer.monitor=query_los: must be one of query_loss (did you mean query_loss?)"),
+    (["evaluation.tasks=0"], "evaluation.tasks=0: must be at least 1"),
+    (["evaluation.split=tset"], "evaluation.split=tset: must be "),
+    (["seed=-1"], "seed=-1: must be at least 0"),
+    (["device=cudaa"], "device=cudaa: must be one of auto, cpu"),
+    # what does not go together
+    (["base_layer=conv4"], "base_layer=conv4 reads images, this task's inputs are (1,): use base_layer=mlp"),
+    (["task=digits", "base_layer=conv4", "base_layer.downsample=pool"], "base_layer.downsample=pool: images of 8x8 "),
+    (["task=digits", "task.n_way=9"], "task.n_way=9: the train split has only the digits 0, 1, 2, 3, 4, 5"),
+    (["algorithm=reptile", "algorithm/update=learned_rates", "~algorithm.update.beta1"], "no gradient reaches update"),
+    # data
+    (["task=omniglot", "task.data_dir=empty", "task.download=false"], "task.download=false: empty/omniglot/images_ba"),
+    (["task=omniglot", "task.data_dir=incomplete"], "incomplete/images_background.zip: holds 1 characters of 1 alphab"),
+    (["task=omniglot", "task.data_dir=truncated"], "truncated/images_background.zip: damaged ("),
+    (["task=omniglot", "task.data_dir=other"], "other/images_background.zip: damaged (File is not a zip file): "),
+    (["task=image_folder"], "task.path=null: must name a folder that holds one folder of images per class"),
+    (["task=image_folder", "task.path=images"], "task.n_way=5: images has only "),
+    (["task=image_folder", "task.path=images", "task.n_way=2", "task.k_shot=2"], "task.k_shot=2: images/"),
+    # run folders
+    (["run_dir=run"], "run_dir=run: holds a run already: resume=true continues it, or name another folder"),
+    (["run_dir=in_use"], "run_dir=in_use: another process is using this run folder"),
+    (["run_dir=file"], "run_dir=file: cannot be made (File exists)"),
+    (["run_dir=new", "resume=true"], "resume=true: there is no run in run_dir=new"),
+    (["run_dir=run", "resume=true", "algorithm=anil"], "algorithm=anil: this run was started with maml; resume=true "),
+    (["run_dir=run", "resume=true", "task.k_shot=3"], "task.k_shot=3: this run was started with 10; resume=true "),
+    (["run_dir=broken", "resume=true"], "broken/checkpoints/last.pt: cannot be read as a checkpoint"),
+    (["run_dir=wider", "resume=true"], "wider/checkpoints/last.pt: a checkpoint of another architecture: base_layer."),
+]
+EVALUATE = [
+    ([], "run: must be given, as in run=..."),
+    (["run=empty"], "empty: not a run folder (it holds no config.yaml)"),
+    (["run=run", "weights=worst"], "weights=worst: must be best or last"),
+    (["run=run", "evaluation.inner_steps=-1"], "evaluation.inner_steps=-1: must be "),
+    (
+        ["run=run", "trainer.steps=3"],
+        "trainer.steps=3: there is no trainer; there are run, weights, device, evaluation",
+    ),
+    (["run=wider"], "wider/checkpoints/best.safetensors: a checkpoint of another architecture: base_layer.features."),
+    (["run=broken"], "broken/checkpoints/best.safetensors: cannot be read as safetensors ("),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a run, broken copies of it, and data that is not what it should be."""
+    folder = tmp_path_factory.mktemp("world")
+    assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=folder).exit_code == 0
+    shutil.copytree(folder / "run", folder / "broken")
+    for name in ("last.pt", "best.safetensors"):
+        whole = (folder / "run" / "checkpoints" / name).read_bytes()
+        (folder / "broken" / "checkpoints" / name).write_bytes(whole[: len(whole) // 2])
+    shutil.copytree(folder / "run", folder / "wider")
+    config = OmegaConf.load(folder / "wider" / "config.yaml")
+    config.base_layer.hidden = [50, 50]
+    OmegaConf.save(config, folder / "wider" / "config.yaml")
+    (folder / "empty").mkdir()
+    (folder / "file").touch()
+    few_images(folder / "images")
+    zips(folder)
+    with RunFolder(folder / "in_use").locked():
+        yield folder
+
+
+def few_images(folder: Path) -> None:
+    """Ten classes of two images each: too few to draw two shots and a query."""
+    for name in range(10):
+        (folder / f"class{name}").mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(folder / f"class{name}" / f"{number}.png")
+
+
+def zips(folder: Path) -> None:
+    """Omniglot's two zips: with one character in them, cut in the middle, and something else altogether."""
+    for place in ("incomplete", "truncated", "other"):
+        (folder / place).mkdir()
+        for name in ("images_background", "images_evaluation"):
+            path = folder / place / f"{name}.zip"
+            with zipfile.ZipFile(path, "w") as archive:
+                for drawing in range(20):
+                    archive.writestr(f"{name}/Greek/character01/{drawing:02}.png", os.urandom(100))
+            if place == "truncated":
+                path.write_bytes(path.read_bytes()[:1000])
+            if place == "other":
+                path.write_text("404: not found")
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("typed", "line"), TRAIN, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
+def test_training_refuses_in_one_line_before_anything_is_written(world, typed, line):
+    run_dir = [] if any(each.startswith("run_dir") for each in typed) else ["run_dir=new"]
+    before = files(world)
+    said = call(train.main, *SHORT, *run_dir, *typed, folder=world)
+    assert said.err.startswith(line), said.err
+    assert (said.exit_code, said.err.count("\n"), said.out) == (2, 1, "")
+    assert files(world) == before
+
+
+@pytest.mark.parametrize(("typed", "line"), EVALUATE, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
+def test_evaluation_refuses_in_one_line_before_anything_is_written(world, typed, line):
+    before = files(world)
+    said = call(evaluate.main, *typed, folder=world)
+    assert said.err.startswith(line), said.err
+    assert (said.exit_code, said.err.count("\n"), said.out) == (2, 1, "")
+    assert files(world) == before
+
+
+def test_the_table_is_long_enough():
+    assert len(TRAIN) + len(EVALUATE) >= 40
+
+
+@pytest.mark.parametrize("typed", ["task.k_shot=0", "task=sinusod"])
+def test_a_console_script_refuses_with_exit_code_2(tmp_path, typed):
+    done = console_script(tmp_path, typed)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(typed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_traceback_comes_where_it_is_asked_for(tmp_path):
+    done = console_script(tmp_path, "task.k_shot=0", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("task.k_shot=0: ")
+
+
+def test_a_failure_at_run_time_is_one_line_with_exit_code_1(tmp_path):
+    said = call(train.main, *SHORT, "run_dir=run", "algorithm.update.lr=1e30", folder=tmp_path)
+    assert said.exit_code == 1
+    assert "Traceback" not in said.err
+    assert said.err.splitlines()[-1].startswith("step 1: the meta-loss is not finite (task ")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_line_with_exit_code_1(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        said = call(train.main, *SHORT, "run_dir=run", folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (said.exit_code, said.err.count("\n")) == (1, 1)
+    assert said.err.startswith("OSError: [Errno 27] File too large")
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [".lock"]
+
+
+def console_script(folder: Path, *typed: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).with_name("mlframework-train")
+    return subprocess.run(
+        [script, *typed], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
