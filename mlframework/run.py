@@ -40,6 +40,7 @@ def train_run(
     choices = choices or {}
     if config.resume:
         config = resumed_config(config, folder, overrides)
+        overrides, choices = folder.overrides(), folder.choices()
     elif folder.holds_run:
         raise UserError(f"run_dir={folder.path}: holds a run already: resume=true continues it, or name another folder")
     if not 0 <= config.seed < 2**63:
@@ -57,24 +58,31 @@ def train_run(
             progress = trainer.run(training, logger, progress)
         finally:
             logger.close()
+        checkpoint.load_weights(folder.best, training.meta_layer)
+        report = evaluate(config, training, choices) if config.get("evaluation") else None
         result = {
             "status": "finished",
             "overrides": list(overrides),
             "choices": dict(choices),
-            "step": progress.step,
-            "seconds": progress.seconds,
-            "monitor": trainer.monitor,
-            "best": {"value": progress.best, "step": progress.best_step},
-            "batch_norm": training.meta_layer.batch_norm_policy,
-            "engine": training.meta_layer.engine,
+            **outcome(training, trainer, progress),
+            "evaluation": None if report is None else report.to_json(),
         }
-        checkpoint.load_weights(folder.best, training.meta_layer)
-        validated = trainer.validation(training)
-        result["validation"] = {name: steps[-1]._asdict() for name, steps in validated.items()}
-        report = evaluate(config, training, choices) if config.get("evaluation") else None
-        result["evaluation"] = None if report is None else report.to_json()
         folder.write_json(folder.result, result)
     return result, report
+
+
+def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
+    """What came of a training, with the validation metrics of the weights at hand, the best ones."""
+    validated = trainer.validation(training)
+    return {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "monitor": trainer.monitor,
+        "best": {"value": progress.best, "step": progress.best_step},
+        "batch_norm": training.meta_layer.batch_norm_policy,
+        "engine": training.meta_layer.engine,
+        "validation": {name: steps[-1]._asdict() for name, steps in validated.items()},
+    }
 
 
 def set_up(config: DictConfig, folder: RunFolder) -> Training:

@@ -81,6 +81,10 @@ class RunFolder:
         found: dict[str, str] = json.loads((self.path / "choices.json").read_text())
         return found
 
+    def overrides(self) -> list[str]:
+        """What the user typed when the run was started."""
+        return [str(override) for override in OmegaConf.load(self.path / "overrides.yaml")]
+
     def config(self) -> DictConfig:
         """The resolved config of the run."""
         path = self.path / "config.yaml"

@@ -91,6 +91,16 @@ def test_a_resumed_run_goes_on_with_what_it_was_started_with(tmp_path):
         train(tmp_path, "resume=true", "optimizer.lr=0.5")
 
 
+def test_a_resumed_run_keeps_the_record_of_how_it_was_started(tmp_path):
+    train(tmp_path, "trainer.steps=2")
+    before = json.loads((tmp_path / "result.json").read_text())
+    folder = RunFolder(tmp_path)
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        config = compose("train", [f"run_dir={tmp_path}", "resume=true"])
+    train_run(config, folder, overrides=[f"run_dir={tmp_path}", "resume=true"], choices={"algorithm": "another"})
+    assert json.loads((tmp_path / "result.json").read_text()) == before
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     train(tmp_path, "trainer.steps=2")
     before = (tmp_path / "checkpoints" / "last.pt").read_bytes()
