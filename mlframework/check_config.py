@@ -165,6 +165,8 @@ def fits(value: Any, hint: Any) -> bool:
     >>> fits(3, float), fits("3", float), fits(True, int), fits([1, 2], int | list[int])
     (True, False, False, True)
     """
+    if hint is Any:
+        return True
     if get_origin(hint) in (Union, types.UnionType):
         return any(fits(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:

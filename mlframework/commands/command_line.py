@@ -87,7 +87,8 @@ def outcome(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         exit_code = 130
-    return exit_code or sweep.conclude()
+    concluded = sweep.conclude()
+    return exit_code or concluded
 
 
 def report(error: Exception, config: DictConfig | None = None, *, prefix: str = "") -> Fault:

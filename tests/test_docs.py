@@ -1,0 +1,68 @@
+"""The worked examples of docs/, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run_as_written(page: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Writes the blocks that name a file, runs those of bash, in the order of the page.
+
+    Packages go to a folder of their own, which stands on the path: the environment stays as it is.
+    """
+    site = folder / "site"
+    scripts = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(site),
+        "PIP_TARGET": str(site),
+        "PIP_NO_INDEX": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    work = folder / "work"
+    work.mkdir()
+    done = []
+    for language, name, text in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
+        if name:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).write_text(text, encoding="utf-8")
+        elif language == "bash":
+            result = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", text], cwd=work, env=environment, capture_output=True, text=True
+            )
+            assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
+            done.append(result)
+    return done
+
+
+def test_a_task_distribution_in_three_ways(tmp_path):
+    _, folder, _, package = run_as_written("add-a-task.md", tmp_path)
+    assert "query loss on test tasks" in folder.stdout
+    assert re.search(r"^algorithm: .*\bpatient\b", package.stdout, re.MULTILINE)
+    assert re.search(r"^task: blobs, digits, ", package.stdout, re.MULTILINE)
+    assert "query accuracy on test tasks" in package.stdout
+
+
+def test_an_algorithm_in_one_file_and_one_yaml(tmp_path):
+    _, layer, sweep, preset = run_as_written("add-an-algorithm.md", tmp_path)
+    assert "nearest_mean" in layer.stdout
+    assert "shrinking" in sweep.stdout
+    assert "half_life: 2.0" in preset.stdout and "adapts: ^head" in preset.stdout
+    assert len(list((tmp_path / "work" / "multirun").rglob("result.json"))) == 2
+
+
+@pytest.mark.parametrize("page", ["add-a-task.md", "add-an-algorithm.md"])
+def test_examples_are_short(page):
+    for language, name, text in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
+        assert language != "python" or len(text.splitlines()) <= 35, name

@@ -1,0 +1,198 @@
+"""Sweeps: every job as if it ran alone, a table at the end, failures that stay with their job."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import SHORT, call
+from omegaconf import OmegaConf
+from scipy import stats
+
+from mlframework.commands import train
+from mlframework.run_folder import RunFolder
+from mlframework.sweep import Row, direction, grouped, read_rows
+
+SMALL = (*SHORT, "evaluation=none", "base_layer=mlp", "base_layer.hidden=[8]")
+#: The optuna that hydra-optuna-sweeper 1.3.0 brings uses what SQLAlchemy 2 has moved.
+OLD_OPTUNA = pytest.mark.filterwarnings("ignore")
+EIGHT = ("algorithm=maml,fomaml,anil,reptile", "task=sinusoid,glyphs")
+
+
+def sweep(folder: Path, *typed: str):
+    return call(train.main, "-m", f"hydra.sweep.dir={folder}", *SMALL, *typed, folder=folder.parent)
+
+
+def results(folder: Path) -> dict[tuple[str, ...], dict]:
+    """What every job came to, by what made it differ."""
+    found = {}
+    for path in sorted(folder.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        choices = result["choices"]
+        found[choices["algorithm"], choices["task"]] = {k: result[k] for k in ("status", "monitor", "validation")}
+    return found
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """Four algorithms on two tasks, one after another in this process."""
+    folder = tmp_path_factory.mktemp("basic") / "sweep"
+    return folder, sweep(folder, *EIGHT)
+
+
+def test_every_combination_runs_and_stands_in_the_table(eight):
+    folder, said = eight
+    assert said.exit_code == 0, said.err
+    rows = table(folder)
+    assert [(row["algorithm"], row["task"]) for row in rows] == [
+        (algorithm, task) for algorithm in ("maml", "fomaml", "anil", "reptile") for task in ("sinusoid", "glyphs")
+    ]
+    assert {row["metric"] for row in rows if row["task"] == "glyphs"} == {"query_accuracy"}
+    for row in rows:
+        interval = json.loads((folder / row["job"] / "result.json").read_text())["validation"][row["metric"]]
+        assert (float(row["mean"]), float(row["half_width"])) == (interval["mean"], interval["half_width"])
+        assert (row["status"], row["trainer.steps"]) == ("finished", "2")
+        assert float(row["seconds"]) > 0
+        assert re.search(rf"{row['job']} │ {row['algorithm']} +│ {row['task']}", said.out)
+
+
+def test_joblib_gives_the_same_table(eight, tmp_path):
+    said = sweep(tmp_path / "sweep", "launcher=joblib", "hydra.launcher.n_jobs=2", *EIGHT)
+    assert said.exit_code == 0, said.err
+    assert results(tmp_path / "sweep") == results(eight[0])
+
+
+@pytest.mark.parametrize("job", [("anil", "sinusoid"), ("reptile", "glyphs")])
+def test_a_job_of_a_sweep_gives_the_numbers_of_the_same_job_alone(eight, tmp_path, job):
+    algorithm, task = job
+    said = call(train.main, *SMALL, f"algorithm={algorithm}", f"task={task}", "run_dir=run", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    alone = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert alone["validation"] == results(eight[0])[job]["validation"]
+
+
+def test_a_job_of_a_sweep_can_be_resumed_by_itself(eight, tmp_path):
+    folder = eight[0] / "2"
+    said = call(train.main, f"run_dir={folder}", "resume=true", "trainer.steps=4", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    assert json.loads((folder / "result.json").read_text())["step"] == 4
+    assert RunFolder(folder).config().run_dir == str(folder)
+
+
+@pytest.mark.parametrize("launcher", ["", "launcher=joblib"])
+def test_a_job_that_fails_ends_neither_the_others_nor_in_silence(tmp_path, launcher):
+    said = sweep(tmp_path / "sweep", "task.k_shot=0,5", "algorithm.update.lr=0.01,1e30", *filter(None, [launcher]))
+    assert said.exit_code == 1
+    assert [row["status"] for row in table(tmp_path / "sweep")] == ["failed", "failed", "finished", "failed"]
+    assert "\njob 0: task.k_shot=0: must be " in said.out
+    assert "\njob 3: step 1: the meta-loss is not finite (task " in said.out
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "sweep" / "0" / "config.yaml").exists()
+
+
+def test_a_job_that_was_killed_is_called_lost(tmp_path):
+    RunFolder(tmp_path / "0").path.mkdir()
+    (tmp_path / "0" / "config.yaml").touch()
+    assert [(row.job, row.status) for row in read_rows(tmp_path)] == [("0", "lost")]
+
+
+def test_a_sweep_over_options_that_do_not_exist_starts_no_job(tmp_path):
+    said = sweep(tmp_path / "sweep", "algorithm=maml,mamal")
+    assert (said.exit_code, said.err.splitlines()[-1].partition(";")[0]) == (
+        2,
+        "algorithm=mamal: no such option (did you mean maml?)",
+    )
+    assert not list((tmp_path / "sweep").glob("*/*"))
+
+
+def test_all_options_of_a_group_can_be_swept(tmp_path):
+    said = sweep(tmp_path / "sweep", "schedule=glob(*)")
+    assert [row["schedule"] for row in table(tmp_path / "sweep")] == ["constant", "cosine", "linear"], said.err
+
+
+def test_seeds_become_one_row_with_the_interval_over_seeds(tmp_path):
+    said = sweep(tmp_path / "sweep", "seed=0,1,2", "algorithm=maml,anil")
+    assert said.exit_code == 0, said.err
+    rows = table(tmp_path / "sweep")
+    assert [(row["algorithm"], row["seed"]) for row in rows] == [("maml", "0,1,2"), ("anil", "0,1,2")]
+    means = [read_rows(tmp_path / "sweep")[job].mean for job in (0, 2, 4)]
+    low, high = stats.t.interval(0.95, 2, loc=stats.tmean(means), scale=stats.sem(means))
+    assert float(rows[0]["mean"]) == pytest.approx((low + high) / 2)
+    assert float(rows[0]["half_width"]) == pytest.approx((high - low) / 2)
+    assert "interval over seeds" in said.out
+    assert len((tmp_path / "sweep" / "sweep_jobs.csv").read_text().splitlines()) == 7
+
+
+def test_a_group_of_seeds_says_how_many_finished():
+    rows = [
+        Row("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0),
+        Row("1", "failed", {"seed": "1"}, error="no"),
+        Row("2", "finished", {"seed": "2"}, "query_loss", 3.0, 0.1, 2.0),
+    ]
+    (row,) = grouped(rows)
+    assert (row.job, row.status, row.mean, row.seconds, row.error) == ("0,1,2", "2 of 3 finished", 2.0, 4.0, "no")
+
+
+def test_a_single_seed_keeps_its_interval_over_tasks():
+    rows = [Row("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0)]
+    assert grouped(rows) == rows
+
+
+@OLD_OPTUNA
+def test_a_search_ends_with_its_best_parameters_and_survives_trials_that_fail(tmp_path):
+    trials = "algorithm.update.lr=choice(-1.0,0.01,1e30)"
+    said = sweep(tmp_path / "sweep", "sweep=optuna", "hydra.sweeper.n_trials=6", trials)
+    best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    finished = [row for row in table(tmp_path / "sweep") if row["status"] == "finished"]
+    assert said.exit_code == 1
+    assert 0 < len(finished) < 6
+    assert best.best_value == min(float(row["mean"]) for row in finished)
+    assert best.best_params["algorithm.update.lr"] == 0.01
+    assert "Best parameters: {" in said.out
+
+
+@OLD_OPTUNA
+def test_a_search_in_which_every_trial_fails_still_ends_with_its_table(tmp_path):
+    said = sweep(tmp_path / "sweep", "sweep=optuna", "hydra.sweeper.n_trials=2", "task.k_shot=0")
+    assert said.exit_code == 1
+    assert "Traceback" not in said.err
+    assert [row["status"] for row in table(tmp_path / "sweep")] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "wanted"),
+    [
+        ("query_loss", "mlframework.tasks.Sinusoid", "minimize"),
+        ("query_loss", "mlframework.tasks.Digits", "minimize"),
+        ("query_accuracy", "mlframework.tasks.Digits", "maximize"),
+    ],
+)
+def test_a_search_goes_the_way_in_which_the_metric_is_better(metric, target, wanted):
+    assert direction(metric, target) == wanted
+
+
+def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path):
+    said = sweep(tmp_path / "sweep", "launcher=submitit", "algorithm=maml,anil")
+    assert said.exit_code == 0, said.err
+    assert [row["status"] for row in table(tmp_path / "sweep")] == ["finished", "finished"]
+
+
+def test_a_launcher_that_is_not_installed_names_the_extra(tmp_path):
+    hide = "import sys; sys.modules['hydra_plugins.hydra_joblib_launcher'] = None; "
+    start = "sys.argv = ['mlframework-train', '-m', 'launcher=joblib', 'seed=0,1']; "
+    code = f"{hide}{start}from mlframework.commands.train import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "launcher=joblib: needs an extra: pip install 'mlframework[sweep]'\n"
