@@ -1,6 +1,6 @@
 """Writes the tables of docs/results.md from results/*.json: nothing there is typed by hand.
 
-`python scripts/results.py` after copying a run's `result.json` to `results/<name of the experiment>.json`.
+`python scripts/results.py` after copying a run's `result.json` to `results/<name>.json`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PAPERS = {
     "omniglot_5w1s_anil": "not reported (Raghu et al. 2020 have 20-way: 96.2 ± 0.5)",
 }
 HEADER = [
-    "experiment",
+    "command",
     "method",
     "batch norm",
     "tasks",
@@ -48,7 +48,7 @@ def row(name: str, result: dict[str, Any], found: dict[str, Any], metric: str, s
     ours = found is result["evaluation"]["rows"][0]
     evaluation = result["evaluation"]
     cells = [
-        f"`experiment={name}`" if ours else "",
+        f"`{command(result)}`" if ours else "",
         found["method"],
         found["batch_norm"],
         str(found["tasks"]),
@@ -59,6 +59,12 @@ def row(name: str, result: dict[str, Any], found: dict[str, Any], metric: str, s
         f"{evaluation['seed']}, `{evaluation['task_hash']}`" if ours else "",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def command(result: dict[str, Any]) -> str:
+    """What was typed, but for where it was written to."""
+    kept = [typed for typed in result["overrides"] if typed.split("=")[0] not in ("run_dir", "resume")]
+    return " ".join(["mlframework-train", *kept])
 
 
 def cell(interval: dict[str, float], scale: float, digits: int) -> str:
