@@ -10,11 +10,13 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -119,7 +121,20 @@ def refuse_unknown_flags() -> None:
         raise UserError(f"{message}: --hydra-help lists the flags")
 
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args()
+    if parser.parse_args().help:
+        list_options_quickly()
+
+
+def list_options_quickly() -> None:
+    """For every group that `--help` lists, Hydra copies all configs it knows: two thirds of the time it takes."""
+    slow = ConfigLoaderImpl.get_group_options
+
+    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **rest: Any) -> Any:
+        if rest:
+            return slow(loader, group_name, results_filter, **rest)
+        return loader.repository.get_group_options(group_name, results_filter)
+
+    ConfigLoaderImpl.get_group_options = quick  # type: ignore[assignment, method-assign]
 
 
 def import_from_here() -> None:

@@ -1,0 +1,140 @@
+"""The command lines around Hydra: help, completion, what a run folder holds, how a process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SHORT, call
+
+from mlframework.commands import evaluate, train
+from mlframework.commands.command_line import command, job
+from mlframework.errors import FailedRun
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def options(group: str) -> str:
+    return f"{group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}\n"
+
+
+def test_help_shows_groups_options_examples_and_how_to_add_ones_own(tmp_path):
+    said = call(train.main, "--help", folder=tmp_path)
+    assert said.exit_code == 0
+    for group in (
+        "task",
+        "algorithm",
+        "algorithm/update",
+        "algorithm/meta_gradient",
+        "launcher",
+        "sweep",
+        "experiment",
+    ):
+        assert f"\n{options(group)}" in said.out
+    for words in ("--config-dir my_conf task=my_task", "hydra.searchpath=", "entry point", "trainer.steps=2000"):
+        assert words in said.out
+
+
+def test_help_of_evaluation(tmp_path):
+    said = call(evaluate.main, "--help", folder=tmp_path)
+    assert said.exit_code == 0
+    assert "mlframework-evaluate run=runs/mine" in said.out
+
+
+def test_help_is_quick(tmp_path):
+    code = "import sys; sys.argv[1:] = ['--help']; from mlframework.commands.train import main\n"
+    code += "try: main()\nexcept SystemExit: assert not {'torch', 'sklearn', 'matplotlib'} & {*sys.modules}, 'heavy'"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    # Time on the processor, as others may use the machine; it takes 0.7 s on a free core.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+
+
+def test_completion_proposes_options(tmp_path):
+    line = {"COMP_LINE": "mlframework-train task=si", "COMP_POINT": "25"}
+    script = Path(sys.executable).with_name("mlframework-train")
+    done = subprocess.run(
+        [script, "-sc", "query=bash"], env={**os.environ, **line}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["task=sinusoid"]
+    installed = subprocess.run([script, "-sc", "install=bash"], cwd=tmp_path, capture_output=True, text=True)
+    assert "complete -o nospace -o default -F hydra_bash_completion" in installed.stdout
+
+
+def test_a_run_leaves_its_folder_and_nothing_else(tmp_path):
+    said = call(train.main, *SHORT, "evaluation=none", "run_dir=deep/run", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    names = {path.name for path in (tmp_path / "deep" / "run").iterdir()}
+    events = {name for name in names if name.startswith("events")}
+    records = {"config.yaml", "overrides.yaml", "choices.json", "environment.json", "result.json", "checkpoints"}
+    assert names - events == {*records, ".lock"}
+    overrides = json.loads((tmp_path / "deep" / "run" / "result.json").read_text())["overrides"]
+    assert overrides == [*SHORT, "evaluation=none", "run_dir=deep/run"]
+
+
+def test_evaluation_of_a_run_prints_a_table_and_writes_it_down(tmp_path):
+    assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=tmp_path).exit_code == 0
+    few = ("evaluation.tasks=4", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2")
+    said = call(evaluate.main, "run=run", *few, folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    assert "query loss on test tasks (seed 0, hash " in said.out
+    assert (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "line"),
+    [
+        (FailedRun("the loss is not finite"), 1, "the loss is not finite\n"),
+        (
+            OSError(28, "No space left on device", "run/last.pt"),
+            1,
+            "OSError: [Errno 28] No space left on device: 'run/",
+        ),
+        (KeyError("gone"), 1, "KeyError: 'gone' ("),
+        (RuntimeError("of two\nlines"), 1, "RuntimeError: of two lines ("),
+    ],
+)
+def test_any_error_ends_in_one_line_and_its_exit_code(tmp_path, error, exit_code, line):
+    @job(settings={"seed": int})
+    def failing(config):
+        raise error
+
+    said = call(command(failing, config_name="train"), folder=tmp_path)
+    assert (said.exit_code, said.out, said.err.count("\n")) == (exit_code, "", 1)
+    assert said.err.startswith(line)
+
+
+def test_an_interrupted_command_ends_as_one_that_was(tmp_path):
+    @job(settings={})
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    said = call(command(interrupted, config_name="train"), folder=tmp_path)
+    assert (said.exit_code, said.err) == (130, "interrupted\n")
+
+
+def test_ctrl_c_stops_a_training_that_can_be_resumed(tmp_path):
+    short = [each for each in SHORT if not each.startswith("trainer.steps")]
+    start = [Path(sys.executable).with_name("mlframework-train"), *short, "evaluation=none", "run_dir=run"]
+    with subprocess.Popen(
+        [*start, "trainer.steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(2)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
+    done = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"]
+    said = call(train.main, "run_dir=run", "resume=true", f"trainer.steps={done + 2}", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == done + 2
