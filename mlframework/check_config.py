@@ -19,7 +19,7 @@ __all__ = ["check_config", "locate", "located", "parts"]
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
 
 
-def check_config(config: DictConfig, *, settings: Mapping[str, type], required: Sequence[str] = ()) -> None:
+def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = ()) -> None:
     """Raises a `UserError` for the first value that cannot be right.
 
     Every interpolation resolves, every `_target_` can be imported, takes the settings that stand beside it and is given

@@ -20,7 +20,20 @@ from mlframework.trainer import Trainer, Training
 __all__ = ["evaluate_run", "train_run"]
 
 #: What may change when a run is resumed: how long and how often, where, and what is written, but not what is learned.
-CHANGEABLE = ("trainer", "evaluation", "logger", "outer.engine", "outer.chunk", "device", "resume", "run_dir")
+CHANGEABLE = (
+    "trainer",
+    "evaluation",
+    "logger",
+    "outer.engine",
+    "outer.chunk",
+    "device",
+    "threads",
+    "resume",
+    "run_dir",
+)
+
+#: As many threads as torch takes by itself; a job of a sweep may have changed their number.
+THREADS = torch.get_num_threads()
 
 
 def train_run(
@@ -45,6 +58,9 @@ def train_run(
         raise UserError(f"run_dir={folder.path}: holds a run already: resume=true continues it, or name another folder")
     if not 0 <= config.seed < 2**63:
         raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
+    if config.threads is not None and config.threads < 1:
+        raise InvalidValue("threads", config.threads, "must be at least 1, or null for as many as torch takes")
+    torch.set_num_threads(config.threads or THREADS)
     torch.manual_seed(config.seed)
     training = set_up(config, folder)
     trainer: Trainer = build.build_trainer(config)

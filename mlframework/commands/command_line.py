@@ -33,7 +33,7 @@ Job = Callable[[DictConfig], float | None]
 TRACEBACKS = "MLFRAMEWORK_TRACEBACKS"
 
 
-def job(*, settings: Mapping[str, type], required: Sequence[str] = ()) -> Callable[[Job], Job]:
+def job(*, settings: Mapping[str, Any], required: Sequence[str] = ()) -> Callable[[Job], Job]:
     """Checks the config of a function that Hydra calls, and turns its errors into one line.
 
     A single run then ends with the error's exit code. A job of a sweep leaves its line in its folder and returns None,

@@ -10,7 +10,7 @@ from mlframework.commands.command_line import command, job
 
 __all__ = ["main", "train"]
 
-SETTINGS = {"seed": int, "device": str, "run_dir": str, "resume": bool}
+SETTINGS = {"seed": int, "threads": int | None, "device": str, "run_dir": str, "resume": bool}
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
 
