@@ -124,7 +124,12 @@ def test_an_interrupted_command_ends_as_one_that_was(tmp_path):
 
 def test_ctrl_c_stops_a_training_that_can_be_resumed(tmp_path):
     short = [each for each in SHORT if not each.startswith("trainer.steps")]
-    start = [Path(sys.executable).with_name("mlframework-train"), *short, "evaluation=none", "run_dir=run"]
+    # Whoever runs the tests in the background may have had Ctrl-C ignored, which children inherit.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    program = str(Path(sys.executable).with_name("mlframework-train"))
+    start = [sys.executable, "-c", heeding, program, *short, "evaluation=none", "run_dir=run"]
     with subprocess.Popen(
         [*start, "trainer.steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,6 +1,7 @@
 """What a run leaves for TensorBoard, read back from its event files."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -127,6 +128,7 @@ def test_points_beyond_the_checkpoint_are_dropped_when_a_run_is_resumed(tmp_path
     for step in range(1, 11):
         killed.scalars({"train/query_loss": 1.0, "validation/only_before": 1.0}, step)
     killed.close()
+    time.sleep(1.1)  # TensorBoard reads a folder's files in the order of their names, which hold the second
     resumed = TensorBoardLogger(tmp_path, start=checkpoint)
     for step in range(checkpoint + 1, checkpoint + 4):
         resumed.scalars({"train/query_loss": 2.0}, step)
@@ -204,6 +206,7 @@ def test_a_training_leaves_points_at_its_steps_and_figures_at_1_2_4_8_validation
 
 def test_a_run_that_was_killed_and_resumed_has_each_step_once(tmp_path):
     train(tmp_path, 7)
+    time.sleep(1.1)
     train(tmp_path, 10, start=6)
     found = events(tmp_path)
     assert [step for step, _ in points(tmp_path, "train/query_loss")] == list(range(1, 11))

@@ -80,6 +80,7 @@ def test_a_run_killed_at_ten_random_moments_ends_bit_for_bit_like_one_never_stop
 
 def test_a_resumed_run_leaves_one_point_per_step(tmp_path):
     train(tmp_path, "trainer.steps=10")
+    time.sleep(1.1)  # TensorBoard reads a folder's files in the order of their names, which hold the second
     train(tmp_path, "trainer.steps=20", "resume=true")
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("train/query_loss")] == list(range(1, 21))
