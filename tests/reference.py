@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import nn
 from torch.func import functional_call
 
 
@@ -65,3 +66,14 @@ def vmap_of_grad(network, task, episode, *, lr):
     losses = torch.func.vmap(query_loss, in_dims=(None, 0, 0, 0, 0))(initial, *data)
     gradients = torch.autograd.grad(losses.mean(), list(initial.values()))
     return losses.detach(), dict(zip(initial, gradients, strict=True))
+
+
+class Recurrent(nn.Module):
+    """Reads its input as a sequence of one number after another: `[n, d]` to `[n, 4]`; vmap refuses it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(1, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x.unsqueeze(-1))[0][:, -1]

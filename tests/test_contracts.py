@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image
+from reference import Recurrent
 from torch import nn
 
 from mlframework import build
@@ -373,17 +374,6 @@ def test_a_layer_that_takes_no_mask_passes_but_for_padding():
     with pytest.raises(AssertionError, match="padding matters"):
         check_meta_layer(NativeBatchNorm, Blobs())
     check_meta_layer(NativeBatchNorm, Blobs(), padding=False)
-
-
-class Recurrent(nn.Module):
-    """Reads the numbers of an input one after another; vmap refuses it."""
-
-    def __init__(self):
-        super().__init__()
-        self.gru = nn.GRU(1, 4, batch_first=True)
-
-    def forward(self, x):
-        return self.gru(x.unsqueeze(-1))[0][:, -1]
 
 
 def test_a_layer_that_only_the_loop_takes_passes():

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from reference import Recurrent
 from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, Stack
@@ -15,17 +16,6 @@ from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors, in_float64
-
-
-class Recurrent(nn.Module):
-    """Reads its input as a sequence of one number after another: `[n, d]` to `[n, 4]`."""
-
-    def __init__(self):
-        super().__init__()
-        self.gru = nn.GRU(1, 4, batch_first=True)
-
-    def forward(self, x):
-        return self.gru(x.unsqueeze(-1))[0][:, -1]
 
 
 class DataDependent(nn.Module):
