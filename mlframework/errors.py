@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 
-__all__ = ["FailedRun", "IncompatibleTask", "InvalidValue", "UserError", "nearest"]
+__all__ = ["FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidValue", "UserError", "nearest"]
+
+#: A task of each kind that needs no data, and an algorithm that takes all of them.
+EXAMPLES = {"classification": "task=glyphs", "regression": "task=sinusoid", "sequence": "task=text_lists"}
+ANY_KIND = "algorithm=maml"
 
 
 class UserError(Exception):
@@ -33,6 +37,27 @@ class InvalidValue(UserError):
 
 class IncompatibleTask(UserError):
     """A task, a base layer and an algorithm that do not go together; the message names a choice that does."""
+
+
+class IncompatibleKind(IncompatibleTask):
+    """An algorithm that does not take tasks of some kind, as the SVM takes no regression.
+
+    Args:
+        algorithm: the class of the meta layer.
+        kinds: what it takes.
+        task: the class of the task distribution.
+        kind: what that is.
+    """
+
+    def __init__(self, algorithm: str, kinds: tuple[str, ...], task: str, kind: str) -> None:
+        self.algorithm, self.kinds, self.task, self.kind = algorithm, kinds, task, kind
+        super().__init__(self.told(algorithm, task))
+
+    def told(self, algorithm: str, task: str) -> str:
+        """The line, with the names by which the user knows the two."""
+        takes = " and ".join(f"{kind} tasks" for kind in self.kinds)
+        other = next(EXAMPLES[kind] for kind in self.kinds)
+        return f"{algorithm} takes {takes}, and {task} is a {self.kind}: use {other}, or {ANY_KIND}"
 
 
 class FailedRun(Exception):

@@ -151,6 +151,13 @@ class Report(NamedTuple):
         return {**self._asdict(), "rows": rows}
 
 
+def policies(meta_layer: MetaLayer) -> tuple[BatchNormPolicy, ...]:
+    """The policies by which queries are judged: one with, one without sight of the other queries."""
+    if not meta_layer.base_layer.mixes_examples:
+        return (meta_layer.batch_norm,)
+    return ("support", "transductive") if meta_layer.batch_norm == "support" else ("transductive", "inductive")
+
+
 class Evaluation:
     """Judges an algorithm on test tasks that are always the same, with conventional learning beside it.
 
@@ -200,9 +207,8 @@ class Evaluation:
         """Judges `meta_layer`, called `name` in the report; `make_base_layer` draws networks to train from scratch."""
         tasks = self.task_set(meta_layer.task, self.tasks)
         steps = meta_layer.test_inner_steps if self.inner_steps is None else self.inner_steps
-        policies: tuple[BatchNormPolicy, ...] = ("transductive", "inductive")
         rows = []
-        for policy in policies if meta_layer.base_layer.mixes_examples else policies[:1]:
+        for policy in policies(meta_layer):
             metrics = judge_tasks(meta_layer, tasks, steps, device=device, batch_norm=policy)
             counted = tuple(range(len(next(iter(metrics.values())))))
             shown = policy if meta_layer.base_layer.mixes_examples else "none"

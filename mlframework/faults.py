@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import (
@@ -18,7 +19,7 @@ from omegaconf.errors import (
 )
 
 from mlframework.check_config import locate, parts
-from mlframework.errors import FailedRun, InvalidValue, UserError, nearest
+from mlframework.errors import FailedRun, IncompatibleKind, InvalidValue, UserError, nearest
 
 __all__ = ["Fault", "fault"]
 
@@ -45,6 +46,8 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
     if isinstance(root, InvalidValue):
         key = f"{where}.{root.field}" if where else root.field
         return Fault(squeezed(f"{key}={typed(root.value)}: {root.why}"), UserError.exit_code)
+    if isinstance(root, IncompatibleKind):
+        return Fault(incompatible(root), root.exit_code)
     if isinstance(root, UserError | FailedRun):
         return Fault(squeezed(str(root)), root.exit_code)
     if isinstance(root, HydraException | OmegaConfBaseException):
@@ -52,6 +55,14 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
     if where:
         return Fault(squeezed(f"{where}: cannot be built: {named(root)}"), UserError.exit_code)
     return Fault(squeezed(failure(root)), FailedRun.exit_code)
+
+
+def incompatible(error: IncompatibleKind) -> str:
+    """Names the two as they were chosen."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if not choices.get("algorithm") or not choices.get("task"):
+        return str(error)
+    return error.told(f"algorithm={choices['algorithm']}", f"task={choices['task']}")
 
 
 def squeezed(text: str) -> str:

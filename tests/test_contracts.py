@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from PIL import Image
 from reference import Recurrent
@@ -16,6 +17,7 @@ from torch import nn
 from mlframework import build
 from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.episode import Episode, Examples
+from mlframework.errors import IncompatibleTask
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
@@ -82,7 +84,12 @@ def test_every_preset_of_a_task_keeps_the_contract(task, needs):
 @pytest.mark.parametrize("algorithm", presets("algorithm"))
 def test_every_preset_of_an_algorithm_keeps_the_contract_on_every_task(algorithm, task, needs):
     config = small(f"algorithm={algorithm}", f"task={task}", *needs(task))
-    check_meta_layer(partial(build.build_meta_layer, config), build.build_task(config), num_tasks=2)
+    made = build.build_task(config)
+    if made.spec.kind in get_class(config.algorithm._target_).kinds:
+        check_meta_layer(partial(build.build_meta_layer, config), made, num_tasks=2)
+    else:
+        with pytest.raises(IncompatibleTask, match=f"takes .* {type(made).__name__} is a {made.spec.kind}: use task="):
+            build.build_meta_layer(config, made)
 
 
 def test_the_presets_are_found():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.engine import Engine, over_tasks
-from mlframework.episode import Episode, Examples, masked_mean
-from mlframework.errors import InvalidValue
+from mlframework.episode import Episode, Examples, Kind, masked_mean
+from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.inner_loop import Params
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -25,7 +25,7 @@ Adapted = Any
 #: Names to values per task, `[tasks]`.
 Metrics = dict[str, Tensor]
 
-BatchNormPolicy = Literal["transductive", "inductive"]
+BatchNormPolicy = Literal["transductive", "inductive", "support"]
 
 
 class MetaLayer(nn.Module, ABC):
@@ -37,8 +37,16 @@ class MetaLayer(nn.Module, ABC):
         frozen: a regular expression for the base layer's parameters that take no part and are not learned.
         batch_norm: how query examples are normalised where the base layer mixes the examples of a batch:
             `transductive`: all queries together, so each sees the others; `inductive`: each alone, beside the support
-            set (Nichol et al. 2018, arXiv:1803.02999, section 6.1). Without such layers there is no difference.
+            set (Nichol et al. 2018, arXiv:1803.02999, section 6.1); `support`: by the support set's statistics alone,
+            which is inductive as well (MetaBN in Bronskill et al. 2020, arXiv:2003.03284, section 3.2). Without such
+            layers there is no difference.
+
+    Raises:
+        IncompatibleKind: the algorithm does not take tasks of this kind.
     """
+
+    #: The kinds of task that the algorithm takes.
+    kinds: tuple[Kind, ...] = get_args(Kind)
 
     #: Whether the gradient of `meta_loss` is that of the query loss, exactly.
     exact: bool = True
@@ -56,12 +64,16 @@ class MetaLayer(nn.Module, ABC):
         batch_norm: BatchNormPolicy = "transductive",
     ) -> None:
         super().__init__()
-        if batch_norm not in ("transductive", "inductive"):
-            raise InvalidValue("batch_norm", batch_norm, "must be transductive or inductive")
+        if task.spec.kind not in self.kinds:
+            raise IncompatibleKind(type(self).__name__, self.kinds, type(task).__name__, task.spec.kind)
+        if batch_norm not in get_args(BatchNormPolicy):
+            raise InvalidValue("batch_norm", batch_norm, f"must be one of {', '.join(get_args(BatchNormPolicy))}")
         self.base_layer = base_layer
         self.task = task
         self.batch_norm = batch_norm
         reject_running_statistics(base_layer)
+        if batch_norm == "support":
+            reject_norms_without_mask(base_layer)
         if frozen is not None:
             for name in matching(frozen, dict(base_layer.named_parameters()), field="frozen"):
                 base_layer.get_parameter(name).requires_grad_(False)
@@ -92,13 +104,22 @@ class MetaLayer(nn.Module, ABC):
         query = episode.query
         prediction = self.predict_query(adapted, episode, batch_norm or self.batch_norm)
         values = {"loss": self.task.loss(prediction, query.y), **self.task.metrics(prediction, query.y)}
-        return {f"query_{name}": masked_mean(value, query.mask) for name, value in values.items()}
+        means = {f"query_{name}": masked_mean(value, query.mask) for name, value in values.items()}
+        return {**means, **self.diagnostics(adapted)}
+
+    def diagnostics(self, adapted: Adapted) -> Metrics:
+        """How adapting went, per task `[tasks]`, to be reported beside the query metrics: a solver's residual, say."""
+        return {}
 
     def predict_query(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Tensor:
         """Predictions for the query set `[tasks, n, out_features]` under a policy."""
         support, query = episode
         if batch_norm == "transductive" or not self.base_layer.mixes_examples:
             return self.predict(adapted, query.x, self.needed(query.mask))
+        if batch_norm == "support":
+            # Rows that a mask leaves out are normalised by those that it counts.
+            mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1)
+            return self.predict(adapted, torch.cat([support.x, query.x], dim=1), mask)[:, support.x.shape[1] :]
         alone = []
         for row in range(query.x.shape[1]):
             x = torch.cat([support.x, query.x[:, row : row + 1]], dim=1)
@@ -150,3 +171,11 @@ def reject_running_statistics(module: nn.Module) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
             why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
             raise InvalidValue("base_layer", f"{type(part).__name__} ({name})", why)
+
+
+def reject_norms_without_mask(module: nn.Module) -> None:
+    """Refuses batch norms that cannot be told whose statistics to take."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            why = f"{type(part).__name__} ({name}) takes no mask: use BatchStatistics, or another policy"
+            raise InvalidValue("batch_norm", "support", why)

@@ -1,0 +1,81 @@
+"""Meta layers that work on features: the base layer's head gives way to the model that each task gets."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples, TaskSpec
+from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["OnFeatures", "feature_size"]
+
+
+class OnFeatures(MetaLayer):
+    """Fits a task's model to its support features, in one go, and applies it to query features.
+
+    A subclass says how: `fit` and `outputs`, both batched over tasks. The base layer's features are shared by all tasks
+    and learned by the outer loop; its head takes no part.
+
+    Args:
+        base_layer: only its `features` are kept.
+        task: says what the loss and the metrics are.
+        frozen: see `MetaLayer`.
+        batch_norm: see `MetaLayer`; by default queries are normalised by the support set's statistics.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(BaseLayer(base_layer.features, nn.Identity()), task, frozen=frozen, batch_norm=batch_norm)
+        self.feature_size = feature_size(base_layer, task.spec)
+
+    @abstractmethod
+    def fit(self, features: Tensor, support: Examples) -> Adapted:
+        """Each task's model.
+
+        Args:
+            features: of the support set, `[tasks, n, d]`.
+            support: the examples themselves; those with mask 0 must not count.
+        """
+
+    @abstractmethod
+    def outputs(self, adapted: Adapted, features: Tensor) -> Tensor:
+        """Predictions `[tasks, n, out_features]` of each task's model for features `[tasks, n, d]`."""
+
+    def adapt(self, support: Examples) -> Adapted:
+        return self.fit(self.features_of(support.x, self.needed(support.mask)), support)
+
+    def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.outputs(adapted, self.features_of(x, mask))
+
+    def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`."""
+        return self.call_base_layer({}, x, mask)
+
+    def targets(self, examples: Examples) -> Tensor:
+        """What a model is fitted to, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
+        y, spec = examples.y, self.task.spec
+        if spec.kind != "regression":
+            y = F.one_hot(y, spec.out_features)
+        mask = examples.mask.unsqueeze(-1)
+        return torch.where(mask > 0, y, torch.zeros_like(y)).to(examples.mask.dtype)
+
+
+def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:
+    """How many features an example has, by asking for those of two inputs of zeros."""
+    dtype = torch.long if spec.kind == "sequence" else torch.get_default_dtype()
+    parameter = next(base_layer.parameters(), torch.empty(0))
+    inputs = torch.zeros(2, *spec.x_shape, dtype=dtype, device=parameter.device)
+    with torch.no_grad():
+        return base_layer.features(inputs).shape[-1]
