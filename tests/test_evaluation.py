@@ -13,9 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 from mlframework.base_layers import MLP, Conv4
 from mlframework.baselines import FittedEstimators, FromScratch
+from mlframework.episode import Episode
 from mlframework.evaluation import Evaluation, Interval, TaskSet, judge_by_step, judge_tasks
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 
 CPU = torch.device("cpu")
@@ -95,7 +97,7 @@ def test_inductive_queries_do_not_see_each_other_and_transductive_ones_do(images
     changed = episode._replace(query=episode.query._replace(x=episode.query.x.clone()))
     changed.query.x[:, 1:] = torch.rand_like(changed.query.x[:, 1:])
     adapted = layer.adapt(episode.support)
-    for policy, sees in (("inductive", False), ("transductive", True)):
+    for policy, sees in (("inductive", False), ("support", False), ("transductive", True)):
         before = layer.predict_query(adapted, episode, policy)[:, 0]
         after = layer.predict_query(adapted, changed, policy)[:, 0]
         assert torch.equal(before, after) is not sees
@@ -108,6 +110,22 @@ def test_an_inductive_prediction_is_that_of_the_query_beside_the_support(images)
     row = torch.cat([episode.support.x[0], episode.query.x[0, 4:5]])
     alone = torch.func.functional_call(layer.base_layer, {n: p[0] for n, p in adapted.items()}, (row,))[-1]
     assert torch.allclose(layer.predict_query(adapted, episode, "inductive")[0, 4], alone, atol=1e-6)
+
+
+def test_under_the_support_policy_queries_are_normalised_as_the_support_set_is(images):
+    layer = maml(images, Conv4(images.spec, filters=4))
+    support = images.sample(2, "test", torch.Generator().manual_seed(0)).support
+    adapted = layer.adapt(support)
+    # Queries that are support examples are predicted as these are among themselves.
+    found = layer.predict_query(adapted, Episode(support, support.rows(slice(2))), "support")
+    assert torch.allclose(found, layer.predict(adapted, support.x)[:, :2], atol=1e-6)
+
+
+def test_a_layer_trained_by_the_support_policy_is_judged_by_it_first(images):
+    evaluation = Evaluation(tasks=2, seed=0, scratch_tasks=0)
+    layer = Prototypes(Conv4(images.spec, filters=4), images)
+    report = evaluation.run("prototypes", layer, lambda: Conv4(images.spec, filters=4), CPU)
+    assert [row.batch_norm for row in report.rows] == ["support", "transductive", "none"]
 
 
 def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_not(images):

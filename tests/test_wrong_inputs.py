@@ -78,6 +78,11 @@ TRAIN = [
     (["seed=-1"], "seed=-1: must be at least 0"),
     (["device=cudaa"], "device=cudaa: must be one of auto, cpu"),
     # what does not go together
+    (
+        ["algorithm=prototypes"],
+        "algorithm=prototypes takes classification tasks, and task=sinusoid is a regression: use task=glyphs, or ",
+    ),
+    (["task=digits", "algorithm=prototypes", "algorithm.distance=near"], "algorithm.distance=near: must be "),
     (["base_layer=conv4"], "base_layer=conv4 reads images, this task's inputs are (1,): use base_layer=mlp"),
     (["task=digits", "base_layer=conv4", "base_layer.downsample=pool"], "base_layer.downsample=pool: images of 8x8 "),
     (["task=digits", "task.n_way=9"], "task.n_way=9: the train split has only the digits 0, 1, 2, 3, 4, 5"),
