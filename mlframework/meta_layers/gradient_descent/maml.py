@@ -86,9 +86,12 @@ class MAML(MetaLayer):
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
         return self.meta_gradient.meta_loss(self, episode)
 
-    def initial(self, num_tasks: int) -> Params:
-        """The initialisation, stacked as often as there are tasks (a view)."""
-        params = dict(self.base_layer.named_parameters())
+    def initial(self, support: Examples) -> Params:
+        """Where each task's adapted parameters start: the initialisation, stacked as often as there are tasks (a view).
+
+        It is handed the support set for those who let it depend on that.
+        """
+        params, num_tasks = dict(self.base_layer.named_parameters()), len(support.mask)
         return {name: params[name].expand(num_tasks, *params[name].shape) for name in self.adapted_names}
 
     def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
@@ -101,7 +104,7 @@ class MAML(MetaLayer):
 
         return inner_loop(
             losses_of,
-            self.initial(len(support.mask)),
+            self.initial(support),
             self.update,
             steps,
             create_graph=self.meta_gradient.create_graph,

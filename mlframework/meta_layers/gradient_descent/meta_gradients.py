@@ -68,9 +68,10 @@ class ParameterDifference(MetaGradient):
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         # The gradient of <initial, constant> is the constant; the query loss gives no gradient of its own.
-        initial = layer.initial(episode.num_tasks)
+        examples = episode.joined()
+        initial = layer.initial(examples)
         with torch.no_grad():
-            *_, trained = layer.trajectory(episode.joined(), layer.inner_steps, batch_size=self.batch_size)
+            *_, trained = layer.trajectory(examples, layer.inner_steps, batch_size=self.batch_size)
             metrics = layer.judge(trained, episode)
         surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
