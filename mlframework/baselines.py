@@ -62,7 +62,7 @@ class FromScratch(MetaLayer):
 
         last = self.initial(support.mask)
         yield last
-        for params in inner_loop(losses_of, last, self.update, steps, create_graph=False):
+        for params in inner_loop(losses_of, last, self.update, steps, constant_steps=steps):
             last = params
         yield last
 

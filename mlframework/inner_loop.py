@@ -27,7 +27,7 @@ def inner_loop(
     update: InnerUpdate,
     steps: int,
     *,
-    create_graph: bool,
+    constant_steps: int = 0,
     checkpoint_steps: bool = False,
     idle: set[str] | None = None,
 ) -> Iterator[Params]:
@@ -41,8 +41,9 @@ def inner_loop(
         params: `[tasks, *shape]` each.
         update: the rule by which parameters move.
         steps: gradient steps.
-        create_graph: whether the gradients can be differentiated again (exact meta-gradient) or are constants
-            (first order). Under `torch.no_grad` they are constants in any case.
+        constant_steps: how many of the first steps' gradients are constants to whoever differentiates the result, as a
+            first-order meta-gradient takes them; the others can be differentiated again. Under `torch.no_grad` all are
+            constants.
         checkpoint_steps: whether to keep only each step's parameters and compute the rest anew in the backward pass:
             memory for one step instead of `steps`, for about a third more time.
         idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
@@ -60,8 +61,9 @@ def inner_loop(
                 for name, p in params.items()
             }
             losses = losses_of(params, index)
+            differentiable = meta_gradient and index >= constant_steps
             found = torch.autograd.grad(
-                losses.sum(), list(params.values()), create_graph=create_graph and meta_gradient, allow_unused=True
+                losses.sum(), list(params.values()), create_graph=differentiable, allow_unused=True
             )
         # A parameter that the loss does not depend on stays where it is.
         grads = {name: grad for name, grad in zip(params, found, strict=True) if grad is not None}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import Params
 
-__all__ = ["SGD", "Adam", "InnerUpdate", "LearnedRates", "Momentum"]
+__all__ = ["SGD", "Adam", "InnerUpdate", "LayerStepRates", "LearnedRates", "Momentum"]
 
 
 class InnerUpdate(nn.Module, ABC):
@@ -143,4 +143,28 @@ class LearnedRates(InnerUpdate):
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         rates = dict(zip(self.names, self.rates, strict=True))
+        return {name: p - rates[name] * grads[name] for name, p in params.items()}, state
+
+
+class LayerStepRates(InnerUpdate):
+    """Gradient descent with a learned rate for every parameter tensor and inner step: `p - alpha[step] * g`.
+
+    Args:
+        params: the parameters to move, by name.
+        lr: every rate's initial value.
+        steps: how many steps have rates of their own; later steps take those of the last one.
+
+    Reference: Antoniou, Edwards, Storkey, How to train your MAML, 2019, arXiv:1810.09502, section 4 (learning per-layer
+        per-step learning rates). As in the official code, weight and bias of a layer have rates of their own.
+    """
+
+    def __init__(self, params: Params, lr: float, steps: int) -> None:
+        super().__init__()
+        if steps < 1:
+            raise InvalidValue("steps", steps, "must be at least 1")
+        self.names, self.steps = tuple(params), steps
+        self.rates = nn.Parameter(torch.full((len(params), steps), positive("lr", lr)))
+
+    def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
+        rates = dict(zip(self.names, self.rates[:, min(step, self.steps - 1)], strict=True))
         return {name: p - rates[name] * grads[name] for name, p in params.items()}, state

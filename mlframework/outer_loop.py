@@ -104,6 +104,7 @@ class OuterLoop:
             NotFinite: before the optimizer has moved anything.
         """
         self.meta_layer.train()
+        self.meta_layer.outer_step = self.scheduler.last_epoch
         losses, metrics = meta_gradient(self.meta_layer, episode, chunk=self.chunk)
         limit = float("inf") if self.clip is None else self.clip
         norm = nn.utils.clip_grad_norm_(self.meta_layer.parameters(), limit)

@@ -59,7 +59,7 @@ def trained_by(optimizer, start, steps):
 )
 def test_every_step_is_that_of_torchs_optimizer(update, optimizer):
     start = params_of_one_task()
-    initial, *trajectory = inner_loop(losses, stacked(start), update(start), 6, create_graph=False)
+    initial, *trajectory = inner_loop(losses, stacked(start), update(start), 6, constant_steps=6)
     torch.testing.assert_close(dict(initial), stacked(start))
     for found, wanted in zip(trajectory, trained_by(optimizer, start, 6), strict=True):
         torch.testing.assert_close(dict(found), wanted, rtol=1e-9, atol=1e-10)
@@ -68,7 +68,7 @@ def test_every_step_is_that_of_torchs_optimizer(update, optimizer):
 @pytest.mark.usefixtures("float64")
 def test_adam_with_its_usual_eps_is_torchs_up_to_the_place_of_eps():
     start = params_of_one_task()
-    found = list(inner_loop(losses, stacked(start), Adam(start, lr=0.05), 6, create_graph=False))[1:]
+    found = list(inner_loop(losses, stacked(start), Adam(start, lr=0.05), 6, constant_steps=6))[1:]
     for ours, theirs in zip(found, trained_by(partial(torch.optim.Adam, lr=0.05), start, 6), strict=True):
         torch.testing.assert_close(dict(ours), theirs, rtol=0, atol=1e-6)
 
@@ -128,16 +128,16 @@ def test_settings_that_make_no_sense_are_refused_by_name(rule, settings, field):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("checkpoint_steps", [False, True])
-def test_the_inner_loop_differentiates_through_all_steps_only_if_asked(checkpoint_steps):
-    """On a quadratic `c/2 * w^2`, `n` steps give `w * (1 - lr * c)^n`; as constants, they leave a derivative of 1."""
+def test_the_inner_loop_differentiates_through_all_steps_but_the_constant_ones(checkpoint_steps):
+    """On a quadratic `c/2 * w^2`, `n` steps give `w * (1 - lr * c)^n`; constants leave a derivative of 1 per step."""
     w = torch.tensor([[3.0], [5.0]], requires_grad=True)
     curvature = torch.tensor([1.0, 2.0])
 
     def quadratic(params, step):
         return curvature / 2 * params["w"].square().sum(1)
 
-    for create_graph, wanted in [(True, (1 - 0.1 * curvature) ** 4), (False, torch.ones(2))]:
-        settings = {"create_graph": create_graph, "checkpoint_steps": checkpoint_steps}
+    for constant_steps, wanted in [(0, (1 - 0.1 * curvature) ** 4), (3, 1 - 0.1 * curvature), (4, torch.ones(2))]:
+        settings = {"constant_steps": constant_steps, "checkpoint_steps": checkpoint_steps}
         *_, adapted = inner_loop(quadratic, {"w": w}, SGD({"w": w[0]}, lr=0.1), 4, **settings)
         (gradient,) = torch.autograd.grad(adapted["w"].sum(), w)
         torch.testing.assert_close(gradient[:, 0], wanted)

@@ -52,6 +52,8 @@ class MetaLayer(nn.Module, ABC):
     exact: bool = True
     #: Inner steps at evaluation; 0 for an algorithm without inner steps.
     test_inner_steps: int = 0
+    #: Outer steps taken so far, set by the outer loop, for what changes while meta-training.
+    outer_step: int = 0
     #: How the base layer runs over tasks; see `mlframework.engine`.
     engine: Engine = "vectorised"
 

@@ -14,6 +14,8 @@ from mlframework.errors import InvalidValue
 from mlframework.inner_loop import Params, inner_loop
 from mlframework.inner_updates import InnerUpdate
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
+from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, SharedNorm
+from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, matching
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -34,6 +36,8 @@ class MAML(MetaLayer):
         task: says what the loss and the metrics are.
         update: builds the update rule from the adapted parameters, as in `functools.partial(SGD, lr=0.01)`.
         meta_gradient: `Exact()`, `FirstOrder()` or `ParameterDifference()`.
+        step_weights: how much the query loss after each inner step counts; None: only the last one.
+        norm: builds, from the base layer, the weights of its batch norms at each inner step; None: always its own.
         inner_steps: inner steps while meta-training.
         test_inner_steps: inner steps in evaluation mode; None takes `inner_steps`.
         adapts: a regular expression for the parameters that adapt; the others are learned by the outer loop alone.
@@ -52,6 +56,8 @@ class MAML(MetaLayer):
         *,
         update: Callable[[Params], InnerUpdate],
         meta_gradient: MetaGradient,
+        step_weights: StepWeights | None = None,
+        norm: Callable[[BaseLayer], NormWeights] | None = None,
         inner_steps: int,
         test_inner_steps: int | None = None,
         adapts: str = ".",
@@ -63,10 +69,12 @@ class MAML(MetaLayer):
         for field, value in {"inner_steps": inner_steps, "test_inner_steps": test_inner_steps}.items():
             if value is not None and value < 1:
                 raise InvalidValue(field, value, "must be at least 1")
+        self.norm = (norm or SharedNorm)(base_layer)
         learned = {name: p for name, p in base_layer.named_parameters() if p.requires_grad}
         self.adapted_names = matching(adapts, learned, field="adapts")
         self.update = update({name: learned[name].detach() for name in self.adapted_names})
         self.meta_gradient = meta_gradient
+        self.step_weights = step_weights or LastStep()
         self.inner_steps = inner_steps
         self.test_inner_steps = test_inner_steps or inner_steps
         self.checkpoint_steps = checkpoint_steps
@@ -74,7 +82,8 @@ class MAML(MetaLayer):
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
-        return self.meta_gradient.exact
+        only_last = not any(self.weights_of_steps()[:-1])
+        return only_last and self.meta_gradient.exact(self.inner_steps, self.outer_step)
 
     def adapt(self, support: Examples) -> Params:
         *_, adapted = self.trajectory(support, self.inner_steps if self.training else self.test_inner_steps)
@@ -86,6 +95,10 @@ class MAML(MetaLayer):
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
         return self.meta_gradient.meta_loss(self, episode)
 
+    def weights_of_steps(self) -> list[float]:
+        """How much the query loss after 1, 2, ..., `inner_steps` steps counts at this outer step."""
+        return self.step_weights(self.inner_steps, self.outer_step)
+
     def initial(self, support: Examples) -> Params:
         """Where each task's adapted parameters start: the initialisation, stacked as often as there are tasks (a view).
 
@@ -96,21 +109,25 @@ class MAML(MetaLayer):
 
     def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
         """The stacked parameters after 0, 1, ..., `steps` inner steps, each on all rows or on the next `batch_size`."""
+        num_tasks = len(support.mask)
 
         def losses_of(params: Params, step: int) -> Tensor:
             rows = minibatch(support, step, batch_size)
-            prediction = self.predict(params, rows.x, self.needed(rows.mask))
+            prediction = self.predict({**params, **self.norm(step, num_tasks)}, rows.x, self.needed(rows.mask))
             return masked_mean(self.task.loss(prediction, rows.y), rows.mask)
 
-        return inner_loop(
+        path = inner_loop(
             losses_of,
             self.initial(support),
             self.update,
             steps,
-            create_graph=self.meta_gradient.create_graph,
+            constant_steps=self.meta_gradient.constant_steps(steps, self.outer_step),
             checkpoint_steps=self.checkpoint_steps,
             idle=self.idle,
         )
+        for step, params in enumerate(path):
+            # Queries meet the norms of the step that led to the parameters.
+            yield {**params, **self.norm(max(step - 1, 0), num_tasks)}
 
 
 def minibatch(examples: Examples, step: int, size: int | None) -> Examples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,35 +15,64 @@ if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
     from mlframework.meta_layers.meta_layer import Metrics
 
-__all__ = ["Exact", "FirstOrder", "MetaGradient", "ParameterDifference"]
+__all__ = ["AnnealedOrder", "Exact", "FirstOrder", "MetaGradient", "ParameterDifference"]
 
 
 class MetaGradient(ABC):
     """How the query loss is differentiated through the inner loop."""
 
-    #: Whether the gradient of the meta-loss is that of the query loss, exactly.
-    exact: bool
-    #: Whether the inner gradients can be differentiated again.
-    create_graph: bool
+    @abstractmethod
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        """How many of the first inner steps' gradients are constants, at an outer step; 0: the gradient is exact."""
+
+    def exact(self, inner_steps: int, outer_step: int) -> bool:
+        """Whether the gradient of the meta-loss is that of the weighted query losses, exactly."""
+        return self.constant_steps(inner_steps, outer_step) == 0
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         """What the outer loop differentiates `[tasks]`, and what it reports."""
-        metrics = layer.judge(layer.adapt(episode.support), episode)
-        return metrics["query_loss"], metrics
+        _, *adapted = layer.trajectory(episode.support, layer.inner_steps)
+        judged = [
+            (weight, layer.judge(params, episode))
+            for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
+            if weight
+        ]
+        losses = sum(weight * metrics["query_loss"] for weight, metrics in judged)
+        assert isinstance(losses, Tensor)
+        return losses, judged[-1][1]
 
 
 class Exact(MetaGradient):
     """Differentiates through every inner step, second derivatives included (arXiv:1703.03400, algorithm 1)."""
 
-    exact = True
-    create_graph = True
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return 0
 
 
 class FirstOrder(MetaGradient):
     """Takes the inner gradients for constants (FOMAML; arXiv:1703.03400, section 5.2)."""
 
-    exact = False
-    create_graph = False
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return inner_steps
+
+
+class AnnealedOrder(MetaGradient):
+    """MAML++'s derivative-order annealing: first order in the beginning, exact from then on.
+
+    Args:
+        first_order_steps: outer steps before the meta-gradient is exact.
+
+    Reference: Antoniou, Edwards, Storkey, How to train your MAML, 2019, arXiv:1810.09502, section 4 (derivative-order
+        annealing: first order for the first 50 of 100 epochs; the official settings for Omniglot are exact throughout).
+    """
+
+    def __init__(self, first_order_steps: int) -> None:
+        if first_order_steps < 0:
+            raise InvalidValue("first_order_steps", first_order_steps, "must be at least 0")
+        self.first_order_steps = first_order_steps
+
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return inner_steps if outer_step < self.first_order_steps else 0
 
 
 class ParameterDifference(MetaGradient):
@@ -58,13 +87,13 @@ class ParameterDifference(MetaGradient):
     Reference: Nichol, Achiam, Schulman, On First-Order Meta-Learning Algorithms, 2018, arXiv:1803.02999, algorithm 2.
     """
 
-    exact = False
-    create_graph = False
-
     def __init__(self, batch_size: int | None = None) -> None:
         if batch_size is not None and batch_size < 1:
             raise InvalidValue("batch_size", batch_size, "must be at least 1, or null for all examples")
         self.batch_size = batch_size
+
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return inner_steps
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         # The gradient of <initial, constant> is the constant; the query loss gives no gradient of its own.
