@@ -75,6 +75,9 @@ class MAML(MetaLayer):
         self.update = update({name: learned[name].detach() for name in self.adapted_names})
         self.meta_gradient = meta_gradient
         self.step_weights = step_weights or LastStep()
+        if not (meta_gradient.uses_query_losses or isinstance(self.step_weights, LastStep)):
+            why = f"weighs query losses, and {type(meta_gradient).__name__} takes none: use last"
+            raise InvalidValue("step_weights", type(self.step_weights).__name__, why)
         self.inner_steps = inner_steps
         self.test_inner_steps = test_inner_steps or inner_steps
         self.checkpoint_steps = checkpoint_steps

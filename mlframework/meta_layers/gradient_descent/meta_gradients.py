@@ -21,6 +21,9 @@ __all__ = ["AnnealedOrder", "Exact", "FirstOrder", "MetaGradient", "ParameterDif
 class MetaGradient(ABC):
     """How the query loss is differentiated through the inner loop."""
 
+    #: Whether query losses are differentiated at all, so that it matters how those after each step weigh.
+    uses_query_losses: bool = True
+
     @abstractmethod
     def constant_steps(self, inner_steps: int, outer_step: int) -> int:
         """How many of the first inner steps' gradients are constants, at an outer step; 0: the gradient is exact."""
@@ -86,6 +89,8 @@ class ParameterDifference(MetaGradient):
 
     Reference: Nichol, Achiam, Schulman, On First-Order Meta-Learning Algorithms, 2018, arXiv:1803.02999, algorithm 2.
     """
+
+    uses_query_losses = False
 
     def __init__(self, batch_size: int | None = None) -> None:
         if batch_size is not None and batch_size < 1:
