@@ -1,0 +1,129 @@
+"""A hypernetwork: reads the support features and emits the weights and the bias of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, set_mean
+from mlframework.meta_layers.neural_network.prototypes import class_means
+from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["EmitsHead", "EmitsRowPerClass", "Head", "Hypernetwork"]
+
+
+class Head(NamedTuple):
+    """A linear head of each task.
+
+    Attributes:
+        weight: `[tasks, out_features, d]`.
+        bias: `[tasks, out_features]`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Hypernetwork(OnFeatures):
+    """Emits each task's linear head from its support set, in one forward pass.
+
+    The base layer is the features and the head that is emitted; the meta layer is the network that emits it. The
+    family's loop: `__init__` initialises; the trainer draws episodes; `features_of` gives base features; `fit` lets the
+    meta layer emit the task's head; `outputs` applies it to unseen data; the outer loop turns the error into a gradient
+    and an update of both networks.
+
+    In a classification the same network emits every class's row, so that permuted labels permute the rows; it starts as
+    the head of prototypical networks. In a regression one network emits the whole head from the mean of encoded
+    examples; it starts as one head for all tasks. In the literature: weight generation from class means (Gidaris,
+    Komodakis; Qiao et al.), to which the sight of the other classes is added here (as in LEO's relation network); the
+    start from prototypes is ours.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        hidden: width of each hidden layer of the two parts of the meta layer.
+
+    Reference: Ha, Dai, Le, HyperNetworks, 2017, arXiv:1609.09106; Gidaris, Komodakis, Dynamic Few-Shot Visual Learning
+        without Forgetting, 2018, arXiv:1804.09458, section 3.2; Qiao et al. 2018, arXiv:1706.03466; Rusu et al. 2019,
+        arXiv:1807.05960, section 2.3.
+    """
+
+    kinds = ("classification", "regression")
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        hidden: Sequence[int] = (128,),
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        check_hidden(hidden)
+        if task.spec.kind == "classification":
+            self.emitter: nn.Module = EmitsRowPerClass(self.feature_size, hidden)
+        else:
+            self.emitter = EmitsHead(self.feature_size, task.spec.out_features, hidden)
+
+    def fit(self, features: Tensor, support: Examples) -> Head:
+        return self.emitter(features, self.targets(support), support.mask)
+
+    def outputs(self, adapted: Head, features: Tensor) -> Tensor:
+        return features @ adapted.weight.mT + adapted.bias.unsqueeze(1)
+
+
+class EmitsRowPerClass(nn.Module):
+    """One row of the head per class: that of prototypical networks, and a learned correction.
+
+    With `c` the mean feature of a class, squared distances to it give the logits of the linear head with weight `2c`
+    and bias `-|c|^2`, up to what all classes share (Snell et al. 2017, equation 8). The correction sees the mean of the
+    class's encoded examples and the mean of these over all classes; it starts as zero.
+
+    Args:
+        d: size of a feature.
+        hidden: width of each hidden layer of the encoder and of the network after it.
+    """
+
+    def __init__(self, d: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        width = hidden[-1]
+        self.encoder = fully_connected(d, hidden, width)
+        self.correction = fully_connected(2 * width, hidden, d + 1, zero=True)
+
+    def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
+        """The heads, from features `[tasks, n, d]`, one-hot targets `[tasks, n, classes]` and a mask `[tasks, n]`."""
+        means = class_means(features, targets)
+        encoded = class_means(self.encoder(features), targets)
+        others = encoded.mean(1, keepdim=True).expand_as(encoded)
+        correction = self.correction(torch.cat([encoded, others], dim=-1))
+        return Head(2 * means + correction[..., :-1], correction[..., -1] - means.square().sum(-1))
+
+
+class EmitsHead(nn.Module):
+    """The whole head from the mean of encoded examples, each a feature with its target.
+
+    Args:
+        d: size of a feature.
+        out_features: of the head.
+        hidden: width of each hidden layer of the encoder and of the network after it.
+    """
+
+    def __init__(self, d: int, out_features: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        width = hidden[-1]
+        self.encoder = fully_connected(d + out_features, hidden, width)
+        self.correction = fully_connected(width, hidden, out_features * (d + 1), zero=True)
+        self.start = nn.Linear(d, out_features)
+
+    def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
+        """The heads, from features `[tasks, n, d]`, values `[tasks, n, out_features]` and a mask `[tasks, n]`."""
+        task = set_mean(self.encoder(torch.cat([features, targets], dim=-1)), mask)
+        correction = self.correction(task).unflatten(-1, (self.start.out_features, -1))
+        return Head(self.start.weight + correction[..., :-1], self.start.bias + correction[..., -1])
