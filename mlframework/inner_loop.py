@@ -28,6 +28,8 @@ def inner_loop(
     steps: int,
     *,
     constant_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
     checkpoint_steps: bool = False,
     idle: set[str] | None = None,
 ) -> Iterator[Params]:
@@ -44,6 +46,9 @@ def inner_loop(
         constant_steps: how many of the first steps' gradients are constants to whoever differentiates the result, as a
             first-order meta-gradient takes them; the others can be differentiated again. Under `torch.no_grad` all are
             constants.
+        weight_decay: what is added to every gradient, as a share of its parameter; after clipping, as in
+            `torch.optim.SGD`.
+        clip: the largest norm of a task's whole gradient; longer ones are scaled down to it. None leaves them.
         checkpoint_steps: whether to keep only each step's parameters and compute the rest anew in the backward pass:
             memory for one step instead of `steps`, for about a third more time.
         idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
@@ -60,16 +65,19 @@ def inner_loop(
                 name: p if meta_gradient and p.requires_grad else p.detach().requires_grad_()
                 for name, p in params.items()
             }
-            losses = losses_of(params, index)
             differentiable = meta_gradient and index >= constant_steps
-            found = torch.autograd.grad(
-                losses.sum(), list(params.values()), create_graph=differentiable, allow_unused=True
-            )
+            grads = gradients(losses_of(params, index), params, create_graph=differentiable)
         # A parameter that the loss does not depend on stays where it is.
-        grads = {name: grad for name, grad in zip(params, found, strict=True) if grad is not None}
         if len(grads) < len(params):
             report_idle(params.keys() - grads.keys(), known)
-        moved, state = update({name: params[name] for name in grads}, grads, state, index)
+        moving = {name: params[name] for name in grads}
+        if clip is not None:
+            grads = clipped(grads, clip)
+        if weight_decay:
+            # A first-order meta-gradient takes the decay for a constant, as the rest of the gradient.
+            held = moving if differentiable else {name: p.detach() for name, p in moving.items()}
+            grads = {name: grad + weight_decay * held[name] for name, grad in grads.items()}
+        moved, state = update(moving, grads, state, index)
         return {**params, **moved}, state
 
     state = update.init(params)
@@ -80,6 +88,20 @@ def inner_loop(
         else:
             params, state = step(params, state, index)
         yield params
+
+
+def gradients(losses: Tensor, params: Params, *, create_graph: bool) -> Params:
+    """Each task's gradient of its loss `[tasks]`, without the parameters that the losses do not depend on."""
+    found = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=create_graph, allow_unused=True)
+    return {name: grad for name, grad in zip(params, found, strict=True) if grad is not None}
+
+
+def clipped(grads: Params, limit: float) -> Params:
+    """Gradients whose norm over all parameters, for each task, is at most `limit`; where it is below, they stay."""
+    total = torch.stack([grad.flatten(1).square().sum(1) for grad in grads.values()]).sum(0)
+    # The root of a clamped square, so that a gradient of zero has a finite derivative.
+    scale = limit / total.clamp(min=limit**2).sqrt()  # [tasks]
+    return {name: grad * scale.view(-1, *(1 for _ in grad.shape[1:])) for name, grad in grads.items()}
 
 
 def report_idle(names: set[str], known: set[str]) -> None:

@@ -8,8 +8,18 @@ import torch
 from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, BatchStatistics, Conv4, Stack
-from mlframework.inner_updates import SGD, Adam, LearnedRates, Momentum
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
+from mlframework.errors import InvalidValue
+from mlframework.inner_updates import (
+    SGD,
+    Adam,
+    LayerStepRates,
+    LearnedRates,
+    LearnedUpdate,
+    MetaCurvature,
+    Momentum,
+    RMSprop,
+)
+from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference, Truncated
 from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import directional_errors, flat, in_float64
@@ -48,6 +58,10 @@ ALGORITHMS = {
     "meta_sgd": (".", partial(LearnedRates, lr=0.4)),
     "maml_momentum": (".", partial(Momentum, lr=0.1)),
     "maml_adam": (".", partial(Adam, lr=0.02)),
+    "maml_rmsprop": (".", partial(RMSprop, lr=0.01)),
+    "layer_step_rates": (".", partial(LayerStepRates, lr=0.4, steps=2)),
+    "meta_curvature": (".", partial(MetaCurvature, lr=0.4)),
+    "learned_update": (".", partial(LearnedUpdate, lr=0.4)),
 }
 
 
@@ -89,11 +103,10 @@ def test_the_meta_gradient_equals_finite_differences(network, algorithm, inner_s
     assert errors.max() < 1e-6
 
 
-@pytest.mark.parametrize("inner_steps", [1, 3])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_loop_chunks_and_checkpointed_steps_give_the_same_losses_and_gradients(network, algorithm, inner_steps):
-    meta_layer, episode = set_up(network, algorithm, inner_steps)
+def test_loop_chunks_and_checkpointed_steps_give_the_same_losses_and_gradients(network, algorithm):
+    meta_layer, episode = set_up(network, algorithm, 2)
     losses, _ = meta_gradient(meta_layer, episode)
     wanted = gradients(meta_layer)
     for engine, chunk, checkpoint_steps in [
@@ -169,6 +182,46 @@ def test_the_first_order_gradient_is_another_than_the_exact_one():
     for meta_layer in (exact, first_order):
         meta_gradient(meta_layer, episode)
     assert difference(gradients(first_order), gradients(exact)) > 0.01
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_decay_and_clipping_keep_the_meta_gradient_exact(network):
+    settings = {"inner_weight_decay": 0.1, "inner_clip": 0.5}
+    errors = directional_errors(*set_up(network, "maml", 2, **settings), directions=4)
+    assert errors.max() < 1e-6
+
+
+@pytest.mark.parametrize(("steps", "same"), [(0, FirstOrder()), (3, Exact()), (5, Exact())])
+def test_a_truncated_gradient_lies_between_first_order_and_exact(steps, same):
+    truncated, episode = set_up("mlp", "maml", 3, meta_gradient=Truncated(steps))
+    whole, _ = set_up("mlp", "maml", 3, meta_gradient=same)
+    whole.load_state_dict(truncated.state_dict())
+    for meta_layer in (truncated, whole):
+        meta_gradient(meta_layer, episode)
+    assert difference(gradients(truncated), gradients(whole)) < 1e-12
+    assert truncated.exact == isinstance(same, Exact)
+
+
+def test_a_truncated_gradient_is_exact_by_where_the_last_steps_start():
+    """The meta-gradient of the last two of three steps is that of MAML with two steps from where the first one ends."""
+    truncated, episode = set_up("mlp", "maml", 3, meta_gradient=Truncated(2))
+    meta_gradient(truncated, episode)
+    wanted = {}
+    for number in range(episode.num_tasks):
+        alone = episode.tasks(slice(number, number + 1))
+        *_, moved = truncated.trajectory(alone.support, 1)
+        continued, _ = set_up("mlp", "maml", 2)
+        for name, p in continued.base_layer.named_parameters():
+            p.data = moved[name][0].detach()
+        meta_gradient(continued, alone)
+        for name, gradient in gradients(continued).items():
+            wanted[name] = wanted.get(name, 0) + gradient / episode.num_tasks
+    assert difference(gradients(truncated), wanted) < 1e-12
+
+
+def test_truncation_to_a_negative_number_of_steps_is_refused():
+    with pytest.raises(InvalidValue, match="steps=-1"):
+        Truncated(-1)
 
 
 # Our Adam has eps inside the root; with an eps this small the two denominators are the same to rounding.

@@ -7,6 +7,7 @@ from mlframework.meta_layers.gradient_descent.meta_gradients import (
     FirstOrder,
     MetaGradient,
     ParameterDifference,
+    Truncated,
 )
 from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, PerStepNorm, SharedNorm
 from mlframework.meta_layers.gradient_descent.step_weights import LastStep, MultiStep, StepWeights
@@ -24,4 +25,5 @@ __all__ = [
     "PerStepNorm",
     "SharedNorm",
     "StepWeights",
+    "Truncated",
 ]

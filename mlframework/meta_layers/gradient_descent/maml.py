@@ -40,6 +40,8 @@ class MAML(MetaLayer):
         norm: builds, from the base layer, the weights of its batch norms at each inner step; None: always its own.
         inner_steps: inner steps while meta-training.
         test_inner_steps: inner steps in evaluation mode; None takes `inner_steps`.
+        inner_weight_decay: share of each adapted parameter that is added to its inner gradient.
+        inner_clip: the largest norm of a task's inner gradient; None leaves it as it is.
         adapts: a regular expression for the parameters that adapt; the others are learned by the outer loop alone.
         frozen, batch_norm: see `MetaLayer`.
         checkpoint_steps: keep only each inner step's parameters and compute the rest anew in the backward pass.
@@ -60,6 +62,8 @@ class MAML(MetaLayer):
         norm: Callable[[BaseLayer], NormWeights] | None = None,
         inner_steps: int,
         test_inner_steps: int | None = None,
+        inner_weight_decay: float = 0.0,
+        inner_clip: float | None = None,
         adapts: str = ".",
         frozen: str | None = None,
         batch_norm: BatchNormPolicy = "transductive",
@@ -80,6 +84,11 @@ class MAML(MetaLayer):
             raise InvalidValue("step_weights", type(self.step_weights).__name__, why)
         self.inner_steps = inner_steps
         self.test_inner_steps = test_inner_steps or inner_steps
+        if inner_weight_decay < 0:
+            raise InvalidValue("inner_weight_decay", inner_weight_decay, "must be at least 0")
+        if inner_clip is not None and not inner_clip > 0:
+            raise InvalidValue("inner_clip", inner_clip, "must be above 0, or null for no clipping")
+        self.inner_weight_decay, self.inner_clip = inner_weight_decay, inner_clip
         self.checkpoint_steps = checkpoint_steps
         self.idle: set[str] = set()
 
@@ -125,6 +134,8 @@ class MAML(MetaLayer):
             self.update,
             steps,
             constant_steps=self.meta_gradient.constant_steps(steps, self.outer_step),
+            weight_decay=self.inner_weight_decay,
+            clip=self.inner_clip,
             checkpoint_steps=self.checkpoint_steps,
             idle=self.idle,
         )

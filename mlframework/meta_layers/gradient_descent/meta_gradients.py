@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
     from mlframework.meta_layers.meta_layer import Metrics
 
-__all__ = ["AnnealedOrder", "Exact", "FirstOrder", "MetaGradient", "ParameterDifference"]
+__all__ = ["AnnealedOrder", "Exact", "FirstOrder", "MetaGradient", "ParameterDifference", "Truncated"]
 
 
 class MetaGradient(ABC):
@@ -57,6 +57,28 @@ class FirstOrder(MetaGradient):
 
     def constant_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
+
+
+class Truncated(MetaGradient):
+    """Differentiates through the last inner steps exactly, and takes the inner gradients before for constants.
+
+    In between `FirstOrder` (0 steps) and `Exact` (all of them) in memory, time and bias.
+
+    Args:
+        steps: how many of the last inner steps.
+
+    Reference: Shaban, Cheng, Hatch, Boots, Truncated Back-propagation for Bilevel Optimization, 2019, arXiv:1810.10667,
+        section 3. Deviation: the derivative by the initialisation goes on through the earlier steps as in first-order
+        MAML (each of them an identity), where truncation would end it.
+    """
+
+    def __init__(self, steps: int) -> None:
+        if steps < 0:
+            raise InvalidValue("steps", steps, "must be at least 0")
+        self.steps = steps
+
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return max(inner_steps - self.steps, 0)
 
 
 class AnnealedOrder(MetaGradient):
