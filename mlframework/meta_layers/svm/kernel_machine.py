@@ -1,0 +1,125 @@
+"""What the family shares: a task's model is the optimum of a convex problem on its support features."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, Metrics
+from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.meta_layers.svm.kernels import Kernel
+from mlframework.meta_layers.svm.positive import Positive
+from mlframework.solvers.solution import Solution
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["Fitted", "KernelMachine"]
+
+log = logging.getLogger(__name__)
+
+
+class Fitted(NamedTuple):
+    """Each task's model, and how its solver fared.
+
+    Attributes:
+        features: of the support set, `[tasks, n, d]`; 0 in rows that do not count.
+        solution: `dual` `[tasks, n, out_features]`, 0 in rows that do not count; `residual` and `converged` `[tasks]`.
+    """
+
+    features: Tensor
+    solution: Solution
+
+
+class KernelMachine(OnFeatures):
+    """Predicts `sum_i dual_i k(x_i, x)` over the support examples `x_i`; the duals solve a convex problem.
+
+    A subclass says which problem: `solve`. The base layer is the embedding network; the meta layer is the problem, and
+    its kernel and its few numbers may be learned too. The family's loop: `__init__` initialises; the trainer draws
+    episodes; `features_of` gives base features; `fit` solves for the task's model; `outputs` predicts on unseen data;
+    the outer loop turns the error into a gradient, through the optimum by the implicit function theorem, and an update.
+
+    Every step reports `solver_residual` and `solver_converged` (1 or 0, so the mean is the share of tasks), and what is
+    learned beside the base layer. A task that did not converge is used as it is; the first time, a warning says so.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        kernel: similarity of features.
+        positive: the problem's numbers by name, each above 0; `scale`, if there is one, multiplies the outputs.
+        learn: names of those that the outer loop learns.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        kernel: Kernel,
+        positive: Mapping[str, float],
+        learn: Collection[str],
+        frozen: str | None,
+        batch_norm: BatchNormPolicy,
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        self.kernel = kernel
+        self.positive = Positive(positive, learn=learn)
+        self.warned = False
+
+    @abstractmethod
+    def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
+        """The optimum of every task.
+
+        Args:
+            kernel: of the support set with itself, `[tasks, n, n]`.
+            targets: values or one-hot classes `[tasks, n, out_features]`.
+            mask: `[tasks, n]`, 1 counts, 0 does not; None where all count.
+        """
+
+    def fit(self, features: Tensor, support: Examples) -> Fitted:
+        features = features.masked_fill(support.mask.unsqueeze(-1) == 0, 0)
+        kernel = self.kernel(features, features)
+        # A solver may refuse what is not finite, and with it the other tasks; so this task's loss alone is not finite.
+        broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
+        solution = self.solve(kernel.masked_fill(broken, 0), self.targets(support), self.needed(support.mask))
+        solution = spoilt(solution, broken)
+        self.warn_of(solution)
+        return Fitted(features, solution)
+
+    def outputs(self, adapted: Fitted, features: Tensor) -> Tensor:
+        found = self.kernel(features, adapted.features) @ adapted.solution.dual
+        return self.positive["scale"] * found if "scale" in self.positive else found
+
+    def diagnostics(self, adapted: Fitted) -> Metrics:
+        residual = adapted.solution.residual.detach()
+        learned = {**self.positive.learned(), **self.kernel.learned()}
+        return {
+            "solver_residual": residual,
+            "solver_converged": adapted.solution.converged.to(residual.dtype),
+            **{name: value.expand(len(residual)) for name, value in learned.items()},
+        }
+
+    def warn_of(self, solution: Solution) -> None:
+        """One line for the first tasks that did not converge; TensorBoard has the others."""
+        if self.warned or bool(solution.converged.all()):
+            return
+        self.warned = True
+        log.warning(
+            "%s: the solver did not converge in %d of %d tasks (largest residual %.1e); "
+            "from here on, see solver_converged and solver_residual",
+            type(self).__name__,
+            int((~solution.converged).sum()),
+            len(solution.converged),
+            float(solution.residual.max()),
+        )
+
+
+def spoilt(solution: Solution, broken: Tensor) -> Solution:
+    """A solution that is not a number in some tasks `[tasks, 1, 1]`, where it has no meaning."""
+    tasks = broken.flatten()
+    residual = solution.residual.masked_fill(tasks, torch.inf)
+    return Solution(solution.dual.masked_fill(broken, torch.nan), residual, solution.converged & ~tasks)
