@@ -3,11 +3,14 @@
 import logging
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
+from mlframework import build
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import inner_loop
@@ -18,6 +21,7 @@ from mlframework.outer_loop import MissingGradient, meta_gradient
 from mlframework.tasks import Sinusoid
 
 TASKS = 3
+UPDATES = Path(__file__).parent.parent / "conf" / "algorithm" / "update"
 
 
 def params_of_one_task():
@@ -319,3 +323,14 @@ def test_another_meta_layer_names_its_own_idle_parameters(caplog):
         base_layer = BaseLayer(WithIdle(), nn.Linear(2, 1))
         MAML(base_layer, task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1).adapt(episode.support)
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("update", sorted(path.stem for path in UPDATES.glob("*.yaml")))
+@pytest.mark.parametrize("algorithm", ["anil", "reptile"])
+def test_every_update_rule_goes_with_every_way_to_the_meta_gradient(algorithm, update):
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        config = compose("train", [f"algorithm={algorithm}", f"algorithm/update={update}", "algorithm.inner_steps=2"])
+    task = Sinusoid(k_shot=3, k_query=3)
+    meta_layer = build.build_meta_layer(config, task)
+    adapted = meta_layer.adapt(task.sample(2, "train", torch.Generator().manual_seed(0)).support)
+    assert not torch.equal(adapted["head.bias"][0], meta_layer.base_layer.head.bias)
