@@ -9,16 +9,20 @@ import torch
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Kind, masked_mean
 from mlframework.inner_loop import Params, inner_loop
 from mlframework.inner_updates import Adam
-from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
+from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["FittedEstimators", "FromScratch", "estimator_for"]
+__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "fits_kind", "raw_inputs"]
+
+#: The logarithm of a probability that counts as none.
+LEAST = float(np.log(1e-12))
 
 
 class FromScratch(MetaLayer):
@@ -67,40 +71,92 @@ class FromScratch(MetaLayer):
         yield last
 
 
-class FittedEstimators(MetaLayer):
-    """A scikit-learn estimator, fitted to the raw inputs of each support set.
+class FittedEstimators(OnFeatures):
+    """A scikit-learn estimator, fitted to the features of each support set.
+
+    No gradient passes through it, so the features are taken as they are: those of a trained network, or the raw inputs
+    (see `raw_inputs`).
 
     Args:
-        base_layer: takes no part; it is here because every meta layer has one.
+        base_layer: only its `features` are used.
         task: says what the loss and the metrics are.
         estimator: cloned for every task.
+        batch_norm: see `OnFeatures`.
+
+    >>> from mlframework.tasks import Sinusoid
+    >>> fitted = FittedEstimators(raw_inputs(), Sinusoid(), estimator=KernelRidge(kernel="rbf"))
+    >>> episode = Sinusoid().sample(2, "test", torch.Generator().manual_seed(0))
+    >>> fitted.predict(fitted.adapt(episode.support), episode.query.x).shape
+    torch.Size([2, 10, 1])
     """
 
+    kinds = ("classification", "regression")
     exact = False
 
-    def __init__(self, base_layer: BaseLayer, task: TaskDistribution, *, estimator: BaseEstimator) -> None:
-        super().__init__(base_layer, task)
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        estimator: BaseEstimator,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, batch_norm=batch_norm)
         self.estimator = estimator
 
-    def adapt(self, support: Examples) -> list[BaseEstimator]:
-        return [self.fitted(*leaves) for leaves in zip(*support, strict=True)]
+    def fit(self, features: Tensor, support: Examples) -> list[BaseEstimator]:
+        return [self.fitted(*leaves) for leaves in zip(features, support.y, support.mask, strict=True)]
 
-    def fitted(self, x: Tensor, y: Tensor, mask: Tensor) -> BaseEstimator:
+    def fitted(self, features: Tensor, y: Tensor, mask: Tensor) -> BaseEstimator:
         """One task's estimator, from the rows that count."""
         kept = mask > 0
-        return clone(self.estimator).fit(x[kept].flatten(1).cpu().numpy(), y[kept].cpu().numpy())
+        return clone(self.estimator).fit(as_array(features[kept]), as_array(y[kept]))
 
-    def predict(self, adapted: list[BaseEstimator], x: Tensor, mask: Tensor | None = None) -> Tensor:
-        found = [self.predicted(e, rows.flatten(1).cpu().numpy()) for e, rows in zip(adapted, x, strict=True)]
-        return torch.from_numpy(np.stack(found)).to(x)
+    def outputs(self, adapted: list[BaseEstimator], features: Tensor) -> Tensor:
+        width = self.task.spec.out_features
+        found = [scores(e, as_array(rows), width) for e, rows in zip(adapted, features, strict=True)]
+        return torch.from_numpy(np.stack(found)).to(features)
 
-    def predicted(self, estimator: BaseEstimator, x: np.ndarray) -> np.ndarray:
-        """Values, or logarithms of class probabilities (tiny where a class was absent): `[n, out_features]`."""
-        if not is_classifier(estimator):
-            return np.asarray(estimator.predict(x)).reshape(len(x), -1)
-        scores = np.full((len(x), self.task.spec.out_features), 1e-12)
-        scores[:, estimator.classes_.astype(int)] = np.clip(estimator.predict_proba(x), 1e-12, 1)
-        return np.log(scores)
+
+def raw_inputs() -> BaseLayer:
+    """A base layer whose features are the inputs themselves."""
+    return BaseLayer(nn.Flatten(), nn.Identity())
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """What scikit-learn reads."""
+    return tensor.detach().cpu().numpy()
+
+
+def scores(estimator: BaseEstimator, x: np.ndarray, width: int) -> np.ndarray:
+    """What a fitted estimator predicts: values or, of a classifier, a score per class, more being likelier.
+
+    Args:
+        estimator: fitted.
+        x: examples `[n, d]`.
+        width: values per example, or classes; the estimator may have met only some of them.
+
+    Returns:
+        `[n, width]`; a class that was not met is the least likely.
+    """
+    if not is_classifier(estimator):
+        return np.asarray(estimator.predict(x)).reshape(len(x), -1)
+    known = known_scores(estimator, x)
+    whole = np.full((len(x), width), min(known.min() - 1, LEAST))
+    whole[:, estimator.classes_.astype(int)] = known
+    return whole
+
+
+def known_scores(estimator: BaseEstimator, x: np.ndarray) -> np.ndarray:
+    """Scores `[n, classes met]`: logarithms of probabilities where there are such, else the decision function."""
+    if hasattr(estimator, "predict_proba"):
+        return np.log(np.clip(estimator.predict_proba(x), np.exp(LEAST), 1))
+    if not hasattr(estimator, "decision_function"):
+        chosen = np.asarray(estimator.predict(x))[:, None] == estimator.classes_
+        return np.where(chosen, 0.0, LEAST)
+    decision = estimator.decision_function(x)
+    # Of two classes, scikit-learn gives the second's margin alone.
+    return np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
 
 
 def estimator_for(kind: Kind) -> BaseEstimator:
@@ -108,3 +164,8 @@ def estimator_for(kind: Kind) -> BaseEstimator:
     if kind == "classification":
         return LogisticRegression(max_iter=1000)
     return KernelRidge(kernel="rbf", alpha=0.1, gamma=0.5)
+
+
+def fits_kind(estimator: BaseEstimator, kind: Kind) -> bool:
+    """Whether an estimator is for tasks of a kind: a classifier for a classification, any other for a regression."""
+    return kind == ("classification" if is_classifier(estimator) else "regression")

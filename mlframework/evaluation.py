@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from scipy import stats
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from torch import Tensor
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.baselines import FittedEstimators, FromScratch, estimator_for
+from mlframework.baselines import FittedEstimators, FromScratch, estimator_for, fits_kind, raw_inputs
 from mlframework.episode import Episode, Split
-from mlframework.errors import InvalidValue
+from mlframework.errors import InvalidValue, UserError
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -171,6 +171,8 @@ class Evaluation:
         scratch_steps: steps of Adam from scratch.
         scratch_lr: its rate.
         estimator: a scikit-learn estimator for raw inputs; None chooses one by the kind of task.
+        on_features: scikit-learn estimators by name, each fitted to the features of the algorithm's base layer as they
+            are before it adapts.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class Evaluation:
         scratch_steps: int = 100,
         scratch_lr: float = 0.01,
         estimator: BaseEstimator | None = None,
+        on_features: Mapping[str, BaseEstimator] | None = None,
     ) -> None:
         for field, value in {"tasks": tasks, "chunk": chunk, "scratch_steps": scratch_steps}.items():
             if value < 1:
@@ -199,12 +202,22 @@ class Evaluation:
             raise InvalidValue("scratch_lr", scratch_lr, "must be above 0")
         self.tasks, self.seed, self.split, self.inner_steps, self.chunk = tasks, seed, split, inner_steps, chunk
         self.scratch_tasks, self.scratch_steps, self.scratch_lr = min(scratch_tasks, tasks), scratch_steps, scratch_lr
-        self.estimator = estimator
+        self.estimator, self.on_features = estimator, dict(on_features or {})
+
+    def check(self, task: TaskDistribution) -> None:
+        """Refuses estimators that are not for such tasks."""
+        given = {"estimator": self.estimator, **{f"on_features.{name}": e for name, e in self.on_features.items()}}
+        for name, estimator in given.items():
+            if estimator is not None and not fits_kind(estimator, task.spec.kind):
+                takes = "classification" if is_classifier(estimator) else "regression"
+                what = f"{type(estimator).__name__} takes a {takes}, and {type(task).__name__} is a {task.spec.kind}"
+                raise UserError(f"evaluation.{name}: {what}")
 
     def run(
         self, name: str, meta_layer: MetaLayer, make_base_layer: Callable[[], BaseLayer], device: torch.device
     ) -> Report:
         """Judges `meta_layer`, called `name` in the report; `make_base_layer` draws networks to train from scratch."""
+        self.check(meta_layer.task)
         tasks = self.task_set(meta_layer.task, self.tasks)
         steps = meta_layer.test_inner_steps if self.inner_steps is None else self.inner_steps
         rows = []
@@ -213,6 +226,7 @@ class Evaluation:
             counted = tuple(range(len(next(iter(metrics.values())))))
             shown = policy if meta_layer.base_layer.mixes_examples else "none"
             rows.append(Row(name, shown, self.tasks, counted, metrics))
+        rows += self.estimators_on_features(meta_layer, device)
         rows += self.baselines(meta_layer, make_base_layer, device)
         return Report(tasks.hash(), self.split, self.tasks, self.seed, rows)
 
@@ -232,13 +246,23 @@ class Evaluation:
                 )
             policy = scratch.batch_norm_policy
             rows.append(Row("from scratch (Adam)", policy, self.scratch_tasks, (0, self.scratch_steps), metrics))
-        if self.estimator is not None or task.spec.kind != "sequence":
+        if task.spec.kind in FittedEstimators.kinds:
             estimator = self.estimator or estimator_for(task.spec.kind)
-            fitted = FittedEstimators(make_base_layer(), task, estimator=estimator)
-            metrics = judge_tasks(
-                fitted, self.task_set(task, self.tasks), 0, device=torch.device("cpu"), batch_norm="transductive"
-            )
+            fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
+            metrics = judge_tasks(fitted, self.task_set(task, self.tasks), 0, device=torch.device("cpu"))
             rows.append(Row(f"scikit-learn {type(estimator).__name__}", "none", self.tasks, (1,), metrics))
+        return rows
+
+    def estimators_on_features(self, meta_layer: MetaLayer, device: torch.device) -> list[Row]:
+        """Rows of scikit-learn's estimators on the algorithm's features, on the same tasks."""
+        task = meta_layer.task
+        rows = []
+        for name, estimator in self.on_features.items():
+            policy = meta_layer.batch_norm
+            fitted = FittedEstimators(meta_layer.base_layer, task, estimator=estimator, batch_norm=policy)
+            fitted.engine = meta_layer.engine
+            metrics = judge_tasks(fitted, self.task_set(task, self.tasks), 0, device=device)
+            rows.append(Row(f"{name} on features", fitted.batch_norm_policy, self.tasks, (1,), metrics))
         return rows
 
     def task_set(self, task: TaskDistribution, tasks: int) -> TaskSet:

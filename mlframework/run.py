@@ -64,7 +64,9 @@ def train_run(
     torch.manual_seed(config.seed)
     training = set_up(config, folder)
     trainer: Trainer = build.build_trainer(config)
-    build.build_evaluation(config)  # what is wrong with it should be said now, not after the training
+    evaluation = build.build_evaluation(config)  # what is wrong with it should be said now, not after the training
+    if evaluation is not None:
+        evaluation.check(training.task)
     try_out(training, trainer)
     with folder.locked():
         progress = start(training, config, overrides, choices)

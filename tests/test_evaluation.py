@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.ensemble import VotingClassifier
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC, LinearSVC
 
 from mlframework.base_layers import MLP, Conv4
-from mlframework.baselines import FittedEstimators, FromScratch
+from mlframework.baselines import FittedEstimators, FromScratch, raw_inputs
 from mlframework.episode import Episode
+from mlframework.errors import UserError
 from mlframework.evaluation import Evaluation, Interval, TaskSet, judge_by_step, judge_tasks
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
@@ -153,7 +157,7 @@ def test_from_scratch_fits_every_support_set_from_an_initialisation_of_its_own()
 def test_the_scikit_learn_row_is_what_scikit_learn_gives(images, estimator):
     regression = isinstance(estimator, KernelRidge)
     task = Sinusoid() if regression else images
-    fitted = FittedEstimators(MLP(task.spec), task, estimator=estimator)
+    fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
     name = "query_loss" if regression else "query_accuracy"
     found = judge_tasks(fitted, TaskSet(task, "test", tasks=5, seed=0), 0, device=CPU)[name][0].mean
     episode = next(iter(TaskSet(task, "test", tasks=5, seed=0)))
@@ -164,3 +168,81 @@ def test_the_scikit_learn_row_is_what_scikit_learn_gives(images, estimator):
         predicted = model.predict(qx.reshape(len(qx), -1))
         expected.append(np.mean((predicted - qy) ** 2) if regression else np.mean(predicted == qy))
     assert found == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def spread(kind: str):
+    """A task of a kind, and features of it."""
+    task = Sinusoid() if kind == "regression" else blobs(n_way=2 if kind == "two classes" else 4)
+    return task, MLP(task.spec, hidden=[7])
+
+
+def blobs(n_way: int, k_shot: int | list[int] = 3) -> ArrayTasks:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat(12)
+    x = torch.randn(8, 5, generator=generator)[labels] + torch.randn(96, 5, generator=generator)
+    data = ClassIndexed.from_labels(x, labels)
+    return ArrayTasks({"test": data}, n_way=n_way, k_shot=k_shot, k_query=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [
+        ("two classes", LinearSVC()),
+        ("two classes", SVC(C=3.0)),
+        ("classes", LinearSVC()),
+        ("classes", SVC()),
+        ("classes", RidgeClassifier()),
+        ("classes", KNeighborsClassifier(1)),
+        ("classes", VotingClassifier([("nearest", KNeighborsClassifier(1))])),  # has neither probabilities nor margins
+        ("regression", Ridge(alpha=0.1)),
+    ],
+    ids=str,
+)
+def test_an_estimator_on_features_is_judged_as_scikit_learn_would(kind, estimator):
+    task, network = spread(kind)
+    fitted = FittedEstimators(network, task, estimator=estimator)
+    support, query = next(iter(TaskSet(task, "test", tasks=5, seed=0)))
+    found = fitted.predict(fitted.adapt(support), query.x)
+    for index, prediction in enumerate(found):
+        with torch.no_grad():
+            x, asked = (network.features(part.x[index]).numpy() for part in (support, query))
+        expected = estimator.fit(x, support.y[index].numpy()).predict(asked)
+        chosen = prediction if kind == "regression" else prediction.argmax(-1)
+        assert np.allclose(chosen.flatten().numpy(), expected, atol=1e-4)
+
+
+def test_a_class_that_an_estimator_has_not_met_is_the_least_likely():
+    task = blobs(n_way=4)
+    support, query = next(iter(TaskSet(task, "test", tasks=3, seed=0)))
+    support = support._replace(mask=support.mask * (support.y != 2))
+    for estimator in (LinearSVC(), LogisticRegression(), VotingClassifier([("margin", LinearSVC())])):
+        fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
+        prediction = fitted.predict(fitted.adapt(support), query.x)
+        assert prediction.isfinite().all()
+        assert (prediction.argmin(-1) == 2).all()
+
+
+def test_a_report_has_a_row_for_each_estimator_on_the_algorithm_s_features(images):
+    images = ArrayTasks(images.splits, n_way=3, k_shot=1, k_query=3)
+    base = functools.partial(Conv4, images.spec, filters=4)
+    layer = Prototypes(base(), images)
+    asked = {"margin": LinearSVC(), "nearest": KNeighborsClassifier(1)}
+    report = Evaluation(tasks=6, seed=0, scratch_tasks=0, on_features=asked).run("prototypes", layer, base, CPU)
+    rows = {row.method: row for row in report.rows}
+    assert [row.batch_norm for name, row in rows.items() if name.endswith("on features")] == ["support", "support"]
+    # The nearest neighbour is what prototypes are in one shot.
+    found = rows["nearest on features"].metrics["query_accuracy"][0].mean
+    assert found == pytest.approx(report.rows[0].metrics["query_accuracy"][0].mean)
+
+
+def test_an_estimator_of_the_wrong_kind_is_refused_before_anything_is_judged():
+    evaluation = Evaluation(tasks=2, seed=0, on_features={"wave": Ridge()})
+    with pytest.raises(
+        UserError, match=r"evaluation\.on_features\.wave: Ridge takes a regression, and ArrayTasks is a"
+    ):
+        evaluation.check(blobs(n_way=2))
+    with pytest.raises(
+        UserError, match=r"evaluation\.estimator: SVC takes a classification, and Sinusoid is a regress"
+    ):
+        Evaluation(tasks=2, seed=0, estimator=SVC()).check(Sinusoid())
+    evaluation.check(Sinusoid())

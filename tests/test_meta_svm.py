@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 
 import numpy as np
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer
-from mlframework.commands import train
+from mlframework.commands import evaluate, train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.svm import (
@@ -163,14 +164,43 @@ def test_what_is_not_learned_stays_and_needs_no_gradient():
     assert all(name.startswith("base_layer.") for name in learned)
 
 
-def test_the_solver_reports_to_tensorboard(tmp_path):
-    said = call(train.main, "algorithm=svm", "task=digits", "run_dir=r", "evaluation=none", *SHORT, folder=tmp_path)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a short run of `algorithm=svm`."""
+    folder = tmp_path_factory.mktemp("run")
+    said = call(train.main, "algorithm=svm", "task=digits", "run_dir=r", "evaluation=none", *SHORT, folder=folder)
     assert said.exit_code == 0, said.err
-    events = EventAccumulator(str(tmp_path / "r")).Reload()
+    return folder / "r"
+
+
+def test_the_solver_reports_to_tensorboard(run):
+    events = EventAccumulator(str(run)).Reload()
     for split in ("train", "validation"):
         assert [event.value for event in events.Scalars(f"{split}/solver_converged")] == [1.0]
         assert 0 <= events.Scalars(f"{split}/solver_residual")[-1].value <= 1e-9
     assert events.Scalars("train/scale")[-1].value == pytest.approx(10, abs=0.1)
+
+
+def test_any_estimator_of_scikit_learn_is_judged_on_a_run_s_features(run):
+    options = ["evaluation/on_features=[svc,logistic_regression]", "evaluation.on_features.svc.C=3"]
+    own = ["+evaluation.on_features.near._target_=sklearn.neighbors.KNeighborsClassifier"]
+    few = ["evaluation.tasks=3", "evaluation.scratch_tasks=0", "+evaluation.on_features.near.n_neighbors=1"]
+    said = call(evaluate.main, "run=r", *options, *own, *few, folder=run.parent)
+    assert said.exit_code == 0, said.err
+    report = json.loads((run / "evaluation.json").read_text())
+    assert [row["method"] for row in report["rows"] if row["method"].endswith("on features")] == [
+        "svc on features",
+        "logistic_regression on features",
+        "near on features",
+    ]
+
+
+def test_an_estimator_that_does_not_fit_the_task_is_refused_before_training(tmp_path):
+    said = call(train.main, "task=digits", "evaluation/on_features=[ridge]", *SHORT, folder=tmp_path)
+    assert said.exit_code == 2
+    line = "evaluation.on_features.ridge: Ridge takes a regression, and Digits is a classification"
+    assert said.err.strip() == line
+    assert not any(tmp_path.iterdir())
 
 
 class OneStep(KernelMachine):
