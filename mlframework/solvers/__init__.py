@@ -1,0 +1,1 @@
+"""Solvers: batched over tasks, and pure."""

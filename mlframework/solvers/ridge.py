@@ -1,0 +1,57 @@
+"""Ridge regression in closed form, batched over tasks; plain autograd differentiates it to any order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlframework.solvers.solution import Solution
+from mlframework.solvers.support_vectors import regularised
+
+__all__ = ["kernel_ridge", "ridge"]
+
+#: A relative residual up to which a solution counts as converged.
+TOLERANCE = 1e-9
+
+
+def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tensor | None = None) -> Solution:
+    """The coefficients of support examples that solve `(K + reg I) A = Y`, in float64.
+
+    Args:
+        kernel: of the support examples, `[tasks, n, n]`.
+        targets: `[tasks, n, k]`.
+        reg: above 0; a scalar, or `[tasks]`.
+        mask: which examples count, `[tasks, n]`; None: all.
+
+    Returns:
+        Its `dual` `[tasks, n, k]` is 0 for an example that does not count; its residual is relative to the targets.
+
+    >>> kernel_ridge(torch.eye(2).unsqueeze(0), torch.ones(1, 2, 1), reg=1.0).dual.flatten()
+    tensor([0.5000, 0.5000])
+    """
+    wanted = targets.double()
+    if mask is not None:
+        wanted = torch.where(mask.unsqueeze(-1) > 0, wanted, 0.0)
+    matrix = regularised(kernel, reg, mask)
+    dual = torch.linalg.solve(matrix, wanted)
+    with torch.no_grad():
+        rest = (matrix @ dual - wanted).abs().amax((-2, -1)) / wanted.abs().amax((-2, -1)).clamp(min=1e-300)
+    return Solution(dual.to(kernel.dtype), rest.to(kernel.dtype), rest <= TOLERANCE)
+
+
+def ridge(features: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tensor | None = None) -> Tensor:
+    """The weights `[tasks, d, k]` of a ridge regression on features `[tasks, n, d]`.
+
+    Whichever is smaller is solved: `(X^T X + reg I) W = X^T Y`, or `W = X^T A` with `(X X^T + reg I) A = Y`.
+
+    >>> ridge(torch.eye(2).unsqueeze(0), torch.ones(1, 2, 1), reg=1.0).flatten()
+    tensor([0.5000, 0.5000])
+    """
+    x, y = features.double(), targets.double()
+    if mask is not None:
+        x, y = (torch.where(mask.unsqueeze(-1) > 0, leaf, 0.0) for leaf in (x, y))
+    if x.shape[-2] <= x.shape[-1]:
+        weights = x.mT @ kernel_ridge(x @ x.mT, y, reg=reg).dual
+    else:
+        weights = torch.linalg.solve(regularised(x.mT @ x, reg, None), x.mT @ y)
+    return weights.to(features.dtype)

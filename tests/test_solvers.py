@@ -1,0 +1,188 @@
+"""Support vector, ridge and logistic solvers against scikit-learn, optimality conditions and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.svm import LinearSVC
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jacfwd, jacrev, vmap
+
+from mlframework.solvers.interior_point import interior_point
+from mlframework.solvers.logistic import logistic
+from mlframework.solvers.ridge import kernel_ridge, ridge
+from mlframework.solvers.support_vectors import crammer_singer, one_vs_rest
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+WAYS_AND_SHOTS = [(5, 1), (5, 5), (5, 15), (20, 1), (20, 5)]
+SCALES = [1, 30, 1e3, 5e4]
+SOLVERS = {
+    "crammer_singer": lambda kernel, y, **settings: crammer_singer(kernel, y, c=0.1, **settings),
+    "one_vs_rest": lambda kernel, y, **settings: one_vs_rest(kernel, y, c=0.1, **settings),
+    "logistic": lambda kernel, y, **settings: logistic(kernel, y, reg=1.0, **settings),
+    "ridge": lambda kernel, y, **settings: kernel_ridge(kernel, y, reg=1.0, **settings),
+}
+
+
+def classes(tasks, ways, shots):
+    return torch.eye(ways).repeat(shots, 1).expand(tasks, ways * shots, ways)
+
+
+def features(tasks, ways, shots, size, scale):
+    """As after a ReLU, around a centre for each class; the mean squared norm is `scale`."""
+    centres = torch.randn(tasks, ways, size).repeat(1, shots, 1)
+    x = (centres + torch.randn(tasks, ways * shots, size)).relu()
+    return x * (scale / x.square().sum(-1).mean()) ** 0.5
+
+
+def projected(v, upper):
+    """The nearest point with rows that sum to 0 and entries up to `upper`, by bisection of the shift of each row."""
+    low, high = v.min() - upper.abs().sum() - v.abs().max(), v.max() + 1
+    low, high = low.expand_as(v[..., :1]), high.expand_as(v[..., :1])
+    for _ in range(200):
+        middle = (low + high) / 2
+        too_low = torch.minimum(v - middle, upper).sum(-1, keepdim=True) > 0
+        low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
+    return torch.minimum(v - (low + high) / 2, upper)
+
+
+def residual(kernel, y, dual, c=0.1):
+    """How far a step along the gradient of the dual objective, projected onto the constraints, moves the solution."""
+    rate = 1 / kernel.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None].clamp(min=1e-9)
+    gradient = (kernel + torch.eye(kernel.shape[-1])) @ dual - y
+    return ((dual - projected(dual - rate * gradient, c * y)) / rate).abs().max()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("ways", "shots"), WAYS_AND_SHOTS)
+def test_the_optimality_conditions_hold_to_rounding(ways, shots, scale):
+    y = classes(1, ways, shots)
+    for size, bar in ((640, 1e-12), (16, 1e-10)):
+        x = features(1, ways, shots, size, scale)
+        found = crammer_singer(x @ x.mT, y, c=0.1)
+        assert residual(x @ x.mT, y, found.dual) <= bar
+        assert found.converged.all() and found.residual.max() <= bar
+
+
+HARD = {
+    "zero features": lambda: torch.zeros(2, 25, 16),
+    "one point for all": lambda: 3 * torch.randn(2, 1, 16).expand(2, 25, 16),
+    "collapsed classes": lambda: 10 * torch.randn(2, 5, 16).repeat(1, 5, 1),
+    "half of them zero": lambda: torch.randn(2, 25, 16) * (torch.arange(25) > 10).unsqueeze(-1),
+    "one dimension": lambda: 20 * torch.randn(2, 25, 1),
+}
+
+
+@pytest.mark.parametrize("make", HARD.values(), ids=HARD)
+def test_hard_cases_are_solved_as_well(make):
+    x, y = make(), classes(2, 5, 5)
+    found = crammer_singer(x @ x.mT, y, c=0.1)
+    assert residual(x @ x.mT, y, found.dual) <= 1e-10
+    assert found.converged.all()
+    assert one_vs_rest(x @ x.mT, y, c=0.1).residual.max() <= 1e-10
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("ways", "shots"), [(5, 1), (5, 5), (20, 1)])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_are_those_of_scikit_learns_crammer_singer(ways, shots, scale):
+    x, y = features(1, ways, shots, 640, scale), classes(1, ways, shots)
+    dual = crammer_singer(x @ x.mT, y, c=0.1).dual[0]
+    augmented = np.concatenate([x[0].numpy(), np.eye(ways * shots)], 1)
+    settings = {"C": 0.1, "fit_intercept": False, "tol": 1e-12, "max_iter": 1_000_000}
+    reference = LinearSVC(multi_class="crammer_singer", **settings).fit(augmented, y[0].argmax(-1).numpy())
+    assert np.abs(dual.numpy().T @ augmented - reference.coef_).max() <= 1e-8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_vs_rest_is_scikit_learns_linear_svc():
+    x, y = features(1, 5, 5, 64, 30), classes(1, 5, 5)
+    dual = one_vs_rest(x @ x.mT, y, c=0.1).dual[0]
+    augmented = np.concatenate([x[0].numpy(), np.eye(25)], 1)
+    settings = {"C": 0.1, "fit_intercept": False, "tol": 1e-12, "max_iter": 1_000_000}
+    reference = LinearSVC(loss="hinge", **settings).fit(augmented, y[0].argmax(-1).numpy())
+    assert np.abs(dual.numpy().T @ augmented - reference.coef_).max() <= 1e-8
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_logistic_is_scikit_learns(scale):
+    x, y = features(1, 5, 5, 64, scale), classes(1, 5, 5)
+    found = logistic(x @ x.mT, y, reg=2.0)
+    reference = LogisticRegression(C=0.5, fit_intercept=False, tol=1e-10, max_iter=10_000, solver="newton-cg")
+    reference.fit(x[0].numpy(), y[0].argmax(-1).numpy())
+    assert np.abs(found.dual[0].numpy().T @ x[0].numpy() - reference.coef_).max() <= 1e-6
+    assert found.residual.max() <= 1e-12
+
+
+@pytest.mark.parametrize("size", [7, 64])
+def test_ridge_is_scikit_learns_in_primal_and_dual(size):
+    x, y = features(1, 5, 5, size, 30), torch.randn(1, 25, 3)
+    reference = Ridge(alpha=2.0, fit_intercept=False).fit(x[0].numpy(), y[0].numpy()).coef_
+    assert np.abs(ridge(x, y, reg=2.0)[0].numpy().T - reference).max() <= 1e-10
+    assert np.abs((x.mT @ kernel_ridge(x @ x.mT, y, reg=2.0).dual)[0].numpy().T - reference).max() <= 1e-10
+
+
+@pytest.mark.parametrize("scale", [3, 1e3])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradients_are_those_of_finite_differences_to_second_order_and_in_forward_mode(solver, scale):
+    y = classes(2, 3, 2)
+    x = features(2, 3, 2, 7, scale).requires_grad_()
+
+    def dual(x):
+        return SOLVERS[solver](x @ x.mT, y).dual
+
+    assert gradcheck(dual, (x,), rtol=1e-6, check_forward_ad=True)
+    assert gradgradcheck(dual, (x,), rtol=1e-5)
+
+
+def test_c_and_reg_can_be_learned():
+    x, y = features(2, 3, 4, 4, 20), classes(2, 3, 4)
+    c, reg = torch.tensor([0.05, 0.1], requires_grad=True), torch.tensor(1.5, requires_grad=True)
+    for solver in (crammer_singer, one_vs_rest):
+        assert gradcheck(lambda c, reg, solver=solver: solver(x @ x.mT, y, c=c, reg=reg).dual, (c, reg))
+    assert gradcheck(lambda reg: logistic(x @ x.mT, y, reg=reg).dual, (reg,))
+    assert gradcheck(lambda reg: kernel_ridge(x @ x.mT, y, reg=reg).dual, (reg,))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_vmap_of_grad_is_a_loop(solver):
+    x, y = features(4, 5, 3, 9, 10), classes(4, 5, 3)
+
+    def loss(x, y):
+        kernel = (x @ x.mT).unsqueeze(0)
+        return SOLVERS[solver](kernel, y.unsqueeze(0)).dual.square().sum()
+
+    looped = torch.stack([grad(loss)(*task) for task in zip(x, y, strict=True)])
+    assert torch.allclose(vmap(grad(loss))(x, y), looped, rtol=1e-10, atol=1e-14)
+    second = vmap(jacrev(grad(loss)))(x, y)
+    assert torch.allclose(vmap(jacfwd(grad(loss)))(x, y), second, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_the_mask_leaves_out_changes_nothing_and_gets_nothing(solver):
+    x, y = features(3, 5, 3, 9, 10), classes(3, 5, 3)
+    more, others = torch.cat([x, torch.randn(3, 2, 9)], 1), torch.cat([y, classes(3, 2, 1).new_ones(3, 2, 5)], 1)
+    mask = torch.cat([torch.ones(3, 15), torch.zeros(3, 2)], 1)
+    padded = SOLVERS[solver](more @ more.mT, others, mask=mask).dual
+    assert torch.allclose(padded[:, :15], SOLVERS[solver](x @ x.mT, y).dual, atol=1e-12)
+    assert not padded[:, 15:].any()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_float32_features_are_solved_for_in_float64(solver):
+    x, y = features(2, 5, 5, 16, 1e3).float(), classes(2, 5, 5).float()
+    found = SOLVERS[solver](x @ x.mT, y)
+    assert found.dual.dtype == torch.float32
+    kernel = (x @ x.mT).double()
+    assert torch.allclose(found.dual.double(), SOLVERS[solver](kernel, y.double()).dual, rtol=1e-6, atol=1e-7)
+
+
+def test_the_interior_point_method_finds_the_active_set_alone():
+    x, y = features(2, 5, 5, 64, 1.0), classes(2, 5, 5)
+    kernel, c = x @ x.mT, 0.5
+    dual = crammer_singer(kernel, y, c=c, reg=1.0).dual
+    upper = c * y.mT
+    state = interior_point(kernel + torch.eye(25), y.mT, torch.full_like(upper, -torch.inf), upper, True)
+    assert torch.equal(state > 0, (dual.mT - upper).abs() < 1e-12)
+    assert not (state < 0).any()
