@@ -115,7 +115,8 @@ class FittedEstimators(OnFeatures):
     def outputs(self, adapted: list[BaseEstimator], features: Tensor) -> Tensor:
         width = self.task.spec.out_features
         found = [scores(e, as_array(rows), width) for e, rows in zip(adapted, features, strict=True)]
-        return torch.from_numpy(np.stack(found)).to(features)
+        dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
+        return torch.from_numpy(np.stack(found)).to(features.device, dtype)
 
 
 def raw_inputs() -> BaseLayer:
