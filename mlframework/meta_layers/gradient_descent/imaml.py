@@ -1,0 +1,191 @@
+"""iMAML: the meta-gradient of an inner problem that is solved, whichever way it was solved."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlframework.episode import Episode, Examples, masked_mean
+from mlframework.errors import InvalidValue, UserError
+from mlframework.inner_loop import Params
+from mlframework.inner_updates import InnerUpdate, positive
+from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
+from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product
+
+if TYPE_CHECKING:
+    from mlframework.meta_layers.gradient_descent.maml import MAML
+    from mlframework.meta_layers.meta_layer import Metrics
+
+__all__ = ["BarzilaiBorwein", "Implicit", "Proximal"]
+
+log = logging.getLogger(__name__)
+
+
+class Proximal(InnerUpdate):
+    """Another rule, on the support loss plus `strength / 2 * |phi - theta|^2`, theta being where the inner loop starts.
+
+    Args:
+        params: the parameters to move, by name.
+        rule: builds the other rule from them, as in `functools.partial(SGD, lr=0.1)`.
+        strength: lambda; the inner problem converges if it is above the most negative curvature of the support loss.
+
+    Reference: Rajeswaran et al., Meta-Learning with Implicit Gradients, 2019, arXiv:1909.04630, equation 3.
+    """
+
+    def __init__(self, params: Params, rule: Callable[[Params], InnerUpdate], strength: float) -> None:
+        super().__init__()
+        self.rule, self.strength = rule(params), positive("strength", strength)
+
+    def init(self, params: Params) -> tuple[Params, Any]:
+        return params, self.rule.init(params)
+
+    def forward(self, params: Params, grads: Params, state: tuple[Params, Any], step: int) -> tuple[Params, Any]:
+        start, inner = state
+        pulled = {name: grads[name] + self.strength * (p - start[name]) for name, p in params.items()}
+        moved, inner = self.rule(params, pulled, inner, step)
+        return moved, (start, inner)
+
+
+class BarzilaiBorwein(InnerUpdate):
+    """Gradient steps of the rate that the curvature along each task's last step asks for: no rate to tune.
+
+    The rate is `<dp, dg> / <dg, dg>`, with dp and dg the last changes of parameters and gradient; where they tell of no
+    positive curvature it stays as it was.
+
+    Args:
+        params: the parameters to move, by name.
+        lr: the rate of the first step; one that is too large is put right by the next.
+
+    Reference: Barzilai, Borwein, Two-Point Step Size Gradient Methods, 1988, IMA J. Numerical Analysis 8, equation 6.
+    """
+
+    def __init__(self, params: Params, lr: float) -> None:
+        super().__init__()
+        self.lr = positive("lr", lr)
+
+    def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
+        rates = self.rates(params, grads, *state) if state else torch.full_like(inner_product(grads, grads), self.lr)
+        moved = {name: p - rates.view(-1, *(1 for _ in p.shape[1:])) * grads[name] for name, p in params.items()}
+        return moved, (params, grads, rates)
+
+    def rates(self, params: Params, grads: Params, last_params: Params, last_grads: Params, last: Tensor) -> Tensor:
+        """`[tasks]`."""
+        step = {name: p - last_params[name] for name, p in params.items()}
+        change = {name: g - last_grads[name] for name, g in grads.items()}
+        curvature = inner_product(step, change)
+        convex = curvature > 0
+        return torch.where(convex, curvature / torch.where(convex, inner_product(change, change), 1.0), last)
+
+
+class Implicit(MetaGradient):
+    """iMAML: the meta-gradient follows from where the inner loop ends, not from how it came there.
+
+    Where the inner problem is solved, `phi = theta - grad L(phi) / lambda`, and so the derivative of phi by theta is
+    `(I + H / lambda)^-1`, with H the Hessian of the support loss at phi. Its product with the gradient of the query
+    loss is found by conjugate gradients with Hessian-vector products: memory and exactness do not depend on the inner
+    steps, as long as they solve the problem. What does not adapt gets its own implicit gradient from the same equation.
+
+    Two metrics say whether to believe it: `inner_residual`, the norm of `grad L(phi) + lambda (phi - theta)` relative
+    to those of its two terms (1 before the first step, 0 at the solution), and `cg_residual`, that of the linear
+    system relative to its right-hand side.
+
+    Args:
+        cg_steps: of conjugate gradients; each costs one Hessian-vector product.
+        tolerance: the mean `inner_residual` above which one log line warns.
+
+    Reference: Rajeswaran, Finn, Kakade, Levine, Meta-Learning with Implicit Gradients, 2019, arXiv:1909.04630,
+        algorithms 1 and 2, lemma 1. Deviations: H is not damped further, as it is in the official code; where it is
+        below -lambda along a direction, conjugate gradients stop before it.
+    """
+
+    uses_query_losses = False
+
+    def __init__(self, cg_steps: int = 5, tolerance: float = 0.1) -> None:
+        if cg_steps < 1:
+            raise InvalidValue("cg_steps", cg_steps, "must be at least 1")
+        self.cg_steps, self.tolerance = cg_steps, positive("tolerance", tolerance)
+        self.warned = False
+
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return inner_steps
+
+    def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
+        strength = strength_of(layer)
+        start = layer.initial(episode.support)
+        with torch.no_grad():
+            *_, trained = layer.trajectory(episode.support, layer.inner_steps)
+        solved = {name: trained[name].detach().requires_grad_() for name in start}
+        metrics = layer.judge({**trained, **solved}, episode)
+        gradient = gradients(support_losses(layer, {**trained, **solved}, episode.support), solved, create_graph=True)
+
+        def multiply(vector: Params) -> Params:
+            products = gradients(inner_product(gradient, vector), solved)
+            return {name: value + products[name] / strength for name, value in vector.items()}
+
+        solution = conjugate_gradient(multiply, gradients(metrics["query_loss"], solved), self.cg_steps)
+        # At the solution this is `solved`; its derivatives by all that is learned, `solved` held fixed, are what
+        # the implicit function theorem multiplies by the solution of the linear system.
+        equation = {name: start[name] - gradient[name] / strength for name in start}
+        surrogate = metrics["query_loss"] + inner_product(solution.x, equation)
+        metrics = {
+            **metrics,
+            "inner_residual": inner_residual(start, solved, gradient, strength).detach(),
+            "cg_residual": solution.residual,
+        }
+        self.warn(metrics["inner_residual"])
+        return metrics["query_loss"].detach() + surrogate - surrogate.detach(), metrics
+
+    def warn(self, residual: Tensor) -> None:
+        """Says, once, that the inner problem has not converged; reading the residual then waits for the device."""
+        if not self.warned and residual.mean() > self.tolerance:
+            self.warned = True
+            log.warning(
+                "the inner problem has not converged (inner_residual %.2g): the meta-gradient is not that of the query "
+                "loss; take more inner_steps, another inner rate, or a larger strength",
+                residual.mean(),
+            )
+
+
+def strength_of(layer: MAML) -> float:
+    """Lambda, if the inner loop solves the problem that the meta-gradient is of."""
+    if not isinstance(layer.update, Proximal):
+        raise UserError(
+            f"an implicit meta-gradient needs an inner problem with a proximal term: use algorithm/update=proximal, "
+            f"not {type(layer.update).__name__}"
+        )
+    if layer.inner_clip is not None or layer.inner_weight_decay:
+        raise UserError(
+            "an implicit meta-gradient is that of the support loss alone: no inner_clip, inner_weight_decay"
+        )
+    return layer.update.strength
+
+
+def support_losses(layer: MAML, params: Params, support: Examples) -> Tensor:
+    """The support loss of each task `[tasks]`, without the proximal term."""
+    prediction = layer.predict(params, support.x, layer.needed(support.mask))
+    return masked_mean(layer.task.loss(prediction, support.y), support.mask)
+
+
+def gradients(values: Tensor, params: Params, *, create_graph: bool = False) -> Params:
+    """Each task's gradient of its value `[tasks]`; the graph stays for another one."""
+    found = torch.autograd.grad(
+        values.sum(),
+        list(params.values()),
+        create_graph=create_graph,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(params, found, strict=True))
+
+
+def inner_residual(start: Params, solved: Params, gradient: Params, strength: float) -> Tensor:
+    """`|g + d| / (|g| + |d|)` of each task `[tasks]`, with `d = strength * (solved - start)`."""
+    pull = {name: strength * (p - start[name]) for name, p in solved.items()}
+    total = {name: gradient[name] + pull[name] for name in pull}
+    norms = [inner_product(part, part).sqrt() for part in (total, gradient, pull)]
+    return norms[0] / (norms[1] + norms[2]).clamp(min=torch.finfo(norms[0].dtype).tiny)

@@ -1,0 +1,74 @@
+"""Conjugate gradients for many linear systems at once, given only products with their matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlframework.errors import InvalidValue
+from mlframework.inner_loop import Params
+
+__all__ = ["CGSolution", "conjugate_gradient", "inner_product"]
+
+
+class CGSolution(NamedTuple):
+    """What conjugate gradients end with.
+
+    Attributes:
+        x: the solutions, named and shaped as the right-hand sides.
+        residual: `|b - A x| / |b|` of each task `[tasks]`, by the method's own recurrence; 1 where `x` is `b` itself.
+    """
+
+    x: Params
+    residual: Tensor
+
+
+def conjugate_gradient(multiply: Callable[[Params], Params], b: Params, steps: int) -> CGSolution:
+    """Solves `A x = b` for each task, with A symmetric and positive definite.
+
+    Tasks do not see each other. One whose A turns out not to be positive definite keeps what it had before that
+    direction, or `b` itself if it is the first; one that is solved exactly stays so.
+
+    Args:
+        multiply: the product of each task's A with vectors like `b`.
+        b: right-hand sides, `[tasks, *shape]` each.
+        steps: how many; in exact arithmetic, as many as A has distinct eigenvalues are enough.
+
+    Reference: Hestenes, Stiefel 1952; for directions without curvature: Nocedal, Wright, Numerical Optimization, 2006,
+        algorithm 7.1.
+
+    >>> twice = lambda v: {"w": 2 * v["w"]}
+    >>> conjugate_gradient(twice, {"w": torch.tensor([[2.0, 4.0]])}, steps=1)
+    CGSolution(x={'w': tensor([[1., 2.]])}, residual=tensor([0.]))
+    """
+    if steps < 1:
+        raise InvalidValue("steps", steps, "must be at least 1")
+    residual = direction = b
+    x: Params = {name: torch.zeros_like(value) for name, value in b.items()}
+    square = first = inner_product(b, b)
+    going = square > 0
+    for step in range(steps):
+        product = multiply(direction)
+        curvature = inner_product(direction, product)
+        going = going & (curvature > 0)
+        if step == 0:
+            x = add(x, (~going).to(square.dtype), b)
+        # A task that has stopped goes on in place: no branch on values, which would wait for the device.
+        length = torch.where(going, square / curvature, 0.0)
+        x, residual = add(x, length, direction), add(residual, -length, product)
+        last, square = square, inner_product(residual, residual)
+        direction = add(residual, torch.where(going, square / last, 0.0), direction)
+    return CGSolution(x, torch.where(first > 0, (square / first).sqrt(), 0.0))
+
+
+def inner_product(a: Params, b: Params) -> Tensor:
+    """The inner product of each task's vectors, over all names: `[tasks]`."""
+    return torch.stack([(value * b[name]).flatten(1).sum(1) for name, value in a.items()]).sum(0)
+
+
+def add(a: Params, factor: Tensor, b: Params) -> Params:
+    """`a + factor * b`, with one factor per task `[tasks]`."""
+    return {name: value + factor.view(-1, *(1 for _ in value.shape[1:])) * b[name] for name, value in a.items()}
