@@ -23,7 +23,7 @@ TRAIN = [
     # options and keys
     (["task=sinusod"], "task=sinusod: no such option (did you mean sinusoid?); there are digits, glyphs, "),
     (["algorithm/update=sg"], "algorithm/update=sg: no such option (did you mean sgd?); there are adam, "),
-    (["experiment=nope"], "experiment=nope: no such option; there are omniglot_5w1s_anil, "),
+    (["experiment=nope"], "experiment=nope: no such option; there are omniglot_20w1s_prototypes, "),
     (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option"),
     (["task="], "task=: no such option; there are digits, "),
     (["task.k_sho=3"], "task.k_sho=3: there is no task.k_sho (did you mean k_shot?); there are k_shot, k_query"),
