@@ -1,0 +1,161 @@
+"""CAVIA: a few context parameters adapt, and the network that they modulate is shared by all tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer, Stack
+from mlframework.episode import TaskSpec
+from mlframework.errors import InvalidValue, nearest
+from mlframework.inner_loop import Params
+from mlframework.inner_updates import InnerUpdate
+from mlframework.meta_layers.gradient_descent.maml import MAML
+from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["CAVIA", "FiLM", "Modulation", "Shift"]
+
+
+class Modulation(nn.Module, ABC):
+    """Lets a context act on what stands before it; at the context's initial value, zero, it does nothing.
+
+    Args:
+        context_size: numbers in the context.
+        channels: of the input: axis 1 of images `[n, channels, height, width]`, else the last axis.
+    """
+
+    def __init__(self, context_size: int, channels: int) -> None:
+        super().__init__()
+        # Drawn, not zero: with both zero, neither would ever get a gradient.
+        self.map = nn.Linear(context_size, channels * self.numbers_per_channel, bias=False)
+        self.context = nn.Parameter(torch.zeros(context_size))
+
+    #: What the context decides of each channel.
+    numbers_per_channel: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` as the context has it."""
+
+    def emitted(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The numbers per channel, each shaped to go with `x`."""
+        numbers = self.map(self.context).chunk(self.numbers_per_channel)
+        return tuple(number.view(-1, 1, 1) if x.dim() == 4 else number for number in numbers)
+
+
+class Shift(Modulation):
+    """Adds a linear map of the context.
+
+    After the first linear layer it is the context concatenated to the input (arXiv:1810.03642, section 3.2).
+    """
+
+    numbers_per_channel = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        (shift,) = self.emitted(x)
+        return x + shift
+
+
+class FiLM(Modulation):
+    """Scales and shifts every channel by linear maps of the context.
+
+    Reference: Perez et al., FiLM, 2018, arXiv:1709.07871, as in arXiv:1810.03642, section 3.2. Deviation: the scale is
+        1 plus its map, and maps have no offset, so that without a context the network is as it was.
+    """
+
+    numbers_per_channel = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.emitted(x)
+        return x * (1 + scale) + shift
+
+
+class CAVIA(MAML):
+    """Adapts a context from zero, and nothing else; the outer loop learns the network and how the context modulates it.
+
+    What a task needs is a few numbers, which are cheap to store and to look at, and can hardly overfit.
+
+    Args:
+        base_layer: is changed: the modulation is put behind the module that `modulates` names.
+        task: says what the loss and the metrics are.
+        modulates: name of a module in the base layer, as in `features.1`.
+        modulation: `Shift` or `FiLM`.
+        context_size: numbers in the context.
+        update, meta_gradient, inner_steps, test_inner_steps, inner_clip: see `MAML`.
+        frozen, batch_norm, checkpoint_steps: see `MAML`.
+
+    Reference: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, Fast Context Adaptation via Meta-Learning, 2019,
+        arXiv:1810.03642, section 3 and algorithm 1.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        modulates: str,
+        modulation: Callable[[int, int], Modulation],
+        context_size: int,
+        update: Callable[[Params], InnerUpdate],
+        meta_gradient: MetaGradient,
+        inner_steps: int,
+        test_inner_steps: int | None = None,
+        inner_clip: float | None = None,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "transductive",
+        checkpoint_steps: bool = False,
+    ) -> None:
+        if context_size < 1:
+            raise InvalidValue("context_size", context_size, "must be at least 1")
+        channels = channels_behind(base_layer, modulates, task.spec)
+        modulated = modulation(context_size, channels).to(next(base_layer.parameters()))
+        insert_behind(base_layer, modulates, modulated)
+        super().__init__(
+            base_layer,
+            task,
+            update=update,
+            meta_gradient=meta_gradient,
+            inner_steps=inner_steps,
+            test_inner_steps=test_inner_steps,
+            inner_clip=inner_clip,
+            adapts=r"\.context$",
+            frozen=frozen,
+            batch_norm=batch_norm,
+            checkpoint_steps=checkpoint_steps,
+        )
+        # It adapts, but where it starts is not learned.
+        modulated.context.requires_grad_(False)
+
+
+def channels_behind(base_layer: BaseLayer, name: str, spec: TaskSpec) -> int:
+    """How many channels a module puts out, by asking for those of two inputs of zeros."""
+    modules = dict(base_layer.named_modules())
+    modules.pop("")
+    if name not in modules:
+        raise InvalidValue(
+            "modulates", name, f"names no module{nearest(name, modules)}; there are {', '.join(modules)}"
+        )
+    found: list[object] = []
+    handle = modules[name].register_forward_hook(lambda module, inputs, output: found.append(output))
+    dtype = torch.long if spec.kind == "sequence" else torch.get_default_dtype()
+    device = next(base_layer.parameters()).device
+    try:
+        with torch.no_grad():
+            base_layer(torch.zeros(2, *spec.x_shape, dtype=dtype, device=device))
+    finally:
+        handle.remove()
+    if len(found) != 1 or not isinstance(found[0], Tensor):
+        why = "must be a module that is called once, and puts out one tensor"
+        raise InvalidValue("modulates", name, why)
+    return found[0].shape[1 if found[0].dim() == 4 else -1]
+
+
+def insert_behind(base_layer: BaseLayer, name: str, module: nn.Module) -> None:
+    """Replaces the named module by a stack of itself and another."""
+    parent, _, last = name.rpartition(".")
+    setattr(base_layer.get_submodule(parent), last, Stack(base_layer.get_submodule(name), module))
