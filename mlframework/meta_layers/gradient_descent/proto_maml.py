@@ -1,0 +1,63 @@
+"""ProtoMAML: the prototypes of a task are where MAML's head starts."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.engine import over_tasks
+from mlframework.episode import Examples
+from mlframework.errors import InvalidValue
+from mlframework.inner_loop import Params
+from mlframework.meta_layers.gradient_descent.maml import MAML
+from mlframework.meta_layers.neural_network.prototypes import class_means
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["ProtoMAML"]
+
+HEAD = {"head.weight", "head.bias"}
+
+
+class ProtoMAML(MAML):
+    """MAML whose head starts, in each task, as the prototypical network of its support set.
+
+    With class means c, the head's weights are `2 c` and its biases `-|c|^2`: its logits are minus the squared distances
+    to the prototypes, but for `-|x|^2`, which all classes share. From there everything adapts by gradient steps; the
+    meta-gradient goes through the prototypes too. The base layer's own head takes no part.
+
+    Args:
+        base_layer: its head is a linear layer with biases; only that layer's shape matters.
+        task: a classification.
+        settings: see `MAML`.
+
+    Reference: Triantafillou et al., Meta-Dataset, 2020, arXiv:1903.03096, section 3 (Proto-MAML).
+    """
+
+    kinds = ("classification",)
+
+    # The settings are MAML's, and the command line checks them as such.
+    @wraps(MAML.__init__)  # type: ignore[misc]
+    def __init__(self, base_layer: BaseLayer, task: TaskDistribution, **settings: Any) -> None:
+        super().__init__(base_layer, task, **settings)
+        if not isinstance(base_layer.head, nn.Linear) or base_layer.head.bias is None:
+            why = "must be a linear layer with biases, for prototypes to start from"
+            raise InvalidValue("base_layer", f"{type(base_layer.head).__name__} (head)", why)
+        if not set(self.adapted_names) >= HEAD:
+            raise InvalidValue("adapts", settings.get("adapts"), "must take in the head, which starts from prototypes")
+        base_layer.head.requires_grad_(False)
+
+    def initial(self, support: Examples) -> Params:
+        """The initialisation, but for the head, which each task's prototypes give."""
+        members = F.one_hot(support.y, self.task.spec.out_features) * support.mask.unsqueeze(-1)
+        prototypes = class_means(self.features_of(support), members)  # [tasks, classes, d]
+        head = {"head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(-1)}
+        return {**super().initial(support), **head}
+
+    def features_of(self, support: Examples) -> Tensor:
+        """Features `[tasks, n, d]` of the support set, before any step."""
+        network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.needed(support.mask)
+        return over_tasks(network, support.x, *(() if mask is None else (mask,)), engine=self.engine)
