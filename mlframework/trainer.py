@@ -145,9 +145,11 @@ class Trainer:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
         intervals = self.validation(training)
         logger.intervals("validation", intervals, progress.step)
+        # What an algorithm tells about itself, a solver's residual say, is a curve; people are shown how well it does.
+        shown = {name: steps for name, steps in intervals.items() if name.startswith("query_")}
         if logger.figures and self.draws_figures_at(progress.step):
-            self.draw(training, logger, intervals, progress.step)
-        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in intervals.items()))
+            self.draw(training, logger, shown, progress.step)
+        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in shown.items()))
         value = intervals[self.monitor][-1].mean
         if progress.best is not None and not self.better(training.task, value, progress.best):
             return progress
