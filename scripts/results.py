@@ -14,17 +14,17 @@ BEGIN, END = "<!-- begin: scripts/results.py -->", "<!-- end -->"
 
 #: What the papers report for the same setting, in percent, and where.
 PAPERS: dict[str, tuple[float | None, str]] = {
-    "omniglot_5w1s_maml": (98.7, "± 0.4, transductive, Finn et al. 2017, table 1"),
-    "omniglot_5w1s_fomaml": (98.3, "± 0.5, transductive, Nichol et al. 2018, table 2"),
-    "omniglot_5w1s_anil": (None, "not reported; 20-way: 96.2 ± 0.5, Raghu et al. 2020"),
-    "omniglot_5w1s_maml_plus_plus": (99.47, "transductive, Antoniou et al. 2019, table 1"),
-    "omniglot_5w1s_prototypes": (98.8, "Snell et al. 2017, table 1"),
-    "omniglot_20w1s_prototypes": (96.0, "Snell et al. 2017, table 1"),
-    "omniglot_5w1s_ridge": (98.9, "R2-D2, Bertinetto et al. 2019; as cited by others, not checked"),
-    "omniglot_5w1s_svm": (None, "not reported; MetaOptNet has no Omniglot"),
-    "omniglot_5w1s_cnp": (95.3, "Garnelo et al. 2018, table 3"),
+    "omniglot_5w1s_maml": (98.7, "± 0.4, transductive (Finn et al. 2017, table 1)"),
+    "omniglot_5w1s_fomaml": (98.3, "± 0.5, transductive (Nichol et al. 2018, table 2)"),
+    "omniglot_5w1s_anil": (None, "not reported (20-way: 96.2 ± 0.5, Raghu et al. 2020)"),
+    "omniglot_5w1s_maml_plus_plus": (99.47, "transductive (Antoniou et al. 2019, table 1)"),
+    "omniglot_5w1s_prototypes": (98.8, "(Snell et al. 2017, table 1)"),
+    "omniglot_20w1s_prototypes": (96.0, "(Snell et al. 2017, table 1)"),
+    "omniglot_5w1s_ridge": (98.9, "(R2-D2, Bertinetto et al. 2019; as others cite it, not checked)"),
+    "omniglot_5w1s_svm": (None, "not reported (MetaOptNet has no Omniglot)"),
+    "omniglot_5w1s_cnp": (95.3, "(Garnelo et al. 2018, table 3)"),
     "omniglot_5w1s_hypernetwork": (None, "not reported"),
-    "omniglot_5w1s_meta_networks": (98.95, "Munkhdalai, Yu 2017; as cited by others, not checked"),
+    "omniglot_5w1s_meta_networks": (98.95, "(Munkhdalai, Yu 2017; as others cite it, not checked)"),
 }
 HEADER = [
     "command",
@@ -73,7 +73,7 @@ def row(name: str, result: dict[str, Any], found: dict[str, Any], metric: str, s
 def paper(name: str, reached: float) -> str:
     """What the paper has, and how far from it ours is."""
     value, source = PAPERS[name]
-    return source if value is None else f"{value:g}, {source} ({reached - value:+.1f})"
+    return source if value is None else f"{value:g} {source}: {reached - value:+.1f}"
 
 
 def command(result: dict[str, Any]) -> str:
