@@ -50,6 +50,8 @@ class MetaLayer(nn.Module, ABC):
 
     #: Whether the gradient of `meta_loss` is that of the query loss, exactly.
     exact: bool = True
+    #: Whether a task's model depends on the order of its support set, as where a recurrent network reads it.
+    support_order_matters: bool = False
     #: Inner steps at evaluation; 0 for an algorithm without inner steps.
     test_inner_steps: int = 0
     #: Outer steps taken so far, set by the outer loop, for what changes while meta-training.

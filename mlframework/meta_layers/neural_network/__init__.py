@@ -1,6 +1,9 @@
 """Meta-Neural-Network: a network reads the support features and emits the task's model."""
 
+from mlframework.meta_layers.neural_network.conditional_neural_process import ConditionalNeuralProcess
 from mlframework.meta_layers.neural_network.hypernetwork import Hypernetwork
+from mlframework.meta_layers.neural_network.matching import Matching
 from mlframework.meta_layers.neural_network.prototypes import Prototypes
+from mlframework.meta_layers.neural_network.relation import RelationNetwork
 
-__all__ = ["Hypernetwork", "Prototypes"]
+__all__ = ["ConditionalNeuralProcess", "Hypernetwork", "Matching", "Prototypes", "RelationNetwork"]

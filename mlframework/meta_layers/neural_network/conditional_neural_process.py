@@ -1,0 +1,89 @@
+"""Conditional neural processes: encode the examples, average, decode at the query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, pairs, set_mean
+from mlframework.meta_layers.neural_network.prototypes import class_means
+from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["Codes", "ConditionalNeuralProcess"]
+
+
+class Codes(NamedTuple):
+    """What the decoder is told of a task; in a regression the task is as one class.
+
+    Attributes:
+        means: the mean code of each class `[tasks, classes, code]`.
+        context: their mean `[tasks, 1, code]`.
+    """
+
+    means: Tensor
+    context: Tensor
+
+
+class ConditionalNeuralProcess(OnFeatures):
+    """Encodes every example, averages the codes, and decodes query features beside their mean.
+
+    The base layer is the features; the meta layer is the encoder `h` and the decoder `g`. The family's loop: `__init__`
+    initialises; the trainer draws episodes; `features_of` gives base features; `fit` learns the task's model, which is
+    the mean code; `outputs` decodes it at unseen data; the outer loop turns the error into a gradient and an update of
+    all three networks.
+
+    In a regression a code is that of a feature with its target. In a classification examples are averaged class by
+    class, as in the paper's Omniglot experiment; but where the paper concatenates the means of all classes, one decoder
+    scores each class from its own mean and the mean of all, so that permuted labels permute the scores.
+
+    Other deviations: the decoder predicts the mean alone, since tasks judge by squared error, and no variance; and
+    besides the mean code it is given the query's projected features, not its bare input, and their product with the
+    code, by which it learns to compare much faster.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        hidden: width of each hidden layer of the encoder and of the decoder; the last is also the size of a code.
+
+    Reference: Garnelo et al., Conditional Neural Processes, 2018, arXiv:1807.01613, equations 1 to 3 and section 4.3.
+    """
+
+    kinds = ("classification", "regression")
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        check_hidden(hidden)
+        d, code, out = self.feature_size, hidden[-1], task.spec.out_features
+        self.by_class = task.spec.kind == "classification"
+        self.encoder = fully_connected(d if self.by_class else d + out, hidden, code)
+        self.query = nn.Linear(d, code)
+        self.decoder = fully_connected(4 * code, hidden, 1 if self.by_class else out)
+
+    def fit(self, features: Tensor, support: Examples) -> Codes:
+        targets = self.targets(support)
+        if self.by_class:
+            means = class_means(self.encoder(features), targets)
+            return Codes(means, means.mean(1, keepdim=True))
+        mean = set_mean(self.encoder(torch.cat([features, targets], dim=-1)), support.mask).unsqueeze(1)
+        return Codes(mean, mean)
+
+    def outputs(self, adapted: Codes, features: Tensor) -> Tensor:
+        query = self.query(features)
+        products = query.unsqueeze(2) * adapted.means.unsqueeze(1)
+        context = adapted.context.expand_as(adapted.means)
+        seen = pairs(query, torch.cat([adapted.means, context], dim=-1))
+        return self.decoder(torch.cat([seen, products], dim=-1)).flatten(2)

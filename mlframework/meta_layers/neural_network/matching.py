@@ -1,0 +1,143 @@
+"""Matching networks: a query takes the labels of the support examples that it resembles."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples
+from mlframework.errors import InvalidValue
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["FullContext", "Matching", "Memory"]
+
+#: Added to probabilities, so that the logarithm of a class that nothing in the support resembles stays finite.
+FLOOR = 1e-6
+
+
+class Memory(NamedTuple):
+    """The support set as attention reads it.
+
+    Attributes:
+        keys: embeddings `[tasks, n, d]`.
+        values: one-hot classes, or numbers, `[tasks, n, out_features]`.
+        mask: `[tasks, n]`, 1 where an example counts.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+class Matching(OnFeatures):
+    """Predicts by cosine attention over the support set: a mean of its labels, weighted by likeness.
+
+    The base layer is the embedding network; the meta layer is the attention and, with `full_context`, the two recurrent
+    networks that embed every example in sight of the support set. The family's loop: `__init__` initialises; the
+    trainer draws episodes; `features_of` gives base features; `fit` learns the task's model, a memory of embeddings and
+    labels; `outputs` attends to it from unseen data; the outer loop turns the error into a gradient and an update.
+
+    In a classification predictions are logarithms of the class probabilities; in a regression, which is beyond the
+    paper, the weighted mean of the values itself. Deviations: the cosines have a learned scale, without which no class
+    of a 5-way task can have more than 65 % (the paper's is 1); support and query share the embedding network.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        scale: of the cosines, where its learning starts.
+        full_context: whether examples are embedded in sight of the support set. The result then depends on the order of
+            the support set, which a bidirectional LSTM reads row by row.
+        reads: reads of the attention LSTM over each query, the paper's K; only with `full_context`.
+
+    Reference: Vinyals et al., Matching Networks for One Shot Learning, 2016, arXiv:1606.04080, equation 1, section
+        2.1.2 and appendix A.
+    """
+
+    kinds = ("classification", "regression")
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        scale: float = 10.0,
+        full_context: bool = False,
+        reads: int = 5,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        if not scale > 0:
+            raise InvalidValue("scale", scale, "must be above 0")
+        if reads < 1:
+            raise InvalidValue("reads", reads, "must be at least 1")
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.context = FullContext(self.feature_size, reads) if full_context else None
+        self.support_order_matters = full_context
+
+    def fit(self, features: Tensor, support: Examples) -> Memory:
+        keys = features if self.context is None else self.context.embed_support(features, support.mask)
+        return Memory(keys, self.targets(support), support.mask)
+
+    def outputs(self, adapted: Memory, features: Tensor) -> Tensor:
+        queries = features if self.context is None else self.context.embed_queries(features, adapted)
+        cosines = F.normalize(queries, dim=-1) @ F.normalize(adapted.keys, dim=-1).mT
+        mean = attention(self.scale * cosines, adapted.mask) @ adapted.values
+        return mean if self.task.spec.kind == "regression" else (mean + FLOOR).log()
+
+
+class FullContext(nn.Module):
+    """Full context embeddings: examples are embedded in sight of the whole support set.
+
+    The LSTMs are cells in a loop, so that a row which does not count is passed over wherever it stands.
+
+    Args:
+        d: size of a feature, and of the embeddings.
+        reads: how often a query reads the support set.
+
+    Reference: Vinyals et al. 2016, arXiv:1606.04080, appendix A.1 (queries) and A.2 (support).
+    """
+
+    def __init__(self, d: int, reads: int) -> None:
+        super().__init__()
+        self.forwards, self.backwards = nn.LSTMCell(d, d), nn.LSTMCell(d, d)
+        self.reader = nn.LSTMCell(2 * d, d)
+        self.reads = reads
+
+    def embed_support(self, features: Tensor, mask: Tensor) -> Tensor:
+        """`g` of every support example `[tasks, n, d]`: its feature and the states of two LSTMs that come by."""
+        onwards = states(self.forwards, features, mask)
+        back = states(self.backwards, features.flip(1), mask.flip(1)).flip(1)
+        return features + onwards + back
+
+    def embed_queries(self, features: Tensor, memory: Memory) -> Tensor:
+        """`f` of every query `[tasks, n, d]`, by an LSTM that reads the support set by content attention."""
+        tasks, n, d = features.shape
+        hidden, cell = torch.zeros_like(features), torch.zeros_like(features)
+        for _ in range(self.reads):
+            read = attention(hidden @ memory.keys.mT, memory.mask) @ memory.keys
+            inputs = torch.cat([features, read], dim=-1)
+            moved, cell = self.reader(inputs.flatten(0, 1), (hidden.flatten(0, 1), cell.flatten(0, 1)))
+            hidden, cell = moved.view(tasks, n, d) + features, cell.view(tasks, n, d)
+        return hidden
+
+
+def states(cell: nn.LSTMCell, inputs: Tensor, mask: Tensor) -> Tensor:
+    """The state `[tasks, n, d]` of an LSTM after each of the inputs `[tasks, n, d]`; masked rows leave it unchanged."""
+    state = (torch.zeros_like(inputs[:, 0]), torch.zeros_like(inputs[:, 0]))
+    found = []
+    for row, counts in zip(inputs.unbind(1), mask.bool().unsqueeze(-1).unbind(1), strict=True):
+        moved = cell(row, state)
+        state = (torch.where(counts, moved[0], state[0]), torch.where(counts, moved[1], state[1]))
+        found.append(state[0])
+    return torch.stack(found, dim=1)
+
+
+def attention(scores: Tensor, mask: Tensor) -> Tensor:
+    """The softmax of scores `[tasks, queries, n]` over the rows that count by `mask` `[tasks, n]`."""
+    return scores.masked_fill(mask.unsqueeze(1) == 0, -torch.inf).softmax(-1)

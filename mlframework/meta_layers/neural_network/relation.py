@@ -1,0 +1,60 @@
+"""Relation networks: a learned comparison of a query with each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, pairs
+from mlframework.meta_layers.neural_network.prototypes import class_means
+from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["RelationNetwork"]
+
+
+class RelationNetwork(OnFeatures):
+    """Scores a query against each class by a network that compares their features.
+
+    The base layer is the embedding network; the meta layer is the comparator, the paper's relation module. The family's
+    loop: `__init__` initialises; the trainer draws episodes; `features_of` gives base features; `fit` learns the task's
+    model, one mean feature per class; `outputs` compares unseen data with each; the outer loop turns the error into a
+    gradient and an update of both networks.
+
+    Deviations: features are vectors, so the comparator is fully connected where the paper's convolves the two feature
+    maps; scores are judged by the task's loss, not by squared error after a sigmoid; a class is the mean of its
+    features, not their sum, so that the number of shots may vary.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        hidden: width of each hidden layer of the comparator.
+
+    Reference: Sung et al., Learning to Compare: Relation Network for Few-Shot Learning, 2018, arXiv:1711.06025, section
+        3 and equation 1.
+    """
+
+    kinds = ("classification",)
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        check_hidden(hidden)
+        self.comparator = fully_connected(2 * self.feature_size, hidden, 1)
+
+    def fit(self, features: Tensor, support: Examples) -> Tensor:
+        """The mean feature of each class `[tasks, classes, d]`."""
+        return class_means(features, self.targets(support))
+
+    def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
+        return self.comparator(pairs(features, adapted)).squeeze(-1)
