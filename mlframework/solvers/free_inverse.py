@@ -1,0 +1,193 @@
+"""The inverse of a quadratic program's matrix on the entries that no bound holds, in two forms: the cheaper is taken.
+
+Entries are `[tasks, k, n]`, classes first. The matrix is the same kernel for every class. Classes may be coupled: then
+they sum to 0 over each example.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["FreeInverse", "free_inverse", "inverse", "rebuilt"]
+
+
+class FreeInverse(Protocol):
+    """`V = R g` with `V K = g` on the free entries and `V = 0` elsewhere; `R` is symmetric.
+
+    Where classes are coupled, `V` sums to 0 over them, and `V K = g` holds up to a constant per example.
+    """
+
+    @abstractmethod
+    def __call__(self, g: Tensor) -> Tensor:
+        """`V` of any `g`, `[tasks, k, n]` both."""
+
+    @abstractmethod
+    def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
+        """The parts of the inverse of the kernel times `scale` `[tasks, 1, 1]`, for `rebuilt`."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> FreeInverse:
+        """That of some tasks."""
+
+    @abstractmethod
+    def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> FreeInverse:
+        """That of some tasks in another state; `kernel` and `state` are theirs."""
+
+    @abstractmethod
+    def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> FreeInverse:
+        """With the tasks `index` replaced by another's tasks `chosen`."""
+
+
+def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
+    """The inverse of a kernel `[tasks, n, n]` where a state `[tasks, k, n]` is 0, in the form that is the cheaper.
+
+    `ByClass` inverts `k` matrices of size `n`; `ByActive` factors one as large as there are active entries, a third of
+    the work. It pays where few entries are active: for a few shots, or many features.
+    """
+    k, n = state.shape[-2:]
+    active = active_entries(state)
+    if coupled and int(active.sum(-1).max()) ** 3 < 3 * k * n**3:
+        return ByActive.of(inverse(kernel), state, active)
+    return ByClass.of(kernel, state, coupled)
+
+
+def rebuilt(*parts: Tensor) -> FreeInverse:
+    """A `FreeInverse` from its parts."""
+    return ByClass(*parts) if len(parts) == len(ByClass._fields) else ByActive(*parts)
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Of positive definite matrices; of matrices that rounding has left indefinite as well."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.cholesky_inverse(factor) if not failed.any() else torch.linalg.pinv(matrix, hermitian=True)
+
+
+def active_entries(state: Tensor) -> Tensor:
+    """1 for entries at a bound, of examples that have a free one as well (others take no part), `[tasks, k n]`."""
+    active = state != 0
+    return (active & ~active.all(-2, keepdim=True)).flatten(-2).to(torch.float64)
+
+
+class ByClass(NamedTuple):
+    """A matrix per class, and their sum.
+
+    Attributes:
+        blocks: the inverse on each class's free entries, 0 elsewhere, `[tasks, k, n, n]`.
+        coupling: the inverse of their sum over classes, or 0 where classes are not coupled, `[tasks, n, n]`.
+    """
+
+    blocks: Tensor
+    coupling: Tensor
+
+    @classmethod
+    def of(cls, kernel: Tensor, state: Tensor, coupled: bool) -> ByClass:
+        free = state == 0
+        both = free.unsqueeze(-1) & free.unsqueeze(-2)
+        identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+        blocks = torch.where(both, inverse(torch.where(both, kernel.unsqueeze(1), identity)), 0.0)
+        if not coupled:
+            # An empty matrix stands for none.
+            return cls(blocks, kernel[..., :0, :0])
+        nowhere_free = (~free.any(1)).to(kernel.dtype)
+        return cls(blocks, inverse(blocks.sum(1) + torch.diag_embed(nowhere_free)))
+
+    def __call__(self, g: Tensor) -> Tensor:
+        v = times(self.blocks, g)
+        if not self.coupling.shape[-1]:
+            return v
+        shared = (self.coupling @ v.sum(-2).unsqueeze(-1)).squeeze(-1)
+        return v - times(self.blocks, shared.unsqueeze(-2).expand_as(g))
+
+    def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
+        return self.blocks / scale.unsqueeze(1), self.coupling * scale
+
+    def rows(self, index: Tensor) -> ByClass:
+        return ByClass(self.blocks[index], self.coupling[index])
+
+    def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> ByClass:
+        return ByClass.of(kernel, state, coupled=bool(self.coupling.shape[-1]))
+
+    def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> ByClass:
+        assert isinstance(other, ByClass)
+        return ByClass(*(mine.index_copy(0, index, its[chosen]) for mine, its in zip(self, other, strict=True)))
+
+
+def times(blocks: Tensor, g: Tensor) -> Tensor:
+    """A matrix per class `[tasks, k, n, n]` times a vector per class `[tasks, k, n]`."""
+    return (blocks @ g.unsqueeze(-1)).squeeze(-1)
+
+
+class ByActive(NamedTuple):
+    """The inverse without bounds, corrected so that active entries stay: `V = c(g) P - c(z) P`, with `z` on these.
+
+    `c` subtracts the mean over classes, which commutes with the kernel, so that `P` is its plain inverse.
+
+    Attributes:
+        inverted: `P`, `[tasks, n, n]`.
+        free: 1 in free entries, 0 elsewhere, `[tasks, k, n]`.
+        order: where the active entries are in `[k n]`, then anything, `[tasks, most active]`.
+        counts: 1 for active entries, 0 for what follows them, `[tasks, most active]`.
+        factor: lower triangular, of the matrix that makes `c(z) P` on the active entries from `z` there,
+            `[tasks, most active, most active]`.
+    """
+
+    inverted: Tensor
+    free: Tensor
+    order: Tensor
+    counts: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, inverted: Tensor, state: Tensor, active: Tensor) -> ByActive:
+        """That of the kernel's inverse and the active entries `[tasks, k n]`."""
+        k, n = state.shape[-2:]
+        counts, order = active.topk(int(active.sum(-1).max()))
+        example, label = order % n, order // n
+        tasks = torch.arange(len(state), device=state.device)[:, None, None]
+        # Rows of c: their products are 1 - 1/k for one class, -1/k for two, and 0 for what does not count.
+        rows = (torch.eye(k, dtype=counts.dtype, device=counts.device) - 1 / k)[label] * counts.unsqueeze(-1)
+        matrix = torch.bmm(rows, rows.mT).mul_(inverted[tasks, example.unsqueeze(-1), example.unsqueeze(-2)])
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1 - counts)
+        factor, _ = torch.linalg.cholesky_ex(matrix)
+        return cls(inverted, (state == 0).to(inverted.dtype), order, counts, factor)
+
+    def __call__(self, g: Tensor) -> Tensor:
+        without = self.spread(self.free * g)
+        if not self.order.shape[-1]:
+            return self.free * without
+        active = self.counts * without.flatten(-2).gather(-1, self.order)
+        z = torch.cholesky_solve(active.unsqueeze(-1), self.factor).squeeze(-1)
+        entries = torch.zeros_like(g).flatten(-2).scatter_add(-1, self.order, z).view_as(g)
+        return self.free * (without - self.spread(entries))
+
+    def spread(self, entries: Tensor) -> Tensor:
+        return torch.bmm(entries - entries.mean(-2, keepdim=True), self.inverted)
+
+    def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
+        return self._replace(inverted=self.inverted / scale, factor=self.factor / scale.sqrt())
+
+    def rows(self, index: Tensor) -> ByActive:
+        return ByActive(*(leaf[index] for leaf in self))
+
+    def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> ByActive:
+        return ByActive.of(self.inverted[index], state, active_entries(state))
+
+    def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> ByActive:
+        assert isinstance(other, ByActive)
+        width = max(self.order.shape[-1], other.order.shape[-1])
+        pairs = zip(self.widened(width), other.rows(chosen).widened(width), strict=True)
+        return ByActive(*(mine.index_copy(0, index, its) for mine, its in pairs))
+
+    def widened(self, width: int) -> ByActive:
+        """The same with room for more active entries."""
+        more = width - self.order.shape[-1]
+        if not more:
+            return self
+        order, counts, factor = pad(self.order, (0, more)), pad(self.counts, (0, more)), pad(self.factor, (0, more) * 2)
+        factor.diagonal(dim1=-2, dim2=-1)[..., -more:] = 1
+        return self._replace(order=order, counts=counts, factor=factor)
