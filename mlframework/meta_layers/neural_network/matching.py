@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.neural_network.networks import attention, cosines
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -76,7 +76,7 @@ class Matching(OnFeatures):
             raise InvalidValue("scale", scale, "must be above 0")
         if reads < 1:
             raise InvalidValue("reads", reads, "must be at least 1")
-        self.scale = nn.Parameter(torch.tensor(scale))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.context = FullContext(self.feature_size, reads) if full_context else None
         self.support_order_matters = full_context
 
@@ -86,8 +86,7 @@ class Matching(OnFeatures):
 
     def outputs(self, adapted: Memory, features: Tensor) -> Tensor:
         queries = features if self.context is None else self.context.embed_queries(features, adapted)
-        cosines = F.normalize(queries, dim=-1) @ F.normalize(adapted.keys, dim=-1).mT
-        mean = attention(self.scale * cosines, adapted.mask) @ adapted.values
+        mean = attention(self.scale * cosines(queries, adapted.keys), adapted.mask) @ adapted.values
         return mean if self.task.spec.kind == "regression" else (mean + FLOOR).log()
 
 
@@ -136,8 +135,3 @@ def states(cell: nn.LSTMCell, inputs: Tensor, mask: Tensor) -> Tensor:
         state = (torch.where(counts, moved[0], state[0]), torch.where(counts, moved[1], state[1]))
         found.append(state[0])
     return torch.stack(found, dim=1)
-
-
-def attention(scores: Tensor, mask: Tensor) -> Tensor:
-    """The softmax of scores `[tasks, queries, n]` over the rows that count by `mask` `[tasks, n]`."""
-    return scores.masked_fill(mask.unsqueeze(1) == 0, -torch.inf).softmax(-1)

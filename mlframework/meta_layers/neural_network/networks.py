@@ -1,4 +1,4 @@
-"""What the family's networks are made of: fully connected layers, and means over sets."""
+"""What the family's networks are made of: fully connected layers, means over sets, attention."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.errors import InvalidValue
 
-__all__ = ["check_hidden", "fully_connected", "pairs", "set_mean"]
+__all__ = ["attention", "check_hidden", "cosines", "fully_connected", "pairs", "set_mean"]
 
 
 def fully_connected(inputs: int, hidden: Sequence[int], outputs: int, *, zero: bool = False) -> nn.Sequential:
@@ -60,3 +61,13 @@ def pairs(queries: Tensor, members: Tensor) -> Tensor:
     """
     n, m = queries.shape[1], members.shape[1]
     return torch.cat([queries.unsqueeze(2).expand(-1, -1, m, -1), members.unsqueeze(1).expand(-1, n, -1, -1)], dim=-1)
+
+
+def cosines(queries: Tensor, members: Tensor) -> Tensor:
+    """The cosine of every query `[tasks, n, d]` with every member `[tasks, m, d]`: `[tasks, n, m]`."""
+    return F.normalize(queries, dim=-1) @ F.normalize(members, dim=-1).mT
+
+
+def attention(scores: Tensor, mask: Tensor) -> Tensor:
+    """The softmax of scores `[tasks, queries, n]` over the rows that count by `mask` `[tasks, n]`."""
+    return scores.masked_fill(mask.unsqueeze(1) == 0, -torch.inf).softmax(-1)

@@ -50,7 +50,7 @@ class Prototypes(OnFeatures):
             raise InvalidValue("distance", distance, "must be euclidean or cosine")
         if not scale > 0:
             raise InvalidValue("scale", scale, "must be above 0")
-        self.scale = nn.Parameter(torch.tensor(scale)) if distance == "cosine" else None
+        self.scale = nn.Parameter(torch.tensor(float(scale))) if distance == "cosine" else None
 
     def fit(self, features: Tensor, support: Examples) -> Tensor:
         """The prototypes `[tasks, classes, d]`."""

@@ -1,0 +1,169 @@
+"""Meta Networks: slow weights for all tasks, and fast weights that a meta learner makes of loss gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples
+from mlframework.errors import InvalidValue
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.neural_network.networks import attention, check_hidden, cosines, fully_connected, set_mean
+from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["FastWeights", "MakesFastWeights", "MetaNetworks"]
+
+
+class FastWeights(NamedTuple):
+    """What a task adds to the slow weights.
+
+    Attributes:
+        representation: of the representation learner (the paper's `Q*`), `[tasks, size, d + 1]`.
+        memory: of the base learner, one per support example (`M`), `[tasks, n, out_features, d + 1]`.
+        index: the representations by which the memory is read (`R`), `[tasks, n, size]`.
+        mask: `[tasks, n]`, 1 where a support example counts.
+    """
+
+    representation: Tensor
+    memory: Tensor
+    index: Tensor
+    mask: Tensor
+
+
+class MetaNetworks(OnFeatures):
+    """Slow weights are learned by the outer loop; fast weights are made of the support examples' loss gradients.
+
+    The base layer is the features with the base learner `b`, a linear head; the meta layer is the representation
+    learner `u` and the two networks `d` and `m` that turn gradients into fast weights. The family's loop: `__init__`
+    initialises; the trainer draws episodes; `features_of` gives base features; `fit` learns the task's model (gradients
+    of the slow representation's loss make its fast weights; each example's gradient of the base learner's loss makes
+    fast weights that are kept in a memory, beside the example's representation); `outputs` represents unseen data,
+    reads the memory by cosine attention, and predicts with slow and fast weights; the outer loop turns the error into a
+    gradient and an update of everything slow. Slow and fast weights are put together by layer augmentation: each gives
+    its own activation, and these are added.
+
+    Deviations: `b` and `u` share the base layer's features, and only what stands above those has fast weights, one
+    layer of each (in the paper they are two whole networks); `d` averages over the gradients, where the paper's is an
+    LSTM that reads them in some order; gradients are differentiated through; a fast weight is a learned multiple of its
+    gradient and a network's correction of that, which starts as zero; activations and the preprocessing of gradients
+    are smooth. The paper has no regression.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        size: of the representation.
+        hidden: width of each hidden layer of `d` and `m`, the same network for every weight.
+        rate: minus the multiple of a gradient that its fast weight starts as.
+
+    Reference: Munkhdalai, Yu, Meta Networks, 2017, arXiv:1703.00837, section 3 and algorithm 1. Preprocessing of
+        gradients: Andrychowicz et al. 2016, arXiv:1606.04474, appendix A.
+    """
+
+    kinds = ("classification", "regression")
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        size: int = 64,
+        hidden: Sequence[int] = (20, 20),
+        rate: float = 0.1,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        check_hidden(hidden)
+        if size < 1:
+            raise InvalidValue("size", size, "must be at least 1")
+        inputs, out = self.feature_size + 1, task.spec.out_features
+        self.learner = nn.Linear(inputs, out, bias=False)
+        self.representation = nn.Linear(inputs, size, bias=False)
+        self.representation_head = nn.Linear(size, out)
+        self.to_learner, self.to_representation = MakesFastWeights(hidden, rate), MakesFastWeights(hidden, rate)
+
+    def fit(self, features: Tensor, support: Examples) -> FastWeights:
+        inputs = with_one(features)
+
+        def representation_losses(weights: Tensor) -> Tensor:
+            represented = F.silu(apply_each(weights, inputs))
+            return self.task.loss(self.representation_head(represented), support.y)
+
+        def learner_losses(weights: Tensor) -> Tensor:
+            return self.task.loss(apply_each(weights, inputs), support.y)
+
+        shape = support.mask.shape
+        found = self.to_representation(gradients(representation_losses, self.representation.weight, shape))
+        fast = set_mean(found.flatten(2), support.mask).unflatten(-1, found.shape[2:])
+        memory = self.to_learner(gradients(learner_losses, self.learner.weight, shape))
+        return FastWeights(fast, memory, self.represent(inputs, fast), support.mask)
+
+    def outputs(self, adapted: FastWeights, features: Tensor) -> Tensor:
+        inputs = with_one(features)
+        read = attention(cosines(self.represent(inputs, adapted.representation), adapted.index), adapted.mask)
+        # The output is linear in the fast weights: reading their answers is reading the weights, and is smaller.
+        answers = torch.einsum("tmod,tnd->tnmo", adapted.memory, inputs)
+        return self.learner(inputs) + (read.unsqueeze(-1) * answers).sum(2)
+
+    def represent(self, inputs: Tensor, fast: Tensor) -> Tensor:
+        """Representations `[tasks, n, size]` of inputs `[tasks, n, d + 1]` by slow and by fast weights."""
+        return F.silu(self.representation(inputs)) + F.silu(inputs @ fast.mT)
+
+
+class MakesFastWeights(nn.Module):
+    """A meta learner: every weight's loss gradient becomes its fast weight, by one network for all weights.
+
+    Args:
+        hidden: width of each hidden layer.
+        rate: minus the multiple of the gradient to start as.
+    """
+
+    #: Gradients below `exp(-RANGE)` are taken as they are, larger ones by their logarithm.
+    RANGE = 7.0
+
+    def __init__(self, hidden: Sequence[int], rate: float) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(float(rate)))
+        self.correction = fully_connected(2, hidden, 1, zero=True)
+
+    def forward(self, gradient: Tensor) -> Tensor:
+        """Fast weights, of the shape of the gradient."""
+        scaled = gradient * torch.e**self.RANGE
+        seen = torch.stack([scaled.asinh() / self.RANGE, scaled.tanh()], dim=-1)
+        return self.correction(seen).squeeze(-1) - self.rate * gradient
+
+
+def gradients(losses_of: Callable[[Tensor], Tensor], weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """Each example's own gradient of its loss with respect to weights that all examples share.
+
+    As in `inner_loop`, it is taken over stacked copies, outside any vmap, and can be differentiated again.
+
+    Args:
+        losses_of: the loss of each example `[tasks, n]`, given stacked weights.
+        weight: `[outputs, inputs]`.
+        shape: `[tasks, n]`.
+
+    Returns:
+        `[tasks, n, outputs, inputs]`.
+    """
+    meta_gradient = torch.is_grad_enabled()
+    with torch.enable_grad():
+        stacked = weight.expand(*shape, *weight.shape)
+        if not (meta_gradient and weight.requires_grad):
+            stacked = stacked.detach().requires_grad_()
+        return torch.autograd.grad(losses_of(stacked).sum(), stacked, create_graph=meta_gradient)[0]
+
+
+def apply_each(weights: Tensor, inputs: Tensor) -> Tensor:
+    """Every example by weights of its own: `[tasks, n, outputs]` from `[tasks, n, outputs, d]` and `[tasks, n, d]`."""
+    return (weights @ inputs.unsqueeze(-1)).squeeze(-1)
+
+
+def with_one(features: Tensor) -> Tensor:
+    """Features `[tasks, n, d]` with a 1 at their end, whose weight is the bias."""
+    return F.pad(features, (0, 1), value=1.0)
