@@ -26,13 +26,13 @@ class FastWeights(NamedTuple):
     Attributes:
         representation: of the representation learner (the paper's `Q*`), `[tasks, size, d + 1]`.
         memory: of the base learner, one per support example (`M`), `[tasks, n, out_features, d + 1]`.
-        index: the representations by which the memory is read (`R`), `[tasks, n, size]`.
+        keys: the representations by which the memory is read (`R`), `[tasks, n, size]`.
         mask: `[tasks, n]`, 1 where a support example counts.
     """
 
     representation: Tensor
     memory: Tensor
-    index: Tensor
+    keys: Tensor
     mask: Tensor
 
 
@@ -105,7 +105,7 @@ class MetaNetworks(OnFeatures):
 
     def outputs(self, adapted: FastWeights, features: Tensor) -> Tensor:
         inputs = with_one(features)
-        read = attention(cosines(self.represent(inputs, adapted.representation), adapted.index), adapted.mask)
+        read = attention(cosines(self.represent(inputs, adapted.representation), adapted.keys), adapted.mask)
         # The output is linear in the fast weights: reading their answers is reading the weights, and is smaller.
         answers = torch.einsum("tmod,tnd->tnmo", adapted.memory, inputs)
         return self.learner(inputs) + (read.unsqueeze(-1) * answers).sum(2)
