@@ -94,6 +94,11 @@ class TaskSpec(NamedTuple):
     out_features: int
     ragged: bool = True
 
+    def zeros(self, count: int, device: torch.device | None = None) -> Tensor:
+        """Inputs of zeros `[count, *x_shape]`, to ask a module what shape it gives."""
+        dtype = torch.long if self.kind == "sequence" else torch.get_default_dtype()
+        return torch.zeros(count, *self.x_shape, dtype=dtype, device=device)
+
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean per task of the values that count.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -130,6 +131,14 @@ class MetaLayer(nn.Module, ABC):
             mask = torch.cat([support.mask, torch.ones_like(support.mask[:, :1])], dim=1)
             alone.append(self.predict(adapted, x, self.needed(mask))[:, -1])
         return torch.stack(alone, dim=1)
+
+    def targets(self, examples: Examples) -> Tensor:
+        """What a model is fitted to, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
+        y, spec = examples.y, self.task.spec
+        if spec.kind != "regression":
+            y = F.one_hot(y, spec.out_features)
+        mask = examples.mask.unsqueeze(-1)
+        return torch.where(mask > 0, y, torch.zeros_like(y)).to(examples.mask.dtype)
 
     def needed(self, mask: Tensor) -> Tensor | None:
         """The mask, or None where the task promises that everything counts, which is cheaper."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
@@ -63,19 +62,9 @@ class OnFeatures(MetaLayer):
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`."""
         return self.call_base_layer({}, x, mask)
 
-    def targets(self, examples: Examples) -> Tensor:
-        """What a model is fitted to, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
-        y, spec = examples.y, self.task.spec
-        if spec.kind != "regression":
-            y = F.one_hot(y, spec.out_features)
-        mask = examples.mask.unsqueeze(-1)
-        return torch.where(mask > 0, y, torch.zeros_like(y)).to(examples.mask.dtype)
-
 
 def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:
     """How many features an example has, by asking for those of two inputs of zeros."""
-    dtype = torch.long if spec.kind == "sequence" else torch.get_default_dtype()
-    parameter = next(base_layer.parameters(), torch.empty(0))
-    inputs = torch.zeros(2, *spec.x_shape, dtype=dtype, device=parameter.device)
+    device = next(base_layer.parameters(), torch.empty(0)).device
     with torch.no_grad():
-        return base_layer.features(inputs).shape[-1]
+        return base_layer.features(spec.zeros(2, device)).shape[-1]

@@ -142,11 +142,10 @@ def channels_behind(base_layer: BaseLayer, name: str, spec: TaskSpec) -> int:
         )
     found: list[object] = []
     handle = modules[name].register_forward_hook(lambda module, inputs, output: found.append(output))
-    dtype = torch.long if spec.kind == "sequence" else torch.get_default_dtype()
     device = next(base_layer.parameters()).device
     try:
         with torch.no_grad():
-            base_layer(torch.zeros(2, *spec.x_shape, dtype=dtype, device=device))
+            base_layer(spec.zeros(2, device))
     finally:
         handle.remove()
     if len(found) != 1 or not isinstance(found[0], Tensor):

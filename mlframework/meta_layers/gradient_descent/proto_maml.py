@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
@@ -14,7 +13,7 @@ from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import Params
 from mlframework.meta_layers.gradient_descent.maml import MAML
-from mlframework.meta_layers.neural_network.prototypes import class_means
+from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["ProtoMAML"]
@@ -52,10 +51,8 @@ class ProtoMAML(MAML):
 
     def initial(self, support: Examples) -> Params:
         """The initialisation, but for the head, which each task's prototypes give."""
-        members = F.one_hot(support.y, self.task.spec.out_features) * support.mask.unsqueeze(-1)
-        prototypes = class_means(self.features_of(support), members)  # [tasks, classes, d]
-        head = {"head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(-1)}
-        return {**super().initial(support), **head}
+        weight, bias = linear_head(class_means(self.features_of(support), self.targets(support)))
+        return {**super().initial(support), "head.weight": weight, "head.bias": bias}
 
     def features_of(self, support: Examples) -> Tensor:
         """Features `[tasks, n, d]` of the support set, before any step."""

@@ -12,7 +12,7 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, set_mean
-from mlframework.meta_layers.neural_network.prototypes import class_means
+from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -82,9 +82,8 @@ class Hypernetwork(OnFeatures):
 class EmitsRowPerClass(nn.Module):
     """One row of the head per class: that of prototypical networks, and a learned correction.
 
-    With `c` the mean feature of a class, squared distances to it give the logits of the linear head with weight `2c`
-    and bias `-|c|^2`, up to what all classes share (Snell et al. 2017, equation 8). The correction sees the mean of the
-    class's encoded examples and the mean of these over all classes; it starts as zero.
+    The correction to `linear_head` sees the mean of the class's encoded examples and the mean of these over all
+    classes; it starts as zero.
 
     Args:
         d: size of a feature.
@@ -103,7 +102,8 @@ class EmitsRowPerClass(nn.Module):
         encoded = class_means(self.encoder(features), targets)
         others = encoded.mean(1, keepdim=True).expand_as(encoded)
         correction = self.correction(torch.cat([encoded, others], dim=-1))
-        return Head(2 * means + correction[..., :-1], correction[..., -1] - means.square().sum(-1))
+        weight, bias = linear_head(means)
+        return Head(weight + correction[..., :-1], bias + correction[..., -1])
 
 
 class EmitsHead(nn.Module):

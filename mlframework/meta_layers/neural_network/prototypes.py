@@ -13,7 +13,7 @@ from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Prototypes", "class_means"]
+__all__ = ["Prototypes", "class_means", "linear_head"]
 
 
 class Prototypes(OnFeatures):
@@ -74,3 +74,12 @@ def class_means(features: Tensor, targets: Tensor) -> Tensor:
         `[tasks, classes, d]`; 0 for a class without examples.
     """
     return (targets.mT @ features) / targets.sum(1).clamp(min=1).unsqueeze(-1)
+
+
+def linear_head(means: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight `[tasks, classes, d]` and the bias `[tasks, classes]` whose logits are those of squared distances.
+
+    With `c` a mean they are `2 c` and `-|c|^2`; what is left out, `-|x|^2`, all classes share (Snell et al. 2017,
+    arXiv:1703.05175, equation 8).
+    """
+    return 2 * means, -means.square().sum(-1)

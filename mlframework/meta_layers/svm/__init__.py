@@ -1,6 +1,6 @@
 """Meta-SVM: a task's model is the optimum of a convex problem on its support features."""
 
-from mlframework.meta_layers.svm.kernel_machine import Fitted, KernelMachine
+from mlframework.meta_layers.svm.kernel_machine import Fitted, KernelMachine, RegularisedFit
 from mlframework.meta_layers.svm.kernels import RBF, Kernel, Linear
 from mlframework.meta_layers.svm.logistic import Logistic
 from mlframework.meta_layers.svm.ridge import Ridge
@@ -15,6 +15,7 @@ __all__ = [
     "Linear",
     "Logistic",
     "OneVsRestSVM",
+    "RegularisedFit",
     "Ridge",
     "SupportVectorMachine",
 ]

@@ -19,7 +19,7 @@ from mlframework.meta_layers.svm.positive import Positive
 from mlframework.solvers.solution import Solution
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Fitted", "KernelMachine"]
+__all__ = ["Fitted", "KernelMachine", "RegularisedFit"]
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,39 @@ class KernelMachine(OnFeatures):
             int((~solution.converged).sum()),
             len(solution.converged),
             float(solution.residual.max()),
+        )
+
+
+class RegularisedFit(KernelMachine):
+    """A loss on the support set plus a multiple of the model's squared norm: two numbers.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        kernel: similarity of features; in the papers linear with a constant of 1.
+        reg: the regulariser, where its learning starts.
+        scale: multiplies the outputs, where its learning starts; a regression, which predicts values as they are, has
+            none.
+        learn: which of `reg` and `scale` are learned.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        kernel: Kernel,
+        reg: float = 1.0,
+        scale: float = 1.0,
+        learn: Collection[str] = ("reg", "scale"),
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        positive = {"reg": reg, "scale": scale}
+        if task.spec.kind == "regression":
+            positive.pop("scale")
+            learn = [name for name in learn if name != "scale"]
+        super().__init__(
+            base_layer, task, kernel=kernel, positive=positive, learn=learn, frozen=frozen, batch_norm=batch_norm
         )
 
 
