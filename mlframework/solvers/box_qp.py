@@ -20,8 +20,8 @@ from mlframework.solvers.interior_point import interior_point
 
 __all__ = ["Problem", "solve"]
 
-#: Steps of the alternating direction method from which the active set starts.
-WARM_STEPS = 6
+#: Penalty, of a kernel with a diagonal of 1, and over-relaxation of the alternating direction method.
+RHO, RELAXATION = 0.3, 1.6
 #: Changes of the active set before the interior point method is asked.
 MAX_CHANGES = 8
 #: A residual at which an active set is taken for the right one, whatever rounding says of entries on the edge.
@@ -65,7 +65,8 @@ def solve(problem: Problem) -> tuple[Tensor, Tensor]:
     """The optimum `A` `[tasks, k, n]`, differentiable, and its residual `[tasks]`, detached."""
     kernel, linear, lower, upper, coupled = problem
     state, optimum, residual, *parts = ActiveSet.apply(*(leaf.detach() for leaf in problem[:4]), coupled)
-    return Optimum.apply(kernel, linear, at_bounds(state, lower, upper), optimum, state, coupled, *parts), residual
+    bounds, share = at_bounds(state, lower, upper), shares(state, coupled)
+    return Optimum.apply(kernel, linear, bounds, optimum, share, *parts), residual
 
 
 def at_bounds(state: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -73,20 +74,22 @@ def at_bounds(state: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(state > 0, upper, torch.where(state < 0, lower, 0.0))
 
 
-def without_mean_of_free(values: Tensor, state: Tensor, coupled: bool) -> Tensor:
-    """Less, in each example, the mean over its free entries, if classes are coupled."""
+def shares(state: Tensor, coupled: bool) -> Tensor:
+    """What each free entry bears of its example, whose classes share alike, `[tasks, k, n]`: 0 if not coupled."""
     if not coupled:
-        return values
-    free = (state == 0).to(values.dtype)
-    return values - (free * values).sum(-2, keepdim=True) / free.sum(-2, keepdim=True).clamp(min=1)
+        return torch.zeros_like(state)
+    free = (state == 0).to(state.dtype)
+    return free / free.sum(-2, keepdim=True).clamp(min=1)
 
 
-def anchored(bounds: Tensor, state: Tensor, coupled: bool) -> Tensor:
-    """A point with active entries at their bounds, which sums to 0 over the classes if they are coupled."""
-    if not coupled:
-        return bounds
-    free = (state == 0).to(bounds.dtype)
-    return bounds - free * (bounds.sum(-2, keepdim=True) / free.sum(-2, keepdim=True).clamp(min=1))
+def anchored(bounds: Tensor, share: Tensor) -> Tensor:
+    """A point with active entries at their bounds, which sums to 0 over coupled classes."""
+    return bounds - share * bounds.sum(-2, keepdim=True)
+
+
+def pushing(force: Tensor, share: Tensor) -> Tensor:
+    """The force without what coupled classes bear together, so that it is 0 in the free entries of an optimum."""
+    return force - (share * force).sum(-2, keepdim=True)
 
 
 class Optimum(torch.autograd.Function):
@@ -100,30 +103,27 @@ class Optimum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        kernel: Tensor, linear: Tensor, bounds: Tensor, optimum: Tensor, state: Tensor, coupled: bool, *parts: Tensor
+        kernel: Tensor, linear: Tensor, bounds: Tensor, optimum: Tensor, share: Tensor, *parts: Tensor
     ) -> Tensor:
         return optimum.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        kernel, _, _, _, state, ctx.coupled, *parts = inputs
-        ctx.save_for_backward(kernel, output, state, *parts)
-        ctx.save_for_forward(kernel, output, state, *parts)
+        kernel, _, _, _, *constant = inputs
+        ctx.save_for_backward(kernel, output, *constant)
+        ctx.save_for_forward(kernel, output, *constant)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, optimum, state, *parts = ctx.saved_tensors
+        kernel, optimum, share, *parts = ctx.saved_tensors
         by_linear = FreeSolve.apply(kernel, gradient, *parts)
-        by_bounds = None
-        if ctx.needs_input_grad[2]:
-            force = without_mean_of_free(gradient - by_linear @ kernel, state, ctx.coupled)
-            by_bounds = torch.where(state == 0, 0.0, force)
-        return symmetric(by_linear, optimum), by_linear, by_bounds, None, None, None, *(None for _ in parts)
+        by_bounds = pushing(gradient - by_linear @ kernel, share) if ctx.needs_input_grad[2] else None
+        return symmetric(by_linear, optimum), by_linear, by_bounds, None, None, *(None for _ in parts)
 
     @staticmethod
     def jvp(ctx: Any, d_kernel: Any, d_linear: Any, d_bounds: Any, *constant: Any) -> Tensor:
-        kernel, optimum, state, *parts = ctx.saved_tensors
-        start = torch.zeros_like(optimum) if d_bounds is None else anchored(d_bounds, state, ctx.coupled)
+        kernel, optimum, share, *parts = ctx.saved_tensors
+        start = torch.zeros_like(optimum) if d_bounds is None else anchored(d_bounds, share)
         change = -start @ kernel if d_linear is None else d_linear - start @ kernel
         if d_kernel is not None:
             change = change - optimum @ (d_kernel + d_kernel.mT) / 2
@@ -241,6 +241,8 @@ def search(problem: Problem) -> Found:
     """
     start = leave_one_free(problem, warm_start(problem))
     found = change(problem, start, free_inverse(problem.kernel, start, problem.coupled))
+    if float(found.residual.max()) <= EXACT:
+        return found
     failed = torch.nonzero(found.residual > RETRY).flatten()
     if len(failed):
         hard = problem.rows(failed)
@@ -254,23 +256,25 @@ def search(problem: Problem) -> Found:
 
 
 def warm_start(problem: Problem) -> Tensor:
-    """A guess of the active set: some steps of the alternating direction method of multipliers, over-relaxed."""
+    """A guess of the active set: some steps of the alternating direction method of multipliers, over-relaxed.
+
+    The larger the kernel, the dearer is a change of the active set beside a step here, and the more of these pay.
+    """
     kernel, linear, lower, upper, coupled = problem
-    rho, relaxation = 0.3, 1.6
-    inverted = relaxation * inverse(
-        kernel + rho * torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
-    )
-    unbounded_part = centred(linear, coupled) @ inverted
-    inverted = rho * inverted
-    bounded = torch.zeros_like(linear).clamp(lower, upper)
-    push = torch.zeros_like(linear)
-    for _ in range(WARM_STEPS if linear.shape[1] <= 5 else 2 * WARM_STEPS):
-        # Subtracting the mean over classes commutes with the kernel.
-        reached = torch.baddbmm(unbounded_part, centred(bounded - push, coupled), inverted)
-        reached = reached + torch.add(push, bounded, alpha=1 - relaxation)
+    n = kernel.shape[-1]
+    inverted = inverse(kernel + RHO * torch.eye(n, dtype=kernel.dtype, device=kernel.device))
+    # Subtracting the mean over classes commutes with the kernel.
+    constant = RELAXATION * torch.bmm(centred(linear, coupled), inverted)
+    inverted = RELAXATION * RHO * inverted
+    reached = torch.zeros_like(linear)
+    bounded = reached.clamp(lower, upper)
+    for _ in range(3 + n * 3 // 10):
+        # What the bounds hold back is `reached - bounded`; this is `bounded` less that.
+        mirrored = torch.lerp(reached, bounded, 2.0)
+        rest = torch.sub(reached, bounded, alpha=RELAXATION).add_(constant)
+        reached = torch.baddbmm(rest, centred(mirrored, coupled), inverted)
         bounded = reached.clamp(lower, upper)
-        push = reached - bounded
-    return push.sign()
+    return (reached - bounded).sign()
 
 
 def centred(values: Tensor, coupled: bool) -> Tensor:
@@ -306,23 +310,22 @@ def change(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
 def optimum_of(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
     """The optimum among the points with these active entries."""
     kernel, linear, lower, upper, coupled = problem
-    start = anchored(at_bounds(state, lower, upper), state, coupled)
+    share = shares(state, coupled)
+    start = anchored(at_bounds(state, lower, upper), share)
     optimum = start + inverted(torch.baddbmm(linear, start, kernel, alpha=-1))
-    return judged(problem, state, inverted, optimum)
+    return judged(problem, optimum, state, share, inverted)
 
 
 def refined(problem: Problem, found: Found) -> Found:
     """The same with less rounding."""
     optimum = found.optimum + found.inverse(torch.baddbmm(problem.linear, found.optimum, problem.kernel, alpha=-1))
-    return judged(problem, found.state, found.inverse, optimum)
+    return judged(problem, optimum, found.state, shares(found.state, problem.coupled), found.inverse)
 
 
-def judged(problem: Problem, state: Tensor, inverted: FreeInverse, optimum: Tensor) -> Found:
-    """What was found, with its force and residual, in units in which the kernel's diagonal is 1."""
-    force = torch.baddbmm(problem.linear, optimum, problem.kernel, alpha=-1)
-    force = without_mean_of_free(force, state, problem.coupled)
-    step = optimum - (optimum + force).clamp(problem.lower, problem.upper)
-    residual = step.abs().amax((-2, -1))
+def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor, inverted: FreeInverse) -> Found:
+    """What was found, with its force and its residual."""
+    force = pushing(torch.baddbmm(problem.linear, optimum, problem.kernel, alpha=-1), share)
+    residual = (optimum - (optimum + force).clamp(problem.lower, problem.upper)).abs().amax((-2, -1))
     if problem.coupled:
         residual = torch.maximum(residual, optimum.sum(-2).abs().amax(-1))
     return Found(state, optimum, force, residual, inverted)
@@ -370,4 +373,5 @@ def polished(problem: Problem, found: Found) -> Found:
     factor = torch.linalg.lu_factor(matrix)
     solution = torch.linalg.lu_solve(*factor, right)
     solution = solution + torch.linalg.lu_solve(*factor, right - matrix @ solution)
-    return judged(problem, found.state, found.inverse, solution.view(tasks, k + 1, n)[:, :k])
+    optimum = solution.view(tasks, k + 1, n)[:, :k]
+    return judged(problem, optimum, found.state, shares(found.state, coupled), found.inverse)

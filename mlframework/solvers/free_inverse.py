@@ -51,8 +51,9 @@ def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
     """
     k, n = state.shape[-2:]
     active = active_entries(state)
-    if coupled and int(active.sum(-1).max()) ** 3 < 3 * k * n**3:
-        return ByActive.of(inverse(kernel), state, active)
+    most = int(active.sum(-1).max())
+    if coupled and most**3 < 3 * k * n**3:
+        return ByActive.of(inverse(kernel), state, active, most)
     return ByClass.of(kernel, state, coupled)
 
 
@@ -143,10 +144,10 @@ class ByActive(NamedTuple):
     factor: Tensor
 
     @classmethod
-    def of(cls, inverted: Tensor, state: Tensor, active: Tensor) -> ByActive:
-        """That of the kernel's inverse and the active entries `[tasks, k n]`."""
+    def of(cls, inverted: Tensor, state: Tensor, active: Tensor, most: int) -> ByActive:
+        """That of the kernel's inverse and the active entries `[tasks, k n]`, of which a task has `most` at most."""
         k, n = state.shape[-2:]
-        counts, order = active.topk(int(active.sum(-1).max()))
+        counts, order = active.topk(most)
         example, label = order % n, order // n
         tasks = torch.arange(len(state), device=state.device)[:, None, None]
         # Rows of c: their products are 1 - 1/k for one class, -1/k for two, and 0 for what does not count.
@@ -175,7 +176,8 @@ class ByActive(NamedTuple):
         return ByActive(*(leaf[index] for leaf in self))
 
     def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> ByActive:
-        return ByActive.of(self.inverted[index], state, active_entries(state))
+        active = active_entries(state)
+        return ByActive.of(self.inverted[index], state, active, int(active.sum(-1).max()))
 
     def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> ByActive:
         assert isinstance(other, ByActive)
