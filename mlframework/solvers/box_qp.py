@@ -10,6 +10,7 @@ Everything here is batched over tasks, `[tasks, k, n]` with classes first, and i
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -64,8 +65,8 @@ class Problem(NamedTuple):
 def solve(problem: Problem) -> tuple[Tensor, Tensor]:
     """The optimum `A` `[tasks, k, n]`, differentiable, and its residual `[tasks]`, detached."""
     kernel, linear, lower, upper, coupled = problem
-    state, optimum, residual, *parts = ActiveSet.apply(*(leaf.detach() for leaf in problem[:4]), coupled)
-    bounds, share = at_bounds(state, lower, upper), shares(state, coupled)
+    state, share, optimum, residual, *parts = ActiveSet.apply(*(leaf.detach() for leaf in problem[:4]), coupled)
+    bounds = at_bounds(state, lower, upper)
     return Optimum.apply(kernel, linear, bounds, optimum, share, *parts), residual
 
 
@@ -179,7 +180,7 @@ class ActiveSet(torch.autograd.Function):
     def forward(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor, coupled: bool) -> tuple[Tensor, ...]:
         problem, scale = Problem(kernel, linear, lower, upper, coupled).scaled()
         found = search(problem)
-        return found.state, found.optimum / scale, found.residual, *found.inverse.unscaled(scale)
+        return found.state, found.share, found.optimum / scale, found.residual, *found.inverse.unscaled(scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
@@ -205,11 +206,17 @@ class ActiveSet(torch.autograd.Function):
         return tuple(leaf.unflatten(0, (info.batch_size, -1)) for leaf in found), (0,) * len(found)
 
 
+for function in (Optimum, FreeSolve, ActiveSet):
+    # torch asks for it at every call, and to work it out takes a tenth of the time of a small problem.
+    vars(function.forward)["__signature__"] = inspect.signature(function.forward)
+
+
 class Found(NamedTuple):
     """An active set and what follows from it.
 
     Attributes:
         state: 1 at the upper bound, -1 at the lower, 0 free, `[tasks, k, n]`.
+        share: what each free entry bears of its example, `[tasks, k, n]`; see `shares`.
         optimum: among the points with these active entries, `[tasks, k, n]`.
         force: what pushes an entry up, `[tasks, k, n]`: 0 in free ones up to rounding.
         residual: the largest violation of the optimality conditions `[tasks]`, in units of the kernel's diagonal.
@@ -217,6 +224,7 @@ class Found(NamedTuple):
     """
 
     state: Tensor
+    share: Tensor
     optimum: Tensor
     force: Tensor
     residual: Tensor
@@ -226,13 +234,13 @@ class Found(NamedTuple):
         """With some tasks' replaced by what was found for them later, where that is better."""
         better = other.residual < self.residual[tasks]
         index, chosen = tasks[better], torch.nonzero(better).flatten()
-        pairs = zip(self[:4], other[:4], strict=True)
+        pairs = zip(self[:5], other[:5], strict=True)
         leaves = (whole.index_copy(0, index, part[chosen]) for whole, part in pairs)
         return Found._make((*leaves, self.inverse.replaced(index, other.inverse, chosen)))
 
     def rows(self, index: Tensor) -> Found:
         """What was found for some tasks."""
-        return Found._make((*(leaf[index] for leaf in self[:4]), self.inverse.rows(index)))
+        return Found._make((*(leaf[index] for leaf in self[:5]), self.inverse.rows(index)))
 
 
 def search(problem: Problem) -> Found:
@@ -268,7 +276,7 @@ def warm_start(problem: Problem) -> Tensor:
     inverted = RELAXATION * RHO * inverted
     reached = torch.zeros_like(linear)
     bounded = reached.clamp(lower, upper)
-    for _ in range(3 + n * 3 // 10):
+    for _ in range(1 + n * 3 // 8):
         # What the bounds hold back is `reached - bounded`; this is `bounded` less that.
         mirrored = torch.lerp(reached, bounded, 2.0)
         rest = torch.sub(reached, bounded, alpha=RELAXATION).add_(constant)
@@ -319,7 +327,7 @@ def optimum_of(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
 def refined(problem: Problem, found: Found) -> Found:
     """The same with less rounding."""
     optimum = found.optimum + found.inverse(torch.baddbmm(problem.linear, found.optimum, problem.kernel, alpha=-1))
-    return judged(problem, optimum, found.state, shares(found.state, problem.coupled), found.inverse)
+    return judged(problem, optimum, found.state, found.share, found.inverse)
 
 
 def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor, inverted: FreeInverse) -> Found:
@@ -328,12 +336,12 @@ def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor, inve
     residual = (optimum - (optimum + force).clamp(problem.lower, problem.upper)).abs().amax((-2, -1))
     if problem.coupled:
         residual = torch.maximum(residual, optimum.sum(-2).abs().amax(-1))
-    return Found(state, optimum, force, residual, inverted)
+    return Found(state, share, optimum, force, residual, inverted)
 
 
 def next_state(problem: Problem, found: Found) -> Tensor:
     """Which entries are active after a change."""
-    state, optimum, force, *_ = found
+    state, _, optimum, force, *_ = found
     above = torch.where(state > 0, force > 0, optimum > problem.upper)
     below = torch.where(state < 0, force < 0, optimum < problem.lower)
     return leave_one_free(problem, above.to(state.dtype) - below.to(state.dtype))
@@ -374,4 +382,4 @@ def polished(problem: Problem, found: Found) -> Found:
     solution = torch.linalg.lu_solve(*factor, right)
     solution = solution + torch.linalg.lu_solve(*factor, right - matrix @ solution)
     optimum = solution.view(tasks, k + 1, n)[:, :k]
-    return judged(problem, optimum, found.state, shares(found.state, coupled), found.inverse)
+    return judged(problem, optimum, found.state, found.share, found.inverse)
