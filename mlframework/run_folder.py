@@ -85,6 +85,15 @@ class RunFolder:
         """What the user typed when the run was started."""
         return [str(override) for override in OmegaConf.load(self.path / "overrides.yaml")]
 
+    def finished(self, overrides: Sequence[str]) -> bool:
+        """Whether a run that was started with the same overrides has come to its end."""
+        return self.result.exists() and self.overrides() == list(overrides)
+
+    def read_result(self) -> dict[str, Any]:
+        """What came of the run."""
+        found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return found
+
     def config(self) -> DictConfig:
         """The resolved config of the run."""
         path = self.path / "config.yaml"

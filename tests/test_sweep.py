@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,31 @@ def test_a_job_of_a_sweep_can_be_resumed_by_itself(eight, tmp_path):
     assert said.exit_code == 0, said.err
     assert json.loads((folder / "result.json").read_text())["step"] == 4
     assert RunFolder(folder).config().run_dir == str(folder)
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    folder = tmp_path / "sweep"
+    typed = ("task=sinusoid", "trainer.meta_batch=2,3,4")
+    assert sweep(folder, *typed).exit_code == 0
+    before = table(folder)
+    finished, cut_off, never_started = (folder / str(number) for number in range(3))
+    written = (finished / "result.json").stat().st_mtime_ns
+    (cut_off / "result.json").unlink()
+    shutil.rmtree(never_started)
+
+    said = sweep(folder, *typed, "resume=true")
+    assert said.exit_code == 0, said.err
+    assert f"{finished}: finished before" in said.out and f"{cut_off}: finished before" not in said.out
+    assert (finished / "result.json").stat().st_mtime_ns == written
+    assert [row | {"seconds": ""} for row in table(folder)] == [row | {"seconds": ""} for row in before]
+
+
+def test_a_sweep_that_is_resumed_as_another_says_so(tmp_path):
+    folder = tmp_path / "sweep"
+    assert sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2").exit_code == 0
+    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.3", "resume=true")
+    assert said.exit_code == 1
+    assert "optimizer.lr=0.3: this run was started with 0.2; resume=true cannot change it" in said.err
 
 
 @pytest.mark.parametrize("launcher", ["", "launcher=joblib"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -25,16 +27,27 @@ def train(config: DictConfig) -> float:
     from mlframework.tables import evaluation_table
 
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        config.run_dir = hydra_config.runtime.output_dir
+    overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
     choices = {
         group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
     }
-    result, report = train_run(
-        config, RunFolder(config.run_dir), overrides=hydra_config.overrides.task, choices=choices
-    )
+    if hydra_config.mode == RunMode.MULTIRUN:
+        config.run_dir = hydra_config.runtime.output_dir
+    folder = RunFolder(config.run_dir)
+    if hydra_config.mode == RunMode.MULTIRUN and config.resume:
+        # A sweep is resumed as a whole: jobs that finished stay as they are, others go on or start.
+        config.resume = folder.holds_run
+        if folder.finished(overrides):
+            print(f"{folder.path}: finished before")
+            return monitored(folder.read_result())
+    result, report = train_run(config, folder, overrides=overrides, choices=choices)
     if report is not None:
         Console().print(evaluation_table(report, result["monitor"]))
+    return monitored(result)
+
+
+def monitored(result: dict[str, Any]) -> float:
+    """The metric that sweepers go by."""
     return result["validation"][result["monitor"]]["mean"]
 
 

@@ -71,7 +71,7 @@ class MetaNetworks(OnFeatures):
         base_layer: BaseLayer,
         task: TaskDistribution,
         *,
-        size: int = 64,
+        size: int = 16,
         hidden: Sequence[int] = (20, 20),
         rate: float = 0.1,
         frozen: str | None = None,
