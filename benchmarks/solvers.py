@@ -11,6 +11,7 @@ docs/solvers.md; `--draw` writes these two from the JSON that is there.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -41,6 +42,8 @@ QPTH_STEPS = 15
 MOST_TURNS, LEAST_TURNS, PATIENCE = 15, 3, 90.0
 #: A turn repeats a fast solver for as long, in seconds.
 TURN = 0.1
+#: Before the first turn each runs for as long, in seconds: a new process is slower.
+WARM_UP = 1.0
 #: A contender that needs more memory or time than a reader has is left out: entries of its problem, tasks times n k.
 CVXPY_LIMIT = 4000
 
@@ -158,11 +161,27 @@ def project(point: Tensor, upper: Tensor) -> Tensor:
 
 
 def seconds(solver: Solver, kernel: Tensor, cotangent: Tensor, calls: int) -> float:
-    """The mean processor time of a solution and its gradient: what other processes take does not count."""
+    """The mean processor time of a solution and its gradient: what other processes take does not count.
+
+    Nor does the collection of garbage, whose time goes by what all contenders have imported (as in `timeit`).
+    """
+    gc.collect()
+    gc.disable()
     began = time.process_time()
     for _ in range(calls):
         torch.autograd.grad(solver(kernel), kernel, cotangent)
-    return (time.process_time() - began) / calls
+    took = time.process_time() - began
+    gc.enable()
+    return took / calls
+
+
+def warm(solver: Solver, kernel: Tensor, cotangent: Tensor) -> float:
+    """The time of one call, after some."""
+    began = time.process_time()
+    while True:
+        took = seconds(solver, kernel, cotangent, 1)
+        if time.process_time() - began > WARM_UP:
+            return took
 
 
 def compare(problem: Problem, names: list[str], most_turns: int) -> dict[str, Any]:
@@ -171,7 +190,7 @@ def compare(problem: Problem, names: list[str], most_turns: int) -> dict[str, An
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     solvers = {name: CONTENDERS[name](y) for name in names if takes(name, problem)}
     residuals = {name: residual(kernel.detach(), y, solver(kernel).detach()) for name, solver in solvers.items()}
-    calls = {name: max(1, int(TURN / seconds(solver, kernel, cotangent, 1))) for name, solver in solvers.items()}
+    calls = {name: max(1, int(TURN / warm(solver, kernel, cotangent))) for name, solver in solvers.items()}
     times: dict[str, list[float]] = {name: [] for name in solvers}
     began = time.perf_counter()
     for turn in range(most_turns):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlframework.solvers.free_inverse import FreeInverse, free_inverse, inverse, rebuilt
+from mlframework.solvers.free_inverse import FreeInverse, centred, free_inverse, inverse, rebuilt
 from mlframework.solvers.interior_point import interior_point
 
 __all__ = ["Problem", "solve"]
@@ -272,7 +272,7 @@ def warm_start(problem: Problem) -> Tensor:
     n = kernel.shape[-1]
     inverted = inverse(kernel + RHO * torch.eye(n, dtype=kernel.dtype, device=kernel.device))
     # Subtracting the mean over classes commutes with the kernel.
-    constant = RELAXATION * torch.bmm(centred(linear, coupled), inverted)
+    constant = RELAXATION * torch.bmm(centred(linear) if coupled else linear, inverted)
     inverted = RELAXATION * RHO * inverted
     reached = torch.zeros_like(linear)
     bounded = reached.clamp(lower, upper)
@@ -280,14 +280,9 @@ def warm_start(problem: Problem) -> Tensor:
         # What the bounds hold back is `reached - bounded`; this is `bounded` less that.
         mirrored = torch.lerp(reached, bounded, 2.0)
         rest = torch.sub(reached, bounded, alpha=RELAXATION).add_(constant)
-        reached = torch.baddbmm(rest, centred(mirrored, coupled), inverted)
+        reached = torch.baddbmm(rest, centred(mirrored) if coupled else mirrored, inverted)
         bounded = reached.clamp(lower, upper)
     return (reached - bounded).sign()
-
-
-def centred(values: Tensor, coupled: bool) -> Tensor:
-    """Without the mean over classes, if they are coupled."""
-    return values - values.mean(-2, keepdim=True) if coupled else values
 
 
 def change(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:

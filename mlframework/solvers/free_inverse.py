@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["FreeInverse", "free_inverse", "inverse", "rebuilt"]
+__all__ = ["FreeInverse", "centred", "free_inverse", "inverse", "rebuilt"]
 
 
 class FreeInverse(Protocol):
@@ -66,6 +66,11 @@ def inverse(matrix: Tensor) -> Tensor:
     """Of positive definite matrices; of matrices that rounding has left indefinite as well."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return torch.cholesky_inverse(factor) if not failed.any() else torch.linalg.pinv(matrix, hermitian=True)
+
+
+def centred(values: Tensor) -> Tensor:
+    """Without the mean over classes, which stand in the last axis but one."""
+    return torch.sub(values, values.sum(-2, keepdim=True), alpha=1 / values.shape[-2])
 
 
 def active_entries(state: Tensor) -> Tensor:
@@ -147,7 +152,10 @@ class ByActive(NamedTuple):
     def of(cls, inverted: Tensor, state: Tensor, active: Tensor, most: int) -> ByActive:
         """That of the kernel's inverse and the active entries `[tasks, k n]`, of which a task has `most` at most."""
         k, n = state.shape[-2:]
+        free = (state == 0).to(inverted.dtype)
         counts, order = active.topk(most)
+        if not most:
+            return cls(inverted, free, order, counts, inverted[..., :0, :0])
         example, label = order % n, order // n
         tasks = torch.arange(len(state), device=state.device)[:, None, None]
         # Rows of c: their products are 1 - 1/k for one class, -1/k for two, and 0 for what does not count.
@@ -155,7 +163,7 @@ class ByActive(NamedTuple):
         matrix = torch.bmm(rows, rows.mT).mul_(inverted[tasks, example.unsqueeze(-1), example.unsqueeze(-2)])
         matrix.diagonal(dim1=-2, dim2=-1).add_(1 - counts)
         factor, _ = torch.linalg.cholesky_ex(matrix)
-        return cls(inverted, (state == 0).to(inverted.dtype), order, counts, factor)
+        return cls(inverted, free, order, counts, factor)
 
     def __call__(self, g: Tensor) -> Tensor:
         without = self.spread(self.free * g)
@@ -167,7 +175,7 @@ class ByActive(NamedTuple):
         return self.free * (without - self.spread(entries))
 
     def spread(self, entries: Tensor) -> Tensor:
-        return torch.bmm(entries - entries.mean(-2, keepdim=True), self.inverted)
+        return torch.bmm(centred(entries), self.inverted)
 
     def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
         return self._replace(inverted=self.inverted / scale, factor=self.factor / scale.sqrt())
