@@ -40,15 +40,15 @@ class BatchStatistics(MixesExamples):
         axes = (0, *range(2, x.dim()))
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
         if mask is None:
-            mean = x.mean(axes, keepdim=True)
-            variance = (x - mean).square().mean(axes, keepdim=True)
+            centred = x - x.mean(axes, keepdim=True)
+            variance = centred.square().mean(axes, keepdim=True)
         else:
             weight = mask.to(x.dtype).view(-1, *(1 for _ in range(x.dim() - 1)))
             count = (weight.sum() * x[0, 0].numel()).clamp(min=1)
-            mean = (x * weight).sum(axes, keepdim=True) / count
-            variance = ((x - mean).square() * weight).sum(axes, keepdim=True) / count
+            centred = x - (x * weight).sum(axes, keepdim=True) / count
+            variance = (centred.square() * weight).sum(axes, keepdim=True) / count
         scale = self.weight.view(per_channel) * torch.rsqrt(variance + self.eps)
-        return (x - mean) * scale + self.bias.view(per_channel)
+        return torch.addcmul(self.bias.view(per_channel), centred, scale)
 
 
 def group_norm(channels: int) -> nn.Module:
