@@ -143,6 +143,7 @@ def resumed_config(config: DictConfig, folder: RunFolder, overrides: Sequence[st
     if not folder.holds_run:
         raise UserError(f"resume=true: there is no run in run_dir={folder.path}")
     stored = folder.config()
+    stored.resume = True
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         now, then = OmegaConf.select(config, key), OmegaConf.select(stored, key)

@@ -93,7 +93,8 @@ def test_a_job_of_a_sweep_can_be_resumed_by_itself(eight, tmp_path):
 def test_an_interrupted_sweep_goes_on(tmp_path):
     folder = tmp_path / "sweep"
     typed = ("task=sinusoid", "trainer.meta_batch=2,3,4")
-    assert sweep(folder, *typed).exit_code == 0
+    whole = sweep(folder, *typed)
+    assert whole.exit_code == 0, whole.err
     before = table(folder)
     finished, cut_off, never_started = (folder / str(number) for number in range(3))
     written = (finished / "result.json").stat().st_mtime_ns
@@ -104,6 +105,8 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     assert said.exit_code == 0, said.err
     assert f"{finished}: finished before" in said.out and f"{cut_off}: finished before" not in said.out
     assert (finished / "result.json").stat().st_mtime_ns == written
+    # What was cut off had been trained: only what never started trains.
+    assert said.err.count("validation query_loss") * 3 == whole.err.count("validation query_loss") > 0
     assert [row | {"seconds": ""} for row in table(folder)] == [row | {"seconds": ""} for row in before]
 
 
