@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.errors import InvalidValue
-from mlframework.evaluation import Evaluation
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import OuterLoop
 from mlframework.run_folder import RunFolder
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.trainer import Trainer
+
+if TYPE_CHECKING:  # what it takes is imported by the run that asks for it
+    from mlframework.evaluation import Evaluation
 
 __all__ = [
     "build_base_layer",

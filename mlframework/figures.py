@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mlframework.episode import Episode, Examples
-from mlframework.evaluation import Interval
+from mlframework.judging import Interval
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 
 __all__ = ["by_step_figure", "contact_sheet", "episode_figure", "fits"]

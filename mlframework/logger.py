@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mlframework.evaluation import Interval
+from mlframework.judging import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -12,10 +12,12 @@ from mlframework import build, checkpoint
 from mlframework.checkpoint import Progress
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.evaluation import Report
 from mlframework.outer_loop import meta_gradient
 from mlframework.run_folder import RunFolder
 from mlframework.trainer import Trainer, Training
+
+if TYPE_CHECKING:
+    from mlframework.evaluation import Report
 
 __all__ = ["evaluate_run", "train_run"]
 

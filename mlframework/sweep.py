@@ -195,7 +195,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean of some values and the half width of its 95 % interval."""
     import torch
 
-    from mlframework.evaluation import Interval
+    from mlframework.judging import Interval
 
     return Interval.of(torch.tensor(values, dtype=torch.float64))[:2]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
-from mlframework.evaluation import Interval, Report, Row
+if TYPE_CHECKING:
+    from mlframework.evaluation import Report, Row
+    from mlframework.judging import Interval
 
 __all__ = ["evaluation_table"]
 

@@ -13,8 +13,7 @@ from mlframework import checkpoint
 from mlframework.checkpoint import Progress
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
-from mlframework.evaluation import Interval, TaskSet, judge_tasks
-from mlframework.figures import by_step_figure, episode_figure
+from mlframework.judging import Interval, TaskSet, judge_tasks
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import NotFinite, OuterLoop
@@ -170,6 +169,9 @@ class Trainer:
         self, training: Training, logger: TensorBoardLogger, intervals: Mapping[str, list[Interval]], step: int
     ) -> None:
         """Figures of the metrics by inner step and of the first validation tasks."""
+        # Imported here: matplotlib takes half a second, which a training without figures need not spend.
+        from mlframework.figures import by_step_figure, episode_figure
+
         logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
         episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))
         figure = episode_figure(training.meta_layer, episode.to(training.device))

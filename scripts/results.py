@@ -22,7 +22,7 @@ PAPERS: dict[str, tuple[float | None, str]] = {
     "omniglot_20w1s_prototypes": (96.0, "(Snell et al. 2017, table 1)"),
     "omniglot_5w1s_ridge": (98.9, "(R2-D2, Bertinetto et al. 2019; as others cite it, not checked)"),
     "omniglot_5w1s_svm": (None, "not reported (MetaOptNet has no Omniglot)"),
-    "omniglot_5w1s_cnp": (95.3, "(Garnelo et al. 2018, table 3)"),
+    "omniglot_5w1s_cnp": (95.3, "(Garnelo et al. 2018, table 2)"),
     "omniglot_5w1s_hypernetwork": (None, "not reported"),
     "omniglot_5w1s_meta_networks": (98.95, "(Munkhdalai, Yu 2017; as others cite it, not checked)"),
 }

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 
-from mlframework.evaluation import Interval
 from mlframework.files import atomic
+from mlframework.judging import Interval
 
 ROOT = Path(__file__).parents[1]
 JOBS = ROOT / "results" / "sinusoid_shots" / "jobs.json"

@@ -18,8 +18,9 @@ from mlframework.base_layers import MLP, Conv4
 from mlframework.baselines import FittedEstimators, FromScratch, raw_inputs
 from mlframework.episode import Episode
 from mlframework.errors import UserError
-from mlframework.evaluation import Evaluation, Interval, TaskSet, judge_by_step, judge_tasks
+from mlframework.evaluation import Evaluation
 from mlframework.inner_updates import SGD
+from mlframework.judging import Interval, TaskSet, judge_by_step, judge_tasks
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid

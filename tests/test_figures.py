@@ -6,9 +6,9 @@ from matplotlib.colors import to_hex
 
 from mlframework.base_layers import MLP, Conv4
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.evaluation import Interval
 from mlframework.figures import GREEN, GRID, RED, by_step_figure, contact_sheet, episode_figure, fits
 from mlframework.inner_updates import SGD
+from mlframework.judging import Interval
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks import ArrayTasks, ClassIndexed, Digits, Sinusoid, TaskDistribution

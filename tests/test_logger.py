@@ -14,8 +14,8 @@ from tensorboard.plugins.hparams import metadata
 
 from mlframework.base_layers import MLP
 from mlframework.checkpoint import Progress
-from mlframework.evaluation import Interval
 from mlframework.inner_updates import SGD
+from mlframework.judging import Interval
 from mlframework.logger import TensorBoardLogger, hyperparameters
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.outer_loop import OuterLoop

@@ -31,15 +31,16 @@ def train(config: DictConfig) -> float:
     choices = {
         group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
     }
-    if hydra_config.mode == RunMode.MULTIRUN:
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if in_sweep:
         config.run_dir = hydra_config.runtime.output_dir
     folder = RunFolder(config.run_dir)
-    if hydra_config.mode == RunMode.MULTIRUN and config.resume:
+    if in_sweep and config.resume:
         # A sweep is resumed as a whole: jobs that finished stay as they are, others go on or start.
-        config.resume = folder.holds_run
         if folder.finished(overrides):
             print(f"{folder.path}: finished before")
             return monitored(folder.read_result())
+        config.resume = folder.holds_run
     result, report = train_run(config, folder, overrides=overrides, choices=choices)
     if report is not None:
         Console().print(evaluation_table(report, result["monitor"]))

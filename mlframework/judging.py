@@ -1,0 +1,104 @@
+"""Judging an algorithm: a frozen, hashed set of tasks, query metrics after every inner step, intervals over tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from scipy.special import stdtrit  # Student's quantile; scipy.stats has it too, and takes a second to import
+from torch import Tensor
+
+from mlframework.episode import Episode, Split
+from mlframework.errors import InvalidValue
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["Interval", "TaskSet", "judge_by_step", "judge_tasks"]
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % confidence interval over tasks, by Student's t.
+
+    Attributes:
+        mean: of the values.
+        half_width: `mean - half_width` to `mean + half_width` is the interval; not a number for a single value.
+        values: how many there were.
+    """
+
+    mean: float
+    half_width: float
+    values: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Interval:
+        """The interval of a sample `[count]`."""
+        count = len(values)
+        values = values.double()
+        if count < 2:
+            return cls(float(values.mean()), float("nan"), count)
+        quantile = float(stdtrit(count - 1, 0.975))
+        return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.half_width:.4f}"
+
+
+class TaskSet:
+    """A frozen set of tasks: same seed, same tasks, on any machine, whatever the training drew.
+
+    Tasks are drawn one at a time, so neither their number nor the chunk changes those that come first.
+
+    Args:
+        task: the distribution.
+        split: which tasks.
+        tasks: how many.
+        seed: of the draws.
+        chunk: tasks at a time when they are used.
+    """
+
+    def __init__(self, task: TaskDistribution, split: Split, *, tasks: int, seed: int, chunk: int = 50) -> None:
+        for field, value in {"tasks": tasks, "chunk": chunk}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        self.task, self.split, self.tasks, self.seed, self.chunk = task, split, tasks, seed, chunk
+
+    def __iter__(self) -> Iterator[Episode]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, self.tasks, self.chunk):
+            count = min(self.chunk, self.tasks - start)
+            yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
+
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that stand for all the tasks, whatever the chunk."""
+        digest = hashlib.sha256()
+        for episode in self:
+            for part in episode.chunks(1):
+                digest.update(part.hash().encode())
+        return digest.hexdigest()[:16]
+
+
+def judge_by_step(
+    meta_layer: MetaLayer, episode: Episode, steps: int, batch_norm: BatchNormPolicy | None = None
+) -> Metrics:
+    """Query metrics after 0, 1, ..., `steps` inner steps: each `[steps + 1, tasks]` (one row if nothing is stepped)."""
+    meta_layer.eval()
+    with torch.no_grad():
+        rows = [
+            meta_layer.judge(adapted, episode, batch_norm) for adapted in meta_layer.trajectory(episode.support, steps)
+        ]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def judge_tasks(
+    meta_layer: MetaLayer,
+    tasks: TaskSet,
+    steps: int,
+    *,
+    device: torch.device,
+    batch_norm: BatchNormPolicy | None = None,
+) -> dict[str, list[Interval]]:
+    """Each query metric over a task set: its interval after 0, 1, ..., `steps` inner steps."""
+    judged = [judge_by_step(meta_layer, episode.to(device), steps, batch_norm) for episode in tasks]
+    return {name: [Interval.of(row) for row in torch.cat([part[name] for part in judged], dim=1)] for name in judged[0]}
