@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.engine import Engine, over_tasks
-from mlframework.episode import Episode, Examples, Kind, masked_mean
+from mlframework.episode import Episode, Examples, Kind
 from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.inner_loop import Params
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -108,9 +108,8 @@ class MetaLayer(nn.Module, ABC):
         """The query loss and the task's metrics of adapted models, each `[tasks]`, named `query_...`."""
         query = episode.query
         prediction = self.predict_query(adapted, episode, batch_norm or self.batch_norm)
-        values = {"loss": self.task.loss(prediction, query.y), **self.task.metrics(prediction, query.y)}
-        means = {f"query_{name}": masked_mean(value, query.mask) for name, value in values.items()}
-        return {**means, **self.diagnostics(adapted)}
+        scores = self.task.scores(prediction, query.y, query.mask)
+        return {**{f"query_{name}": value for name, value in scores.items()}, **self.diagnostics(adapted)}
 
     def diagnostics(self, adapted: Adapted) -> Metrics:
         """How adapting went, per task `[tasks]`, to be reported beside the query metrics: a solver's residual, say."""

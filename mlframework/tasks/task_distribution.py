@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlframework.episode import Episode, Split, TaskSpec
+from mlframework.episode import Episode, Split, TaskSpec, masked_mean
 
 __all__ = ["TaskDistribution"]
 
@@ -65,3 +65,19 @@ class TaskDistribution(ABC):
         if self.spec.kind == "regression":
             return {}
         return {"accuracy": (prediction.argmax(-1) == y).to(prediction.dtype)}
+
+    def scores(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What is reported of each task: the means of the loss and the metrics over what counts.
+
+        Overridden where a number is no mean over examples, as bits per character are not.
+
+        Args:
+            prediction: `[tasks, n, ..., out_features]`.
+            y: as in `loss`.
+            mask: `[tasks, n, ...]`, 1 counts, 0 does not.
+
+        Returns:
+            Names to tensors `[tasks]`; `loss` is among them.
+        """
+        values = {"loss": self.loss(prediction, y), **self.metrics(prediction, y)}
+        return {name: masked_mean(value, mask) for name, value in values.items()}
