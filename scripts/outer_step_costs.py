@@ -34,6 +34,8 @@ ALGORITHMS = (
     "cavia_film",
     "reptile",
     "imaml",
+    "lora",
+    "joint",
 )
 STEPS = (1, 5, 16)
 

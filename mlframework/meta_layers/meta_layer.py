@@ -165,7 +165,7 @@ class MetaLayer(nn.Module, ABC):
         return self.batch_norm if self.base_layer.mixes_examples else "none"
 
 
-def matching(pattern: str, names: Iterable[str], *, field: str) -> list[str]:
+def matching(pattern: str, names: Iterable[str], *, field: str, what: str = "parameter") -> list[str]:
     """The names that a regular expression finds; none at all is an error that lists what there is."""
     names = list(names)
     try:
@@ -173,7 +173,7 @@ def matching(pattern: str, names: Iterable[str], *, field: str) -> list[str]:
     except re.error as error:
         raise InvalidValue(field, pattern, f"is not a regular expression: {error}") from None
     if not found:
-        raise InvalidValue(field, pattern, f"matches no parameter; there are {', '.join(names)}")
+        raise InvalidValue(field, pattern, f"matches no {what}; there are {', '.join(names)}")
     return found
 
 

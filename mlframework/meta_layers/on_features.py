@@ -19,7 +19,11 @@ class OnFeatures(MetaLayer):
     """Fits a task's model to its support features, in one go, and applies it to query features.
 
     A subclass says how: `fit` and `outputs`, both batched over tasks. The base layer's features are shared by all tasks
-    and learned by the outer loop; its head takes no part.
+    and learned by the outer loop; its head takes no part, but for sequences.
+
+    In a sequence every position is an example of its own: its feature, with the token that follows as its class. Few
+    positions know only few of all tokens, so that there the base layer's head stays, as the `prior` that all tasks
+    share and from which a task's model departs.
 
     Args:
         base_layer: only its `features` are kept.
@@ -37,6 +41,7 @@ class OnFeatures(MetaLayer):
         batch_norm: BatchNormPolicy = "support",
     ) -> None:
         super().__init__(BaseLayer(base_layer.features, nn.Identity()), task, frozen=frozen, batch_norm=batch_norm)
+        self.prior = base_layer.head if task.spec.kind == "sequence" else None
         self.feature_size = feature_size(base_layer, task.spec)
 
     @abstractmethod
@@ -44,8 +49,8 @@ class OnFeatures(MetaLayer):
         """Each task's model.
 
         Args:
-            features: of the support set, `[tasks, n, d]`.
-            support: the examples themselves; those with mask 0 must not count.
+            features: of the support set, `[tasks, n, d]`; `n` are all positions of all rows in a sequence.
+            support: the examples themselves, each leaf `[tasks, n, ...]`; those with mask 0 must not count.
         """
 
     @abstractmethod
@@ -53,13 +58,17 @@ class OnFeatures(MetaLayer):
         """Predictions `[tasks, n, out_features]` of each task's model for features `[tasks, n, d]`."""
 
     def adapt(self, support: Examples) -> Adapted:
-        return self.fit(self.features_of(support.x, self.needed(support.mask)), support)
+        features = self.features_of(support.x, self.needed(support.mask))
+        if self.prior is None:
+            return self.fit(features, support)
+        return self.fit(features.flatten(1, 2), Examples(*(leaf.flatten(1) for leaf in support)))
 
     def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.outputs(adapted, self.features_of(x, mask))
+        features = self.features_of(x, mask)
+        return self.outputs(adapted, features.flatten(1, -2)).unflatten(1, features.shape[1:-1])
 
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`."""
+        """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
         return self.call_base_layer({}, x, mask)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
     from mlframework.meta_layers.meta_layer import Metrics
 
-__all__ = ["AnnealedOrder", "Exact", "FirstOrder", "MetaGradient", "ParameterDifference", "Truncated"]
+__all__ = ["AnnealedOrder", "Exact", "FirstOrder", "Joint", "MetaGradient", "ParameterDifference", "Truncated"]
 
 
 class MetaGradient(ABC):
@@ -132,3 +132,25 @@ class ParameterDifference(MetaGradient):
         surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
         return surrogate, metrics
+
+
+class Joint(MetaGradient):
+    """Conventional learning: the initialisation is trained on the examples of all tasks, as if they were one.
+
+    Nothing adapts while training; at test the inner loop fine-tunes what came of it. It is the baseline that tells
+    what learning to adapt is worth ("pretrained" in arXiv:1703.03400, section 5.1). The reported query loss is that of
+    support and query together, without adaptation.
+    """
+
+    uses_query_losses = False
+
+    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+        return inner_steps
+
+    def exact(self, inner_steps: int, outer_step: int) -> bool:
+        return False
+
+    def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
+        examples = episode.joined()
+        metrics = layer.judge(layer.initial(examples), Episode(examples, examples))
+        return metrics["query_loss"], metrics

@@ -20,7 +20,7 @@ __all__ = ["Codes", "ConditionalNeuralProcess"]
 
 
 class Codes(NamedTuple):
-    """What the decoder is told of a task; in a regression the task is as one class.
+    """What the decoder is told of a task; in a regression and in a sequence the task is as one class.
 
     Attributes:
         means: the mean code of each class `[tasks, classes, code]`.
@@ -43,6 +43,9 @@ class ConditionalNeuralProcess(OnFeatures):
     class, as in the paper's Omniglot experiment; but where the paper concatenates the means of all classes, one decoder
     scores each class from its own mean and the mean of all, so that permuted labels permute the scores.
 
+    In a sequence a code is that of a position's feature with the token that followed, and what is decoded is a change
+    of the feature, from which the prior then predicts; it starts as none.
+
     Other deviations: the decoder predicts the mean alone, since tasks judge by squared error, and no variance; and
     besides the mean code it is given the query's projected features, not its bare input, and their product with the
     code, by which it learns to compare much faster.
@@ -54,7 +57,7 @@ class ConditionalNeuralProcess(OnFeatures):
     Reference: Garnelo et al., Conditional Neural Processes, 2018, arXiv:1807.01613, equations 1 to 3 and section 4.3.
     """
 
-    kinds = ("classification", "regression")
+    kinds = ("classification", "regression", "sequence")
 
     def __init__(
         self,
@@ -71,7 +74,10 @@ class ConditionalNeuralProcess(OnFeatures):
         self.by_class = task.spec.kind == "classification"
         self.encoder = fully_connected(d if self.by_class else d + out, hidden, code)
         self.query = nn.Linear(d, code)
-        self.decoder = fully_connected(4 * code, hidden, 1 if self.by_class else out)
+        if self.prior is None:
+            self.decoder = fully_connected(4 * code, hidden, 1 if self.by_class else out)
+        else:
+            self.decoder = fully_connected(4 * code, hidden, d, zero=True)
 
     def fit(self, features: Tensor, support: Examples) -> Codes:
         targets = self.targets(support)
@@ -86,4 +92,5 @@ class ConditionalNeuralProcess(OnFeatures):
         products = query.unsqueeze(2) * adapted.means.unsqueeze(1)
         context = adapted.context.expand_as(adapted.means)
         seen = pairs(query, torch.cat([adapted.means, context], dim=-1))
-        return self.decoder(torch.cat([seen, products], dim=-1)).flatten(2)
+        decoded = self.decoder(torch.cat([seen, products], dim=-1)).flatten(2)
+        return decoded if self.prior is None else self.prior(features + decoded)

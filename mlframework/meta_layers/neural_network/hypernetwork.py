@@ -16,7 +16,7 @@ from mlframework.meta_layers.neural_network.prototypes import class_means, linea
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["EmitsHead", "EmitsRowPerClass", "Head", "Hypernetwork"]
+__all__ = ["EmitsHead", "EmitsRowPerClass", "EmitsRowPerToken", "Head", "Hypernetwork"]
 
 
 class Head(NamedTuple):
@@ -41,7 +41,8 @@ class Hypernetwork(OnFeatures):
 
     In a classification the same network emits every class's row, so that permuted labels permute the rows; it starts as
     the head of prototypical networks. In a regression one network emits the whole head from the mean of encoded
-    examples; it starts as one head for all tasks. In the literature: weight generation from class means (Gidaris,
+    examples; it starts as one head for all tasks. In a sequence one network emits every token's row, which is added to
+    the prior's; it starts as 0. In the literature: weight generation from class means (Gidaris,
     Komodakis; Qiao et al.), to which the sight of the other classes is added here (as in LEO's relation network); the
     start from prototypes is ours.
 
@@ -54,7 +55,7 @@ class Hypernetwork(OnFeatures):
         arXiv:1807.05960, section 2.3.
     """
 
-    kinds = ("classification", "regression")
+    kinds = ("classification", "regression", "sequence")
 
     def __init__(
         self,
@@ -69,6 +70,8 @@ class Hypernetwork(OnFeatures):
         check_hidden(hidden)
         if task.spec.kind == "classification":
             self.emitter: nn.Module = EmitsRowPerClass(self.feature_size, hidden)
+        elif task.spec.kind == "sequence":
+            self.emitter = EmitsRowPerToken(self.feature_size, task.spec.out_features, hidden)
         else:
             self.emitter = EmitsHead(self.feature_size, task.spec.out_features, hidden)
 
@@ -76,7 +79,8 @@ class Hypernetwork(OnFeatures):
         return self.emitter(features, self.targets(support), support.mask)
 
     def outputs(self, adapted: Head, features: Tensor) -> Tensor:
-        return features @ adapted.weight.mT + adapted.bias.unsqueeze(1)
+        emitted = features @ adapted.weight.mT + adapted.bias.unsqueeze(1)
+        return emitted if self.prior is None else self.prior(features) + emitted
 
 
 class EmitsRowPerClass(nn.Module):
@@ -127,3 +131,32 @@ class EmitsHead(nn.Module):
         task = set_mean(self.encoder(torch.cat([features, targets], dim=-1)), mask)
         correction = self.correction(task).unflatten(-1, (self.start.out_features, -1))
         return Head(self.start.weight + correction[..., :-1], self.start.bias + correction[..., -1])
+
+
+class EmitsRowPerToken(nn.Module):
+    """What is added to the row of every token, from what the support set has of it.
+
+    The network sees the mean of the token's encoded positions (0 for a token that the support set does not hold), the
+    mean over all positions, the logarithm of the token's count, and an embedding of the token; it starts as 0.
+
+    Args:
+        d: size of a feature.
+        vocabulary: tokens.
+        hidden: width of each hidden layer of the encoder and of the network after it.
+    """
+
+    def __init__(self, d: int, vocabulary: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        width = hidden[-1]
+        self.tokens = nn.Parameter(torch.randn(vocabulary, width))
+        self.encoder = fully_connected(d, hidden, width)
+        self.emitter = fully_connected(3 * width + 1, hidden, d + 1, zero=True)
+
+    def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
+        """The rows, from features `[tasks, n, d]`, one-hot targets `[tasks, n, vocabulary]` and a mask `[tasks, n]`."""
+        encoded = self.encoder(features)
+        means = class_means(encoded, targets)
+        task = set_mean(encoded, mask).unsqueeze(1).expand_as(means)
+        counts = torch.log1p(targets.sum(1)).unsqueeze(-1)
+        rows = self.emitter(torch.cat([means, task, counts, self.tokens.expand_as(means)], dim=-1))
+        return Head(rows[..., :-1], rows[..., -1])

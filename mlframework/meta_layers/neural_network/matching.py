@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
@@ -44,8 +45,11 @@ class Matching(OnFeatures):
     labels; `outputs` attends to it from unseen data; the outer loop turns the error into a gradient and an update.
 
     In a classification predictions are logarithms of the class probabilities; in a regression, which is beyond the
-    paper, the weighted mean of the values itself. Deviations: the cosines have a learned scale, without which no class
-    of a 5-way task can have more than 65 % (the paper's is 1); support and query share the embedding network.
+    paper, the weighted mean of the values itself. In a sequence the support set is a cache of states with the tokens
+    that followed them (Grave et al. 2017; Khandelwal et al. 2020): the probabilities that attention reads from it are
+    mixed with the prior's, in a proportion that a learned gate takes from the feature. Deviations: the cosines have a
+    learned scale, without which no class of a 5-way task can have more than 65 % (the paper's is 1); support and query
+    share the embedding network.
 
     Args:
         base_layer, task, frozen, batch_norm: see `OnFeatures`.
@@ -55,10 +59,11 @@ class Matching(OnFeatures):
         reads: reads of the attention LSTM over each query, the paper's K; only with `full_context`.
 
     Reference: Vinyals et al., Matching Networks for One Shot Learning, 2016, arXiv:1606.04080, equation 1, section
-        2.1.2 and appendix A.
+        2.1.2 and appendix A. Caches: Grave, Joulin, Usunier 2017, arXiv:1612.04426, section 3; Khandelwal et al.
+        2020, arXiv:1911.00172, equation 3. Deviation from these: the cache is learned with, cosines and gate included.
     """
 
-    kinds = ("classification", "regression")
+    kinds = ("classification", "regression", "sequence")
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class Matching(OnFeatures):
         if reads < 1:
             raise InvalidValue("reads", reads, "must be at least 1")
         self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.gate = nn.Linear(self.feature_size, 1) if task.spec.kind == "sequence" else None
         self.context = FullContext(self.feature_size, reads) if full_context else None
         self.support_order_matters = full_context
 
@@ -87,7 +93,19 @@ class Matching(OnFeatures):
     def outputs(self, adapted: Memory, features: Tensor) -> Tensor:
         queries = features if self.context is None else self.context.embed_queries(features, adapted)
         mean = attention(self.scale * cosines(queries, adapted.keys), adapted.mask) @ adapted.values
+        if self.prior is not None and self.gate is not None:
+            return mixture(self.prior(features).log_softmax(-1), (mean + FLOOR).log(), self.gate(features))
         return mean if self.task.spec.kind == "regression" else (mean + FLOOR).log()
+
+
+def mixture(one: Tensor, other: Tensor, gate: Tensor) -> Tensor:
+    """The logarithm of a mixture of two distributions.
+
+    Args:
+        one, other: logarithms of probabilities `[..., classes]`.
+        gate: logit of the share of `other`, `[..., 1]`.
+    """
+    return torch.logaddexp(F.logsigmoid(-gate) + one, F.logsigmoid(gate) + other)
 
 
 class FullContext(nn.Module):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +17,7 @@ from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Prototypes", "class_means", "linear_head"]
+__all__ = ["Departure", "Prototypes", "TokenPrototypes", "class_means", "linear_head"]
 
 
 class Prototypes(OnFeatures):
@@ -24,6 +28,9 @@ class Prototypes(OnFeatures):
     features; `fit` learns the task's model, one prototype per class; `outputs` predicts on unseen data; the outer loop
     turns the error into a gradient and an update of the embedding.
 
+    In a sequence a prototype is of a token, the mean feature of the positions that it followed; `TokenPrototypes` says
+    how it corrects the prior. That is beyond the paper.
+
     Args:
         base_layer, task, frozen, batch_norm: see `OnFeatures`.
         distance: `euclidean` (logits are negative squared distances) or `cosine` (scaled cosine similarities).
@@ -33,7 +40,7 @@ class Prototypes(OnFeatures):
         and 2. Cosine with a learned scale: Gidaris, Komodakis 2018, arXiv:1804.09458, equation 2.
     """
 
-    kinds = ("classification",)
+    kinds = ("classification", "sequence")
 
     def __init__(
         self,
@@ -51,16 +58,78 @@ class Prototypes(OnFeatures):
         if not scale > 0:
             raise InvalidValue("scale", scale, "must be above 0")
         self.scale = nn.Parameter(torch.tensor(float(scale))) if distance == "cosine" else None
+        if task.spec.kind == "sequence":
+            self.tokens = TokenPrototypes(self.feature_size, task.spec.out_features)
 
-    def fit(self, features: Tensor, support: Examples) -> Tensor:
-        """The prototypes `[tasks, classes, d]`."""
-        return class_means(features, self.targets(support))
+    def fit(self, features: Tensor, support: Examples) -> Tensor | Departure:
+        """The prototypes `[tasks, classes, d]`; of sequences, what they add to the prior."""
+        targets = self.targets(support)
+        if self.prior is None:
+            return class_means(features, targets)
+        return self.tokens(self.normalised(features), targets, self.normalised)
 
-    def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
+    def outputs(self, adapted: Tensor | Departure, features: Tensor) -> Tensor:
+        if isinstance(adapted, Departure):
+            assert self.prior is not None
+            added = self.normalised(features) @ adapted.weight.mT + adapted.bias.unsqueeze(1)
+            return self.prior(features) + added
         if self.scale is None:
             # The squared distances one by one: |a|^2 - 2ab + |b|^2 would cancel in float32.
             return -(features.unsqueeze(2) - adapted.unsqueeze(1)).square().sum(-1)
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(adapted, dim=-1).mT
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """Features or prototypes `[..., d]` of length `sqrt(scale)` for cosines, as they are for distances."""
+        return features if self.scale is None else self.scale.abs().sqrt() * F.normalize(features, dim=-1)
+
+
+class Departure(NamedTuple):
+    """What a task adds to the logits of a shared head.
+
+    Attributes:
+        weight: `[tasks, out_features, d]`.
+        bias: `[tasks, out_features]`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+class TokenPrototypes(nn.Module):
+    """Prototypes of tokens, shrunk towards those that all tasks share.
+
+    With `p` a token's shared prototype, `n` its count in the support set and `s` the sum of the features that it
+    followed, the task's own is `m = (a p + s) / (a + n)`, and the token's logit changes by
+    `c (|x - p|^2 - |x - m|^2) + g log(1 + n / b)`: nothing for a token that the support set does not hold. `p`, the
+    pseudo-counts `a` and `b`, and `c` and `g` are learned.
+
+    Args:
+        d: size of a feature.
+        vocabulary: tokens.
+    """
+
+    def __init__(self, d: int, vocabulary: int) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.randn(vocabulary, d))
+        self.log_pseudo_counts = nn.Parameter(torch.zeros(2))
+        self.log_closeness = nn.Parameter(torch.tensor(-math.log(d)))
+        self.of_frequency = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor, targets: Tensor, normalised: Callable[[Tensor], Tensor]) -> Departure:
+        """What the support set adds to the logits.
+
+        Args:
+            features: `[tasks, n, d]`.
+            targets: one-hot `[tasks, n, vocabulary]`, 0 in rows that do not count.
+            normalised: what features have gone through, and prototypes have to.
+        """
+        counts = targets.sum(1)
+        pseudo, pseudo_of_frequency = self.log_pseudo_counts.exp()
+        own = (pseudo * self.shared + targets.mT @ features) / (pseudo + counts).unsqueeze(-1)
+        own, shared, closeness = normalised(own), normalised(self.shared), self.log_closeness.exp()
+        bias = closeness * (shared.square().sum(-1) - own.square().sum(-1))
+        frequency = self.of_frequency * torch.log1p(counts / pseudo_of_frequency)
+        return Departure(2 * closeness * (own - shared), bias + frequency)
 
 
 def class_means(features: Tensor, targets: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ class KernelMachine(OnFeatures):
     episodes; `features_of` gives base features; `fit` solves for the task's model; `outputs` predicts on unseen data;
     the outer loop turns the error into a gradient, through the optimum by the implicit function theorem, and an update.
 
+    In a sequence the prior predicts first, and what it leaves is fitted: the targets are one-hot tokens minus the
+    prior's probabilities, and the prediction is added to the prior's logits.
+
     Every step reports `solver_residual` and `solver_converged` (1 or 0, so the mean is the share of tasks), and what is
     learned beside the base layer. A task that did not converge is used as it is; the first time, a warning says so.
 
@@ -85,14 +88,23 @@ class KernelMachine(OnFeatures):
         kernel = self.kernel(features, features)
         # A solver may refuse what is not finite, and with it the other tasks; so this task's loss alone is not finite.
         broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
-        solution = self.solve(kernel.masked_fill(broken, 0), self.targets(support), self.needed(support.mask))
+        targets = self.left_by_prior(features, support)
+        solution = self.solve(kernel.masked_fill(broken, 0), targets, self.needed(support.mask))
         solution = spoilt(solution, broken)
         self.warn_of(solution)
         return Fitted(features, solution)
 
     def outputs(self, adapted: Fitted, features: Tensor) -> Tensor:
         found = self.kernel(features, adapted.features) @ adapted.solution.dual
-        return self.positive["scale"] * found if "scale" in self.positive else found
+        found = self.positive["scale"] * found if "scale" in self.positive else found
+        return found if self.prior is None else self.prior(features) + found
+
+    def left_by_prior(self, features: Tensor, support: Examples) -> Tensor:
+        """What is fitted, `[tasks, n, out_features]`: the targets, less the prior's probabilities if there is one."""
+        targets = self.targets(support)
+        if self.prior is None:
+            return targets
+        return targets - self.prior(features).softmax(-1) * support.mask.unsqueeze(-1)
 
     def diagnostics(self, adapted: Fitted) -> Metrics:
         residual = adapted.solution.residual.detach()

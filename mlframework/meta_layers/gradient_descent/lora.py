@@ -1,0 +1,99 @@
+"""LoRA in the inner loop: low-rank changes of linear layers adapt, and the network that they change is shared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.errors import InvalidValue
+from mlframework.inner_loop import Params
+from mlframework.inner_updates import InnerUpdate
+from mlframework.meta_layers.gradient_descent.maml import MAML
+from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, matching
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["LoRA", "LowRank"]
+
+
+class LowRank(nn.Module):
+    """A linear layer with a change of low rank: `y = W x + b + U D x`, at first `U = 0`.
+
+    Args:
+        linear: `W` and `b`.
+        rank: of the change.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear = linear
+        like = linear.weight
+        # Drawn, not zero: with both zero, neither would ever get a gradient.
+        self.down = nn.Parameter(torch.randn(rank, linear.in_features).to(like) / math.sqrt(linear.in_features))
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank).to(like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        return self.linear(x) + (x @ self.down.mT) @ self.up.mT
+
+
+class LoRA(MAML):
+    """MAML over low-rank changes of linear layers; the outer loop learns these layers, and where the changes start.
+
+    A task's own model is a few numbers beside the shared network: what adapts, and what a second-order meta-gradient
+    keeps of each inner step, is `rank * (in_features + out_features)` for a layer.
+
+    Args:
+        base_layer: is changed: linear layers are replaced by `LowRank` ones around them.
+        task: says what the loss and the metrics are.
+        layers: a regular expression for the names of the linear layers that get a low-rank change.
+        rank: of the changes.
+        update, meta_gradient, inner_steps, test_inner_steps, inner_weight_decay, inner_clip: see `MAML`.
+        frozen, batch_norm, checkpoint_steps: see `MAML`.
+
+    Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, section 4.1.
+        Deviations: the outer loop learns `W`, `D` and `U` together, where the paper's `W` is frozen; there is no factor
+        alpha / rank beside the inner rate.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        layers: str,
+        rank: int,
+        update: Callable[[Params], InnerUpdate],
+        meta_gradient: MetaGradient,
+        inner_steps: int,
+        test_inner_steps: int | None = None,
+        inner_weight_decay: float = 0.0,
+        inner_clip: float | None = None,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "transductive",
+        checkpoint_steps: bool = False,
+    ) -> None:
+        if rank < 1:
+            raise InvalidValue("rank", rank, "must be at least 1")
+        linear = {name: module for name, module in base_layer.named_modules() if isinstance(module, nn.Linear)}
+        for name in matching(layers, linear, field="layers", what="linear layer"):
+            parent, _, last = name.rpartition(".")
+            setattr(base_layer.get_submodule(parent), last, LowRank(linear[name], rank))
+        super().__init__(
+            base_layer,
+            task,
+            update=update,
+            meta_gradient=meta_gradient,
+            inner_steps=inner_steps,
+            test_inner_steps=test_inner_steps,
+            inner_weight_decay=inner_weight_decay,
+            inner_clip=inner_clip,
+            adapts=r"\.(down|up)$",
+            frozen=frozen,
+            batch_norm=batch_norm,
+            checkpoint_steps=checkpoint_steps,
+        )
