@@ -1,0 +1,252 @@
+"""A small causal transformer: tokens to the token that follows, at every position."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer, Stack, TakesMask
+from mlframework.base_layers.recall import Recalls
+from mlframework.episode import TaskSpec
+from mlframework.errors import IncompatibleTask, InvalidValue, UserError, nearest
+
+__all__ = ["Attention", "LearnedPositions", "Positions", "RMSNorm", "Transformer"]
+
+Positions = Literal["rotary", "learned"]
+
+#: The longest wave of rotary positions, in positions, divided by 2 pi.
+ROTARY_BASE = 10_000.0
+
+
+class Transformer(BaseLayer):
+    """A decoder-only transformer; features are its last hidden states, the head predicts the next token of each.
+
+    What a mask leaves out is as if it were not there, wherever it stands: nobody attends to it, and it takes up no
+    position. Linear layers are called `query`, `key`, `value`, `output`, `expand` and `contract` in each block.
+
+    Args:
+        spec: the task's shapes; inputs are tokens `[n, length]`.
+        width: of the hidden states.
+        depth: blocks.
+        heads: attention heads of a block; they share its width.
+        positions: `rotary` (only distances count, and inputs may be longer than those of the task) or `learned` (a
+            vector for each of the task's positions).
+
+    Reference: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; blocks as in Radford et al., GPT-2, 2019, section 2.3
+        (normalisation first, outputs into the residual stream start small). Deviations: RMSNorm, whose second
+        derivatives are exact under vmap (LayerNorm's are not); no dropout, no offsets in the blocks; the head is not
+        tied to the embedding; weights start with variance 1 / inputs.
+
+    >>> Transformer(TaskSpec("sequence", (16,), 257), width=8, heads=2)(torch.zeros(3, 16, dtype=torch.long)).shape
+    torch.Size([3, 16, 257])
+    """
+
+    def __init__(
+        self, spec: TaskSpec, *, width: int = 64, depth: int = 4, heads: int = 4, positions: Positions = "rotary"
+    ) -> None:
+        check_sequence(spec, "transformer")
+        for field, value in {"width": width, "depth": depth, "heads": heads}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        if positions not in get_args(Positions):
+            why = f"must be one of {', '.join(get_args(Positions))}{nearest(positions, get_args(Positions))}"
+            raise InvalidValue("positions", positions, why)
+        rotary = positions == "rotary"
+        if width % heads or (rotary and width // heads % 2):
+            raise InvalidValue("heads", heads, f"must divide width={width} into {'even ' if rotary else ''}parts")
+        layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=nn.Embedding(spec.out_features, width))
+        if not rotary:
+            layers["positions"] = LearnedPositions(spec.x_shape[0], width)
+        for number in range(depth):
+            layers[f"block{number}"] = Block(width, heads, rotary=rotary, depth=depth)
+        layers["norm"] = RMSNorm(width)
+        head = nn.Linear(width, spec.out_features)
+        # Small, so that all tokens start about equally likely.
+        nn.init.normal_(head.weight, std=0.1 / math.sqrt(width))
+        nn.init.zeros_(head.bias)
+        super().__init__(Stack(layers), head)
+
+
+def check_sequence(spec: TaskSpec, name: str) -> None:
+    """Refuses tasks whose inputs are no sequences of tokens."""
+    if spec.kind != "sequence":
+        other = "conv4" if len(spec.x_shape) == 3 else "mlp"
+        raise IncompatibleTask(
+            f"base_layer={name} reads sequences of tokens, this task is a {spec.kind}: use base_layer={other}"
+        )
+
+
+class Block(TakesMask):
+    """Attention and a two-layer perceptron, each on the normalised residual stream, which it adds to.
+
+    Args:
+        width: of the residual stream.
+        heads: of the attention.
+        rotary: whether queries and keys are turned by their positions.
+        depth: blocks that add to the stream; the more, the smaller each one's part starts.
+    """
+
+    def __init__(self, width: int, heads: int, *, rotary: bool, depth: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(width)
+        self.attention = Attention(width, heads, rotary=rotary)
+        self.mlp_norm = RMSNorm(width)
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.contract = nn.Linear(4 * width, width, bias=False)
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+        for linear in (self.attention.output, self.contract):
+            linear.weight.data /= math.sqrt(2 * depth)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.contract(F.gelu(self.expand(self.mlp_norm(x))))
+
+
+class Read(NamedTuple):
+    """What attention remembers.
+
+    Attributes:
+        keys, values: `[n, heads, read, width of a head]`.
+        counted: `[n, read]`, True where a position counts.
+    """
+
+    keys: Tensor
+    values: Tensor
+    counted: Tensor
+
+
+class Attention(TakesMask, Recalls):
+    """Causal self-attention, written from products of matrices, which can be vmapped and differentiated twice.
+
+    Args:
+        width: of inputs and outputs.
+        heads: they share the width.
+        rotary: whether queries and keys are turned by their positions, so that they meet at their distance alone (Su et
+            al., RoFormer, 2021, arXiv:2104.09864, section 3.2; the halves of a head are its pairs).
+    """
+
+    past: Read | None
+
+    def __init__(self, width: int, heads: int, *, rotary: bool) -> None:
+        super().__init__()
+        self.heads, self.rotary = heads, rotary
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
+        query, key, value = (self.parted(linear(x)) for linear in (self.query, self.key, self.value))
+        if mask is None and self.remembers:
+            mask = torch.ones(x.shape[:2], device=x.device)
+        counted = None if mask is None else mask > 0
+        if self.rotary:
+            before = None if self.past is None else self.past.counted.sum(1)
+            angles = angles_of(positions_of(x.shape[1], counted, before, x.device), query)
+            query, key = turned(query, *angles), turned(key, *angles)
+        if self.past is not None and counted is not None:
+            key, value = torch.cat([self.past.keys, key], dim=2), torch.cat([self.past.values, value], dim=2)
+            counted = torch.cat([self.past.counted, counted], dim=1)
+        if counted is not None:
+            self.remember(Read(key, value, counted))
+        return self.output(attended(query, key, value, counted).transpose(1, 2).flatten(2))
+
+    def parted(self, x: Tensor) -> Tensor:
+        """`[n, length, width]` to heads: `[n, heads, length, width / heads]`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) -> Tensor:
+    """For each query, the mean of the values up to its own position, weighted by how well their keys fit.
+
+    Args:
+        query: `[n, heads, length, d]`; the last `length` positions of those of the keys.
+        key, value: `[n, heads, read, d]`.
+        counted: `[n, read]`, which keys count; None: all.
+
+    Returns:
+        `[n, heads, length, d]`.
+    """
+    length, read = query.shape[2], key.shape[2]
+    hidden = torch.ones(length, read, dtype=torch.bool, device=key.device).triu(read - length + 1)
+    if counted is not None:
+        hidden = hidden | ~counted[:, None, None, :]
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    # Not minus infinity, whose softmax is not a number where nothing counts.
+    return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1) @ value
+
+
+def positions_of(length: int, counted: Tensor | None, before: Tensor | None, device: torch.device) -> Tensor:
+    """Which position each token has among those that count, `[length]` or `[n, length]`.
+
+    Args:
+        length: tokens.
+        counted: `[n, length]`; None: all count, and none was before them.
+        before: `[n]`, how many were read that count; None: none.
+        device: of the result.
+    """
+    if counted is None:
+        return torch.arange(length, device=device)
+    positions = (counted.cumsum(1) - 1).clamp(min=0)
+    return positions if before is None else positions + before.unsqueeze(1)
+
+
+def angles_of(positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[length, d / 2]` or `[n, 1, length, d / 2]` by which positions turn heads of width `d`."""
+    half = like.shape[-1] // 2
+    frequencies = ROTARY_BASE ** -(torch.arange(half, device=like.device, dtype=like.dtype) / half)
+    angles = positions.unsqueeze(-1) * frequencies
+    angles = angles if angles.dim() == 2 else angles.unsqueeze(1)
+    return angles.cos(), angles.sin()
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Each pair of numbers of `x` `[n, heads, length, d]` as a vector in the plane, turned by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+class LearnedPositions(TakesMask, Recalls):
+    """Adds to each token's vector a learned one of its position.
+
+    Args:
+        count: positions; no input may be longer.
+        width: of the vectors.
+    """
+
+    past: Tensor | None
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(count, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
+        if mask is None and self.remembers:
+            mask = torch.ones(x.shape[:2], device=x.device)
+        ...
+
+
+class RMSNorm(nn.Module):
+    """Scales vectors to a root mean square of one, then each number by a learned weight.
+
+    Args:
+        width: of the vectors.
+        eps: added to the mean square.
+
+    Reference: Zhang, Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, equation 4.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., width]` to the same shape."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight

@@ -1,0 +1,188 @@
+"""Networks over sequences: causal, blind to padding, exactly differentiable twice, and readable in parts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mlframework.base_layers import GRU, Transformer
+from mlframework.base_layers.recall import recalled, recalling
+from mlframework.base_layers.transformer import angles, turned
+from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.errors import IncompatibleTask, InvalidValue
+from mlframework.inner_updates import SGD
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.tasks import TaskDistribution
+from mlframework.testing import check_meta_layer, directional_errors
+
+VOCABULARY, LENGTH = 7, 6
+SPEC = TaskSpec("sequence", (LENGTH,), VOCABULARY)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+NETWORKS = {
+    "transformer": partial(Transformer, width=8, depth=2, heads=2),
+    "transformer with learned positions": partial(Transformer, width=8, depth=2, heads=2, positions="learned"),
+    "gru": partial(GRU, width=5),
+    "gru of two layers": partial(GRU, width=4, layers=2),
+}
+every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+class Walks(TaskDistribution):
+    """Random tokens in rows of unequal length; the next token is the target."""
+
+    spec = SPEC
+
+    def sample(self, num_tasks, split, generator):
+        tokens = torch.randint(VOCABULARY, (num_tasks, 5, LENGTH + 1), generator=generator)
+        lengths = torch.randint(1, LENGTH + 1, (num_tasks, 5, 1), generator=generator)
+        examples = Examples(tokens[..., :-1], tokens[..., 1:], (torch.arange(LENGTH) < lengths).float())
+        return Episode(examples.rows(slice(3)), examples.rows(slice(3, None)))
+
+
+def maml(make, task):
+    return MAML(make(task.spec), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2)
+
+
+def sequences(rows=3, length=LENGTH):
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@every_network
+def test_a_meta_layer_through_it_keeps_the_contract_padding_included(make):
+    check_meta_layer(partial(maml, make), Walks(), num_tasks=2)
+
+
+@every_network
+def test_second_order_meta_gradients_equal_finite_differences(make):
+    meta_layer = maml(make, Walks()).double()
+    with torch.no_grad():
+        for parameter in meta_layer.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)  # nothing is near zero, where a mistake would hide
+    episode = Walks().sample(2, "train", torch.Generator().manual_seed(0))
+    episode = Episode(*(part._replace(mask=part.mask.double()) for part in episode))
+    assert directional_errors(meta_layer, episode).max() < 1e-6
+
+
+@every_network
+def test_a_later_token_changes_no_earlier_prediction(make):
+    network, x = make(SPEC), sequences()
+    changed = x.clone()
+    changed[:, 3] = (x[:, 3] + 1) % VOCABULARY
+    before, after = network(x), network(changed)
+    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=1e-12)
+    assert (after[:, 3:] - before[:, 3:]).abs().amax((0, 2)).min() > 1e-9
+
+
+@every_network
+def test_what_a_mask_leaves_out_might_as_well_not_be_there(make):
+    network, x = make(SPEC), sequences()
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1]]).expand(3, -1).double()
+    found = network(x, mask)[:, mask[0] > 0]
+    torch.testing.assert_close(found, network(x[:, mask[0] > 0]), rtol=0, atol=1e-12)
+
+
+@every_network
+def test_masks_of_ones_change_nothing(make):
+    network, x = make(SPEC), sequences()
+    torch.testing.assert_close(network(x, torch.ones(3, LENGTH)), network(x), rtol=0, atol=1e-12)
+
+
+@every_network
+@pytest.mark.parametrize("cuts", [(1, 1, 1, 1, 1, 1), (4, 1, 1), (2, 4), (6,)])
+def test_a_sequence_read_in_parts_gives_what_it_gives_as_a_whole(make, cuts):
+    network, x = make(SPEC), sequences()
+    params = {name: p + 0.1 for name, p in network.named_parameters()}
+    whole = torch.func.functional_call(network, params, (x,))
+    with recalling(network):
+        parts = [torch.func.functional_call(network, params, (part,)) for part in x.split(cuts, dim=1)]
+        assert recalled(network)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
+
+
+@every_network
+def test_parts_may_be_padded(make):
+    network, x = make(SPEC), sequences()
+    mask = torch.tensor([[1, 1, 0, 1, 0, 0]]).expand(3, -1).double()
+    with recalling(network):
+        network(x[:, :4], mask[:, :4])
+        found = network(x[:, 5:])
+    torch.testing.assert_close(found[:, 0], network(x[:, [0, 1, 3, 5]])[:, -1], rtol=0, atol=1e-12)
+
+
+@every_network
+def test_after_reading_in_parts_everything_is_forgotten(make):
+    network, x = make(SPEC), sequences()
+    fresh, keys = network(x), set(network.state_dict())
+
+    def fail():
+        with recalling(network):
+            network(x)
+            raise ZeroDivisionError
+
+    pytest.raises(ZeroDivisionError, fail)
+    assert not recalled(network)
+    torch.testing.assert_close(network(x), fresh, rtol=0, atol=0)
+    assert set(network.state_dict()) == keys
+
+
+def test_rotary_products_tell_the_distance_alone():
+    query, key = torch.randn(1, 1, 9, 4)[:, :, :1].expand(-1, -1, 9, -1), torch.randn(1, 1, 1, 4).expand(-1, -1, 9, -1)
+    turns = angles(key, None)
+    products = (turned(query, turns) @ turned(key, turns).mT)[0, 0]
+    for distance in range(9):
+        along = products.diagonal(-distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along))
+    assert products.diagonal(-1)[0] != products.diagonal(-2)[0]
+
+
+def test_gated_units_are_those_of_torch():
+    ours, theirs = GRU(SPEC, width=5, layers=2), nn.GRU(5, 5, num_layers=2, batch_first=True)
+    with torch.no_grad():
+        for layer, units in enumerate(ours.features[1:]):
+            for name, linear in {"ih": units.from_input, "hh": units.from_state}.items():
+                getattr(theirs, f"weight_{name}_l{layer}").copy_(linear.weight)
+                getattr(theirs, f"bias_{name}_l{layer}").copy_(linear.bias)
+    x = sequences()
+    torch.testing.assert_close(ours.features(x), theirs(ours.features[0](x))[0])
+
+
+def test_learned_positions_end_where_the_task_does():
+    network = Transformer(SPEC, width=8, depth=1, heads=2, positions="learned")
+    with pytest.raises(InvalidValue, match="positions=learned: knows 6 positions, and this sequence has 8: use rotary"):
+        network(sequences(length=8))
+    with recalling(network):
+        network(sequences())
+        with pytest.raises(InvalidValue, match="use rotary"):
+            network(sequences())
+
+
+def test_rotary_positions_have_no_end():
+    network = Transformer(SPEC, width=8, depth=1, heads=2)
+    assert network(sequences(length=50)).shape == (3, 50, VOCABULARY)
+
+
+@pytest.mark.parametrize("make", [Transformer, GRU])
+def test_other_kinds_of_task_are_refused_with_the_layer_for_them(make):
+    with pytest.raises(IncompatibleTask, match=r"reads sequences of tokens, this task is a regression: use .*=mlp"):
+        make(TaskSpec("regression", (1,), 1))
+    with pytest.raises(IncompatibleTask, match="use base_layer=conv4"):
+        make(TaskSpec("classification", (1, 28, 28), 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "setting", "line"),
+    [
+        (Transformer, {"heads": 3}, "heads=3: must divide width=64"),
+        (Transformer, {"depth": 0}, "depth=0: must be at least 1"),
+        (Transformer, {"positions": "sinus"}, "positions=sinus: must be rotary or learned"),
+        (GRU, {"width": 0}, "width=0: must be at least 1"),
+    ],
+)
+def test_what_makes_no_network_is_refused(make, setting, line):
+    with pytest.raises(InvalidValue, match=line):
+        make(SPEC, **setting)
