@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.base_layers import GRU, Transformer
+from mlframework.base_layers import GRU, BaseLayer, Transformer
 from mlframework.base_layers.recall import recalled, recalling
 from mlframework.base_layers.transformer import angles, turned
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.errors import IncompatibleTask, InvalidValue
+from mlframework.errors import IncompatibleTask, InvalidValue, UserError
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import TaskDistribution
@@ -124,10 +124,28 @@ def test_after_reading_in_parts_everything_is_forgotten(make):
             network(x)
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fail)
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not recalled(network)
     torch.testing.assert_close(network(x), fresh, rtol=0, atol=0)
     assert set(network.state_dict()) == keys
+
+
+@every_network
+def test_two_sequences_at_once_are_refused_and_the_first_goes_on(make):
+    network, x = make(SPEC), sequences()
+    whole = network(x)
+    with recalling(network):
+        network(x[:, :2])
+        with pytest.raises(RuntimeError, match="recalling already"), recalling(network):
+            pass
+        torch.testing.assert_close(network(x[:, 2:]), whole[:, 2:], rtol=0, atol=1e-12)
+
+
+def test_a_network_that_remembers_nothing_is_not_read_in_parts():
+    network = BaseLayer(nn.Embedding(VOCABULARY, 4), nn.Linear(4, VOCABULARY))
+    with pytest.raises(UserError, match="BaseLayer reads no sequence in parts"), recalling(network):
+        pass
 
 
 def test_rotary_products_tell_the_distance_alone():

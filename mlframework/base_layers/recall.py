@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mlframework.errors import UserError
 
@@ -16,18 +15,11 @@ __all__ = ["Recalls", "recalled", "recalling"]
 class Recalls(nn.Module):
     """A module whose output at a position depends on earlier ones, and that can read a sequence in parts.
 
-    Its `forward` starts from `past`, and hands what the next part will need to `remember`.
+    Where `memory` is not None, its `forward` goes on from there, and puts there what the next part will need.
     """
 
-    #: Whether the sequence may go on in the next call.
-    remembers: bool = False
-    #: What was read so far, in the module's own form; None: nothing.
-    past: Any = None
-
-    def remember(self, read: Any) -> None:
-        """Keeps what was read, if the sequence may go on."""
-        if self.remembers:
-            self.past = read
+    #: What was read so far, in the module's own form; empty: nothing yet; None: the sequence does not go on.
+    memory: tuple[Tensor, ...] | None = None
 
 
 @contextmanager
@@ -46,17 +38,17 @@ def recalling(module: nn.Module) -> Iterator[None]:
         raise UserError(
             f"base_layer: {type(module).__name__} reads no sequence in parts: none of its modules `Recalls`"
         )
-    if any(part.remembers for part in parts):
+    if any(part.memory is not None for part in parts):
         raise RuntimeError("the module is recalling already: two sequences cannot be read at once")
     try:
         for part in parts:
-            part.remembers = True
+            part.memory = ()
         yield
     finally:
         for part in parts:
-            part.remembers, part.past = False, None
+            part.memory = None
 
 
 def recalled(module: nn.Module) -> bool:
     """Whether the module has read the beginning of a sequence that goes on."""
-    return any(part.past is not None for part in module.modules() if isinstance(part, Recalls))
+    return any(part.memory for part in module.modules() if isinstance(part, Recalls))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack, TakesMask
 from mlframework.base_layers.recall import Recalls
+from mlframework.base_layers.sequences import check_sequence
 from mlframework.episode import TaskSpec
-from mlframework.errors import IncompatibleTask, InvalidValue, UserError, nearest
+from mlframework.errors import InvalidValue
 
-__all__ = ["Attention", "LearnedPositions", "Positions", "RMSNorm", "Transformer"]
+__all__ = ["Attention", "LearnedPositions", "RMSNorm", "Transformer"]
 
 Positions = Literal["rotary", "learned"]
 
@@ -49,13 +50,9 @@ class Transformer(BaseLayer):
     def __init__(
         self, spec: TaskSpec, *, width: int = 64, depth: int = 4, heads: int = 4, positions: Positions = "rotary"
     ) -> None:
-        check_sequence(spec, "transformer")
-        for field, value in {"width": width, "depth": depth, "heads": heads}.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
+        check_sequence(spec, "transformer", width=width, depth=depth, heads=heads)
         if positions not in get_args(Positions):
-            why = f"must be one of {', '.join(get_args(Positions))}{nearest(positions, get_args(Positions))}"
-            raise InvalidValue("positions", positions, why)
+            raise InvalidValue("positions", positions, "must be rotary or learned")
         rotary = positions == "rotary"
         if width % heads or (rotary and width // heads % 2):
             raise InvalidValue("heads", heads, f"must divide width={width} into {'even ' if rotary else ''}parts")
@@ -70,15 +67,6 @@ class Transformer(BaseLayer):
         nn.init.normal_(head.weight, std=0.1 / math.sqrt(width))
         nn.init.zeros_(head.bias)
         super().__init__(Stack(layers), head)
-
-
-def check_sequence(spec: TaskSpec, name: str) -> None:
-    """Refuses tasks whose inputs are no sequences of tokens."""
-    if spec.kind != "sequence":
-        other = "conv4" if len(spec.x_shape) == 3 else "mlp"
-        raise IncompatibleTask(
-            f"base_layer={name} reads sequences of tokens, this task is a {spec.kind}: use base_layer={other}"
-        )
 
 
 class Block(TakesMask):
@@ -109,19 +97,6 @@ class Block(TakesMask):
         return x + self.contract(F.gelu(self.expand(self.mlp_norm(x))))
 
 
-class Read(NamedTuple):
-    """What attention remembers.
-
-    Attributes:
-        keys, values: `[n, heads, read, width of a head]`.
-        counted: `[n, read]`, True where a position counts.
-    """
-
-    keys: Tensor
-    values: Tensor
-    counted: Tensor
-
-
 class Attention(TakesMask, Recalls):
     """Causal self-attention, written from products of matrices, which can be vmapped and differentiated twice.
 
@@ -132,8 +107,6 @@ class Attention(TakesMask, Recalls):
             al., RoFormer, 2021, arXiv:2104.09864, section 3.2; the halves of a head are its pairs).
     """
 
-    past: Read | None
-
     def __init__(self, width: int, heads: int, *, rotary: bool) -> None:
         super().__init__()
         self.heads, self.rotary = heads, rotary
@@ -142,18 +115,15 @@ class Attention(TakesMask, Recalls):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
         query, key, value = (self.parted(linear(x)) for linear in (self.query, self.key, self.value))
-        if mask is None and self.remembers:
-            mask = torch.ones(x.shape[:2], device=x.device)
-        counted = None if mask is None else mask > 0
+        counted = counted_so_far(self, x, mask)
         if self.rotary:
-            before = None if self.past is None else self.past.counted.sum(1)
-            angles = angles_of(positions_of(x.shape[1], counted, before, x.device), query)
-            query, key = turned(query, *angles), turned(key, *angles)
-        if self.past is not None and counted is not None:
-            key, value = torch.cat([self.past.keys, key], dim=2), torch.cat([self.past.values, value], dim=2)
-            counted = torch.cat([self.past.counted, counted], dim=1)
-        if counted is not None:
-            self.remember(Read(key, value, counted))
+            turns = angles(query, counted)
+            query, key = turned(query, turns), turned(key, turns)
+        if self.memory:
+            _, keys, values = self.memory
+            key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        if self.memory is not None and counted is not None:
+            self.memory = (counted, key, value)
         return self.output(attended(query, key, value, counted).transpose(1, 2).flatten(2))
 
     def parted(self, x: Tensor) -> Tensor:
@@ -181,33 +151,51 @@ def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) 
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1) @ value
 
 
-def positions_of(length: int, counted: Tensor | None, before: Tensor | None, device: torch.device) -> Tensor:
-    """Which position each token has among those that count, `[length]` or `[n, length]`.
+def counted_so_far(reader: Recalls, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Which positions count, those that were read earlier and those of `x`.
 
     Args:
-        length: tokens.
-        counted: `[n, length]`; None: all count, and none was before them.
-        before: `[n]`, how many were read that count; None: none.
-        device: of the result.
+        reader: its memory, if there is any, starts with the answer of the last call.
+        x: `[n, length, ...]`.
+        mask: `[n, length]`; None: all count.
+
+    Returns:
+        `[n, read + length]`; None where all count and nothing is remembered.
     """
+    if mask is None and reader.memory is None:
+        return None
+    counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask > 0
+    return torch.cat([reader.memory[0], counted], dim=1) if reader.memory else counted
+
+
+def positions_of(length: int, counted: Tensor) -> Tensor:
+    """The number of each of the last `length` tokens among those that count: `[n, read]` to `[n, length]`."""
+    # What stands before the first one that counts is nobody's business, but must be a position.
+    return (counted.cumsum(1) - 1).clamp(min=0)[:, -length:]
+
+
+def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By what angles rotary attention turns queries and keys.
+
+    Args:
+        x: `[n, heads, length, d]`.
+        counted: `[n, read]`, which positions count, the last of them those of `x`; None: all, and there are no others.
+
+    Returns:
+        Cosines and sines, each `[length, d / 2]` or `[n, 1, length, d / 2]`.
+    """
+    *_, length, width = x.shape
+    rates = ROTARY_BASE ** -(torch.arange(0, width, 2, device=x.device, dtype=x.dtype) / width)
     if counted is None:
-        return torch.arange(length, device=device)
-    positions = (counted.cumsum(1) - 1).clamp(min=0)
-    return positions if before is None else positions + before.unsqueeze(1)
+        turns = torch.arange(length, device=x.device).unsqueeze(-1) * rates
+    else:
+        turns = positions_of(length, counted)[:, None, :, None] * rates
+    return turns.cos(), turns.sin()
 
 
-def angles_of(positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[length, d / 2]` or `[n, 1, length, d / 2]` by which positions turn heads of width `d`."""
-    half = like.shape[-1] // 2
-    frequencies = ROTARY_BASE ** -(torch.arange(half, device=like.device, dtype=like.dtype) / half)
-    angles = positions.unsqueeze(-1) * frequencies
-    angles = angles if angles.dim() == 2 else angles.unsqueeze(1)
-    return angles.cos(), angles.sin()
-
-
-def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Each pair of numbers of `x` `[n, heads, length, d]` as a vector in the plane, turned by its angle."""
-    first, second = x.chunk(2, dim=-1)
+    (cosine, sine), (first, second) = turns, x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
@@ -219,17 +207,22 @@ class LearnedPositions(TakesMask, Recalls):
         width: of the vectors.
     """
 
-    past: Tensor | None
-
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.vectors = nn.Embedding(count, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
-        if mask is None and self.remembers:
-            mask = torch.ones(x.shape[:2], device=x.device)
-        ...
+        counted = counted_so_far(self, x, mask)
+        length = x.shape[1] if counted is None else counted.shape[1]
+        if length > self.vectors.num_embeddings:
+            why = f"knows {self.vectors.num_embeddings} positions, and this sequence has {length}: use rotary"
+            raise InvalidValue("positions", "learned", why)
+        if counted is None:
+            return x + self.vectors.weight[:length]
+        if self.memory is not None:
+            self.memory = (counted,)
+        return x + self.vectors(positions_of(x.shape[1], counted))
 
 
 class RMSNorm(nn.Module):
