@@ -8,8 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from mlframework import checkpoint
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.errors import InvalidValue
+from mlframework.errors import InvalidValue, UserError
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import OuterLoop
@@ -41,7 +42,19 @@ def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
 
 
 def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
-    return instantiate(config.algorithm, _partial_=True)(build_base_layer(config, task), task)
+    base_layer = build_base_layer(config, task)
+    if config.get("init"):
+        # Before the algorithm, which may put modules of its own between those of the base layer.
+        load_base_layer(base_layer, RunFolder(config.init))
+    return instantiate(config.algorithm, _partial_=True)(base_layer, task)
+
+
+def load_base_layer(base_layer: BaseLayer, run: RunFolder) -> None:
+    """Reads the best weights of a run's base layer."""
+    try:
+        checkpoint.load_weights(run.best, base_layer, prefix="base_layer.")
+    except UserError as error:
+        raise InvalidValue("init", run.path, str(error)) from error
 
 
 def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:

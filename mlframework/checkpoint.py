@@ -72,15 +72,21 @@ def save_weights(path: Path, module: nn.Module) -> None:
         safetensors.torch.save_file(tensors, part)
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
-    """Reads what `save_weights` wrote into a module of the same architecture."""
+def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
+    """Reads what `save_weights` wrote into a module of the same architecture.
+
+    Args:
+        path: of the file.
+        module: what it is read into.
+        prefix: only tensors whose names start with it are read, under what follows it.
+    """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint; the run has not come to its first validation")
+        raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
-    load_state(module, tensors, path)
+    load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
 
 
 def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:

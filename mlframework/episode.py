@@ -29,6 +29,10 @@ class Examples(NamedTuple):
     y: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device | str) -> Examples:
+        """The same examples on another device."""
+        return Examples(*(leaf.to(device) for leaf in self))
+
     def rows(self, rows: slice) -> Examples:
         """The same tasks with a slice of their examples."""
         return Examples(self.x[:, rows], self.y[:, rows], self.mask[:, rows])
@@ -50,7 +54,7 @@ class Episode(NamedTuple):
 
     def to(self, device: torch.device | str) -> Episode:
         """The same episode on another device."""
-        return Episode(*(Examples(*(leaf.to(device) for leaf in part)) for part in self))
+        return Episode(*(part.to(device) for part in self))
 
     def tasks(self, rows: slice) -> Episode:
         """The episode of a slice of the tasks."""

@@ -19,7 +19,7 @@ from mlframework.trainer import Trainer, Training
 if TYPE_CHECKING:
     from mlframework.evaluation import Report
 
-__all__ = ["evaluate_run", "train_run"]
+__all__ = ["evaluate_run", "load_run", "train_run"]
 
 #: What may change when a run is resumed: how long and how often, where, and what is written, but not what is learned.
 CHANGEABLE = (
@@ -55,6 +55,8 @@ def train_run(
     choices = choices or {}
     if config.resume:
         config = resumed_config(config, folder, overrides)
+        if folder.last.exists():
+            config.init = None  # it has started long ago
         overrides, choices = folder.overrides(), folder.choices()
     elif folder.holds_run:
         raise UserError(f"run_dir={folder.path}: holds a run already: resume=true continues it, or name another folder")
@@ -181,13 +183,31 @@ def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, dev
     Args:
         folder: of the run.
         evaluation: as composed from `conf/evaluation`.
+        weights, device: see `load_run`.
+    """
+    config = folder.config()
+    config.evaluation, config.device = evaluation, device
+    return evaluate(config, loaded(folder, config, weights=weights), folder.choices())
+
+
+def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
+    """The parts of the run in a folder, trained.
+
+    Args:
+        folder: of the run.
         weights: `best` or `last`.
         device: `auto`, `cpu`, `cuda`, ...
     """
+    config = folder.config()
+    config.device = device
+    return loaded(folder, config, weights=weights)
+
+
+def loaded(folder: RunFolder, config: DictConfig, *, weights: str) -> Training:
+    """Builds what the config says, and reads the weights of the run in the folder into it."""
     if weights not in ("best", "last"):
         raise InvalidValue("weights", weights, "must be best or last")
-    config = folder.config()
-    config.evaluation, config.device = evaluation, device
+    config.init = None
     training = set_up(config, folder)
     training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
     if weights == "best":
@@ -196,4 +216,4 @@ def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, dev
         checkpoint.restore(
             folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
         )
-    return evaluate(config, training, folder.choices())
+    return training

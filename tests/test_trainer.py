@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from commands import SHORT, call
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from mlframework import checkpoint
+from mlframework.commands.train import main
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.run import evaluate_run, set_up, train_run
 from mlframework.run_folder import RunFolder
@@ -132,3 +137,34 @@ def test_training_brings_the_loss_after_adaptation_clearly_below_that_of_a_const
         "trainer.validation_tasks=100", "trainer.validate_every=200", "evaluation=none",
     )  # fmt: skip
     assert result["validation"]["query_loss"]["mean"] < 2.5  # predicting zero everywhere has 4.3: E[amplitude^2] / 2
+
+
+def test_a_run_may_start_from_the_base_layer_of_another(tmp_path):
+    small = ["base_layer.hidden=[8]", "evaluation=none", *SHORT]
+    assert call(main, "algorithm=joint", "run_dir=first", *small, folder=tmp_path).exit_code == 0
+    # A rate of nothing: what was learned before is what comes out, under the names that the algorithm gives it.
+    still = ["optimizer.lr=1e-30", "algorithm=lora", "algorithm.layers=head"]
+    assert call(main, *still, "init=first", "run_dir=second", *small, folder=tmp_path).exit_code == 0
+    one, other = (
+        safetensors.torch.load_file(tmp_path / run / "checkpoints/best.safetensors") for run in ("first", "second")
+    )
+    torch.testing.assert_close(other["base_layer.features.1.weight"], one["base_layer.features.1.weight"])
+    torch.testing.assert_close(other["base_layer.head.linear.weight"], one["base_layer.head.weight"])
+    shutil.rmtree(tmp_path / "first")  # it is not needed to evaluate or to resume what started from it
+    assert call(main, "run_dir=second", "resume=true", "trainer.steps=3", folder=tmp_path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("init", "line"),
+    [
+        ("nowhere", r"init=nowhere: .*best.safetensors: there is no such checkpoint: no run there"),
+        ("other", r"init=other: .*: a checkpoint of another architecture: features.1.bias is \(9,\) there and \(8"),
+    ],
+)
+def test_a_start_that_is_not_there_or_does_not_fit_is_said_in_one_line(tmp_path, init, line):
+    other = ["base_layer.hidden=[9]", "evaluation=none", "run_dir=other", *SHORT]
+    assert call(main, *other, folder=tmp_path).exit_code == 0
+    said = call(main, "base_layer.hidden=[8]", f"init={init}", "run_dir=mine", *SHORT, folder=tmp_path)
+    assert said.exit_code == 2
+    assert re.match(line, said.err) and said.err.count("\n") == 1
+    assert not (tmp_path / "mine").exists()

@@ -12,7 +12,7 @@ from mlframework.commands.command_line import command, job
 
 __all__ = ["main", "train"]
 
-SETTINGS = {"seed": int, "threads": int | None, "device": str, "run_dir": str, "resume": bool}
+SETTINGS = {"seed": int, "threads": int | None, "device": str, "run_dir": str, "init": str | None, "resume": bool}
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
 

@@ -83,7 +83,8 @@ class CAVIA(MAML):
     Args:
         base_layer: is changed: the modulation is put behind the module that `modulates` names.
         task: says what the loss and the metrics are.
-        modulates: name of a module in the base layer, as in `features.1`.
+        modulates: name of a module in the base layer, as in `features.1`; the number says which among its siblings,
+            where they have names of their own.
         modulation: `Shift` or `FiLM`.
         context_size: numbers in the context.
         update, meta_gradient, inner_steps, test_inner_steps, inner_clip: see `MAML`.
@@ -112,6 +113,7 @@ class CAVIA(MAML):
     ) -> None:
         if context_size < 1:
             raise InvalidValue("context_size", context_size, "must be at least 1")
+        modulates = by_number(base_layer, modulates)
         channels = channels_behind(base_layer, modulates, task.spec)
         modulated = modulation(context_size, channels).to(next(base_layer.parameters()))
         insert_behind(base_layer, modulates, modulated)
@@ -130,6 +132,16 @@ class CAVIA(MAML):
         )
         # It adapts, but where it starts is not learned.
         modulated.context.requires_grad_(False)
+
+
+def by_number(base_layer: BaseLayer, name: str) -> str:
+    """The name of a module in the base layer that is called by its number among its siblings; else the name itself."""
+    parent, _, number = name.rpartition(".")
+    modules = dict(base_layer.named_modules())
+    if name in modules or parent not in modules or not number.isdecimal():
+        return name
+    siblings = [child for child, _ in modules[parent].named_children()]
+    return f"{parent}.{siblings[int(number)]}" if int(number) < len(siblings) else name
 
 
 def channels_behind(base_layer: BaseLayer, name: str, spec: TaskSpec) -> int:

@@ -1,0 +1,73 @@
+"""Learning in context: the support set stands in front of what is to be predicted, and the network reads on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.recall import recalled
+from mlframework.episode import Examples
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["InContext", "Prompt"]
+
+
+class Prompt(NamedTuple):
+    """A support set as one sequence.
+
+    Attributes:
+        x: tokens `[tasks, positions]`, row after row.
+        mask: `[tasks, positions]`, 1 where a token counts.
+    """
+
+    x: Tensor
+    mask: Tensor
+
+
+class InContext(MetaLayer):
+    """Adapts by reading: the support set's sequences are put before each query sequence, and nothing else changes.
+
+    The base layer, a causal sequence model, is the meta layer too: what it has read of a task is the task's model. The
+    family's loop: `__init__` initialises; the trainer draws episodes; `adapt` lines the support set up; the base layer
+    reads it, then predicts on unseen data (`predict`); the outer loop turns the error into a gradient and an update. A
+    prediction costs a pass over support and query together.
+
+    Args:
+        base_layer: must take sequences longer than the task's, and leave out what a mask leaves out.
+        task: says what the loss and the metrics are.
+        frozen: see `MetaLayer`.
+        batch_norm: see `MetaLayer`.
+
+    Reference: Brown et al., Language Models are Few-Shot Learners, 2020, arXiv:2005.14165, section 2; meta-trained for
+        it as in Min et al., MetaICL, 2022, arXiv:2110.15943, section 3.
+    """
+
+    kinds = ("sequence",)
+    support_order_matters = True
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "transductive",
+    ) -> None:
+        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+
+    def adapt(self, support: Examples) -> Prompt:
+        return Prompt(support.x.flatten(1), support.mask.flatten(1))
+
+    def predict(self, adapted: Prompt, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if recalled(self.base_layer):  # it has read the prompt
+            return self.call_base_layer({}, x, mask)
+        prompt, counted = (leaf.unsqueeze(1).expand(-1, x.shape[1], -1) for leaf in adapted)
+        sequence = torch.cat([prompt, x], dim=-1)
+        if self.task.spec.ragged:
+            after = torch.ones_like(x, dtype=counted.dtype) if mask is None else mask
+            mask = torch.cat([counted, after], dim=-1)
+        return self.call_base_layer({}, sequence, mask)[..., prompt.shape[-1] :, :]
