@@ -29,13 +29,19 @@ DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or REPOSITORY.parent / "shared" /
 
 #: What makes a preset small enough to check in a second, wherever it has such a key.
 SMALL = {
-    "task": {"n_way": 2, "k_query": 2, "drawings": 6},
-    "base_layer": {"filters": 4, "hidden": [8, 8]},
+    "task": {"n_way": 2, "k_query": 2, "drawings": 6, "length": 7},
+    "base_layer": {"filters": 4, "hidden": [8, 8], "width": 8, "depth": 1, "heads": 2},
     "algorithm": {"hidden": [8, 8], "inner_steps": 2},
 }
 
-#: To an algorithm these are what glyphs are, few-shot images: for them, that it takes a step has to do.
-ALIKE = ("image_folder", "omniglot")
+#: To an algorithm these are what glyphs or lists of texts are: for them, that it takes a step has to do.
+ALIKE = ("image_folder", "omniglot", "text_roles", "text_languages")
+#: What of the data folder a task reads, if it is there.
+READS = {
+    "omniglot": "omniglot/images_background.zip",
+    "text_roles": "text/shakespeare_roles.json.gz",
+    "text_languages": "text/udhr_languages.json.gz",
+}
 
 
 def presets(group):
@@ -60,10 +66,10 @@ def needs(request):
     def overrides(task):
         if task == "image_folder":
             return [f"task.path={request.getfixturevalue('folder_of_images')}", "task.image_size=16"]
-        if task == "omniglot":
-            if not (DATA / "omniglot" / "images_background.zip").is_file():
-                pytest.skip(f"Omniglot's zips are not in {DATA / 'omniglot'} (set MLFRAMEWORK_DATA)")
-            return [f"task.data_dir={DATA}", "task.download=false"]
+        if task in READS:
+            if not (DATA / READS[task]).is_file():
+                pytest.skip(f"{READS[task]} is not in {DATA} (set MLFRAMEWORK_DATA)")
+            return [f"task.data_dir={DATA}", *(["task.download=false"] if task == "omniglot" else [])]
         return []
 
     return overrides

@@ -7,6 +7,7 @@ from mlframework.tasks.image_folder import ImageFolder
 from mlframework.tasks.omniglot import Omniglot
 from mlframework.tasks.sinusoid import Sinusoid
 from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.tasks.text import TextLanguages, TextRoles, TextTasks
 
 __all__ = [
     "ArrayTasks",
@@ -18,4 +19,7 @@ __all__ = [
     "Omniglot",
     "Sinusoid",
     "TaskDistribution",
+    "TextLanguages",
+    "TextRoles",
+    "TextTasks",
 ]

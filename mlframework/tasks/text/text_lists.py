@@ -1,0 +1,104 @@
+"""Lists of short texts, one kind in one country's language each, made by `faker` without any download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import faker
+import numpy as np
+from faker.config import AVAILABLE_LOCALES
+from faker.factory import Factory
+from faker.generator import Generator
+
+from mlframework.episode import Split
+from mlframework.tasks.data_folder import Arrays, cached
+from mlframework.tasks.few_shot import split_by_hash
+from mlframework.tasks.text.text_tasks import Source, TextTasks
+from mlframework.tasks.text.tokens import Tokens
+
+__all__ = ["TextLists"]
+
+#: What there are lists of, and which of faker's providers makes it.
+KINDS = {
+    "name": "person",
+    "first_name": "person",
+    "last_name": "person",
+    "city": "address",
+    "street_name": "address",
+    "street_address": "address",
+    "company": "company",
+    "job": "job",
+    "color_name": "color",
+    "currency_name": "currency",
+    "sentence": "lorem",
+}
+#: Of each list at most as many texts, found in at most as many draws, and a list of fewer than the least is left out.
+MOST, DRAWS, LEAST = 300, 600, 30
+#: Another's alias, and deprecated.
+LEFT_OUT = {"fr_QC"}
+#: One language under two codes.
+SAME_LANGUAGE = {"tl": "fil"}
+
+
+class TextLists(TextTasks):
+    """Person names, cities, streets, companies, jobs, colours, sentences: a list is one kind in one locale.
+
+    The locales of a language are in one split, and a text that several splits have stays in the first of them alone.
+    What `faker` has only in English for a locale is left out. Texts are drawn with a fixed seed per list; another
+    version of `faker` may have others.
+
+    Args:
+        k_shot, k_query, length, tokens: see `TextTasks`.
+
+    Reference: https://faker.readthedocs.io.
+    """
+
+    def __init__(self, *, k_shot: int, k_query: int, length: int, tokens: Tokens | None = None) -> None:
+        super().__init__(k_shot=k_shot, k_query=k_query, length=length, running=False, tokens=tokens)
+
+    def load(self, split: Split) -> list[Source]:
+        settings = faker.VERSION, KINDS, MOST, DRAWS, LEAST, sorted(AVAILABLE_LOCALES)
+        arrays = cached("text_lists", settings, all_lists, source=__file__)
+        lists = {str(name): str(text).split("\n") for name, text in zip(arrays["names"], arrays["texts"], strict=True)}
+        languages = split_by_hash(sorted({language_of(name) for name in lists}))
+        elsewhere: set[str] = set()
+        for other in ("train", "validation", "test"):
+            mine = {name: texts for name, texts in lists.items() if language_of(name) in languages[other]}
+            if other == split:
+                return [Source(name, [t for t in texts if t not in elsewhere]) for name, texts in mine.items()]
+            elsewhere.update(text for texts in mine.values() for text in texts)
+        raise AssertionError(split)
+
+
+def language_of(name: str) -> str:
+    """The language of a list `locale/kind`."""
+    code = name.partition("/")[0].partition("_")[0]
+    return SAME_LANGUAGE.get(code, code)
+
+
+def all_lists() -> Arrays:
+    """`names` `[lists]`, as `locale/kind`, and their `texts` `[lists]`, one per line."""
+    found = dict(pair for locale in sorted(set(AVAILABLE_LOCALES) - LEFT_OUT) for pair in lists_of(locale))
+    return {"names": np.array(list(found)), "texts": np.array(["\n".join(texts) for texts in found.values()])}
+
+
+def lists_of(locale: str) -> Iterator[tuple[str, list[str]]]:
+    """The lists of a locale that are its own and long enough, by name."""
+    makers = Factory.create(locale)
+    own = {p.__provider__.rpartition(".")[2]: p.__lang__ == locale for p in makers.providers if hasattr(p, "__lang__")}
+    for kind, provider in KINDS.items():
+        if own.get(provider) and hasattr(makers, kind):
+            makers.seed_instance(f"{locale}/{kind}")
+            texts = drawn(makers, getattr(makers, kind))
+            if len(texts) >= LEAST:
+                yield f"{locale}/{kind}", texts
+
+
+def drawn(makers: Generator, make: Callable[[], str]) -> list[str]:
+    """Distinct texts on one line each, in the order in which they were drawn."""
+    found: dict[str, None] = {}
+    for _ in range(DRAWS):
+        found[" ".join(make().split())] = None
+        if len(found) == MOST:
+            break
+    return [text for text in found if text]

@@ -1,0 +1,86 @@
+"""Tokens: what a text is made of to a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mlframework.errors import InvalidValue, UserError
+
+__all__ = ["Bytes", "PretrainedTokenizer", "Tokens"]
+
+
+class Tokens(ABC):
+    """A way to write any text as numbers.
+
+    Attributes:
+        vocabulary: how many tokens there are, `boundary` included.
+        boundary: the token before and after every text.
+        characters: how many characters each token stands for `[vocabulary]`; the end of a text counts as one.
+    """
+
+    vocabulary: int
+    boundary: int
+    characters: Tensor
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without boundaries."""
+
+    @abstractmethod
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens without boundaries; what is no text becomes the replacement character."""
+
+
+class Bytes(Tokens):
+    """The bytes of UTF-8: 256 tokens for any script, and the boundary.
+
+    >>> Bytes().encode("é"), Bytes().decode([195, 169, 255])
+    ([195, 169], 'é\ufffd')
+    """
+
+    vocabulary, boundary = 257, 256
+
+    def __init__(self) -> None:
+        # Every byte that does not go on with a character, 10xxxxxx, starts one.
+        self.characters = torch.tensor([float(byte & 0b1100_0000 != 0b1000_0000) for byte in range(256)] + [1.0])
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+class PretrainedTokenizer(Tokens):
+    """The tokenizer of a `tokenizer.json` of Hugging Face's `tokenizers`, and a boundary after its tokens.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise UserError("task.tokens: needs `pip install tokenizers`; the default, Bytes, needs nothing") from error
+        if not Path(path).is_file():
+            raise InvalidValue("path", path, "is no file: a tokenizer.json is expected")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exceptions
+            raise InvalidValue("path", path, f"cannot be read as a tokenizer.json ({error})") from error
+        self.boundary = self.tokenizer.get_vocab_size()
+        self.vocabulary = self.boundary + 1
+        lengths = [float(len(self.tokenizer.decode([token]))) for token in range(self.boundary)]
+        self.characters = torch.tensor([*lengths, 1.0])
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens)))

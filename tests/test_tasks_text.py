@@ -1,0 +1,210 @@
+"""Tasks of text: windows of tokens, nothing shared by support and query or by splits, bits per character."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks import TextLanguages, TextRoles
+from mlframework.tasks.text import Bytes, PretrainedTokenizer, Source, TextTasks
+from mlframework.tasks.text.text_lists import TextLists, language_of
+from mlframework.testing import check_task_distribution
+
+DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parents[2] / "shared" / "data")
+B = Bytes.boundary
+
+
+class Given(TextTasks):
+    """Texts at hand, the same in every split."""
+
+    def __init__(self, *sources, running=False, length=4, k_shot=1, k_query=1):
+        super().__init__(k_shot=k_shot, k_query=k_query, length=length, running=running)
+        self.given = [Source(f"source {number}", texts) for number, texts in enumerate(sources)]
+
+    def load(self, split):
+        return self.given
+
+
+def draw(task, num_tasks=3, seed=0):
+    return task.sample(num_tasks, "train", torch.Generator().manual_seed(seed))
+
+
+def rows_of(examples, task=0):
+    """Rows as lists of what goes in and what comes out, padding left out."""
+    x, y, mask = (leaf[task] for leaf in examples)
+    return [(a[m > 0].tolist(), b[m > 0].tolist()) for a, b, m in zip(x, y, mask, strict=True)]
+
+
+def test_a_text_of_a_list_stands_between_boundaries_and_goes_on_in_a_row_of_its_own():
+    rows = rows_of(Given().encode(["ab", "abcdef"]))
+    a, b, c, d, e, f = b"abcdef"
+    assert rows == [([B, a, b], [a, b, B]), ([B, a, b, c], [a, b, c, d]), ([d, e, f], [e, f, B])]
+
+
+def test_running_text_is_one_stream_of_full_rows_whose_end_overlaps_only_for_a_users_examples():
+    task = Given(["abc", "defgh"], running=True)
+    a, b, c, d, e, f, g, h = b"abcdefgh"
+    first, second = ([B, a, b, c], [a, b, c, B]), ([B, d, e, f], [d, e, f, g])
+    assert rows_of(task.encode(["abc", "defgh"])) == [first, second, ([e, f, g, h], [f, g, h, B])]
+    assert sorted(rows_of(draw(task, 1).joined())) == sorted([first, second])
+    assert not task.spec.ragged
+
+
+def test_a_text_shorter_than_a_row_is_still_one():
+    assert rows_of(Given(running=True).encode(["a"])) == [([B, 97], [97, B])]
+
+
+def test_rows_of_a_task_are_different_rows_of_one_source():
+    task = Given(["ab", "cd", "ef"], ["gh", "ij", "kl"], k_shot=2, k_query=1)
+    for number in range(3):
+        texts = {task.decode(row.tolist()) for row in draw(task).joined().y[number]}
+        assert texts in ({"ab", "cd", "ef"}, {"gh", "ij", "kl"})
+
+
+def test_a_list_forgets_what_it_holds_twice():
+    with pytest.raises(UserError, match="no source of the train split has 2 \\+ 1 rows of 4 tokens"):
+        draw(Given(["ab", "cd", "ab"], k_shot=2))
+    # The same inputs with another ending would tell the answer of one by the other.
+    with pytest.raises(UserError, match="no source"):
+        draw(Given(["abcd", "abce"], k_shot=3))
+
+
+def test_sources_with_too_few_rows_are_left_out():
+    task = Given(["ab"], ["cd", "ef"])
+    assert [source.name for source in task.sources("train")] == ["source 1"]
+
+
+def test_decoding_goes_from_one_boundary_to_the_next():
+    task = Given()
+    assert task.decode([B, *b"ab", B, *b"cd"]) == "ab"
+    assert task.decode([*b"ab"]) == "ab"
+    assert task.decode([B, *"é".encode()[:1]]) == "�"
+
+
+@pytest.mark.parametrize("text", ["plain", "é", "日本語", "🙂"])
+def test_bytes_count_characters_of_any_script(text):
+    tokens = Bytes()
+    assert tokens.decode(tokens.encode(text)) == text
+    assert tokens.characters[tokens.encode(text)].sum() == len(text)
+
+
+def test_bits_per_character_are_all_bits_by_all_characters():
+    task = Given(length=8)
+    y, mask = task.encode(["日本", "ab"])[1:]  # 2 + 1 and 2 + 1 characters, 7 and 3 tokens
+    prediction = torch.randn(*y.shape, task.spec.out_features, generator=torch.Generator().manual_seed(0))
+    nats = 0.0
+    for row in range(2):
+        for position in range(int(mask[0, row].sum())):
+            nats -= float(prediction[0, row, position].log_softmax(-1)[y[0, row, position]])
+    scores = task.scores(prediction, y, mask)
+    torch.testing.assert_close(scores["bits_per_character"], torch.tensor([nats / math.log(2) / 6]))
+    torch.testing.assert_close(scores["loss"], torch.tensor([nats / 10]))
+
+
+def test_nothing_to_adapt_to_is_an_error():
+    with pytest.raises(UserError, match="no text to adapt to"):
+        Given().encode(["", ""])
+
+
+@pytest.mark.parametrize("field", ["k_shot", "k_query", "length"])
+def test_sizes_below_one_are_refused(field):
+    with pytest.raises(InvalidValue, match=f"{field}=0: must be a whole number of at least 1"):
+        Given(**{field: 0})
+
+
+# Lists.
+
+
+@pytest.fixture(scope="module")
+def lists():
+    return TextLists(k_shot=10, k_query=10, length=32)
+
+
+def test_hundreds_of_lists_and_no_language_in_two_splits(lists):
+    names = {split: [source.name for source in lists.sources(split)] for split in ("train", "validation", "test")}
+    assert len(names["train"]) > 300 and min(len(names["validation"]), len(names["test"])) > 100
+    languages = [{language_of(name) for name in of_split} for of_split in names.values()]
+    assert all(len(some) >= 10 for some in languages)
+    assert not (languages[0] & languages[1] or languages[0] & languages[2] or languages[1] & languages[2])
+
+
+def test_no_text_of_one_split_stands_in_another(lists):
+    texts = [{t for s in lists.sources(split) for t in s.texts} for split in ("train", "validation", "test")]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+def test_lists_are_in_their_own_language(lists):
+    """What faker lacks in a language it says in English: such lists are not there."""
+    cyrillic = next(source for source in lists.sources("test") if source.name == "ru_RU/job")
+    assert sum("а" <= c <= "я" for text in cyrillic.texts for c in text) > 1000
+    assert "is_IS/job" not in {source.name for source in lists.sources("test")}
+
+
+def test_lists_keep_the_contract(lists):
+    check_task_distribution(lists)
+
+
+# The data folder.
+
+
+@pytest.fixture
+def needs_data():
+    if not (DATA / "text").is_dir():
+        pytest.skip(f"there is no folder text in {DATA} (set MLFRAMEWORK_DATA)")
+
+
+@pytest.mark.usefixtures("needs_data")
+@pytest.mark.parametrize("script", ["latin", "all"])
+def test_languages_keep_the_contract_and_variants_stay_together(script):
+    task = TextLanguages(k_shot=8, k_query=8, length=64, script=script, data_dir=DATA)
+    check_task_distribution(task)
+    seen = [{s.name.partition("_")[0] for s in task.sources(split)} for split in ("train", "validation", "test")]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert sum(map(len, seen)) > (300 if script == "all" else 250)
+
+
+@pytest.mark.usefixtures("needs_data")
+def test_roles_keep_the_contract():
+    task = TextRoles(k_shot=8, k_query=8, length=64, data_dir=DATA)
+    check_task_distribution(task)
+    assert sum(len(task.sources(split)) for split in ("train", "validation", "test")) > 90
+
+
+def test_a_missing_file_says_where_to_put_it_and_what_it_holds(tmp_path):
+    task = TextRoles(k_shot=8, k_query=8, length=64, data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"text/shakespeare_roles.json.gz: is not there: put it there .*\{role: "):
+        draw(task)
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"no json"), gzip.compress(json.dumps([1]).encode())])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "shakespeare_roles.json.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"shakespeare_roles.json.gz: (cannot be read as gzipped JSON|must hold)"):
+        draw(TextRoles(k_shot=8, k_query=8, length=64, data_dir=tmp_path))
+
+
+# Tokenizers.
+
+
+def test_a_pretrained_tokenizer_makes_the_tokens(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"to": 0, "be": 1, "?": 2}, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens = PretrainedTokenizer(tmp_path / "tokenizer.json")
+    assert (tokens.vocabulary, tokens.boundary) == (4, 3)
+    assert tokens.encode("to be or") == [0, 1, 2]
+    assert tokens.characters.tolist() == [2, 2, 1, 1]
+
+
+def test_a_tokenizer_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        PretrainedTokenizer(tmp_path / "tokenizer.json")
