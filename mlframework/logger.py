@@ -92,9 +92,9 @@ class TensorBoardLogger:
         # Not SummaryWriter.add_figure: it needs pyplot, which picks a backend for the whole process.
         self.writer.add_image(tag, rendered(figure), step, dataformats="HWC")
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
         """A text in markdown."""
-        self.writer.add_text(tag, text)
+        self.writer.add_text(tag, text, step)
 
     def close(self) -> None:
         self.writer.close()

@@ -187,11 +187,13 @@ def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, dev
     """
     config = folder.config()
     config.evaluation, config.device = evaluation, device
-    return evaluate(config, loaded(folder, config, weights=weights), folder.choices())
+    training = loaded(folder, config, weights=weights)
+    training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
+    return evaluate(config, training, folder.choices())
 
 
 def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
-    """The parts of the run in a folder, trained.
+    """The parts of the run in a folder, trained; nothing is drawn, so that its data need not be there.
 
     Args:
         folder: of the run.
@@ -209,7 +211,6 @@ def loaded(folder: RunFolder, config: DictConfig, *, weights: str) -> Training:
         raise InvalidValue("weights", weights, "must be best or last")
     config.init = None
     training = set_up(config, folder)
-    training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
     if weights == "best":
         checkpoint.load_weights(folder.best, training.meta_layer)
     else:

@@ -168,15 +168,19 @@ class Trainer:
     def draw(
         self, training: Training, logger: TensorBoardLogger, intervals: Mapping[str, list[Interval]], step: int
     ) -> None:
-        """Figures of the metrics by inner step and of the first validation tasks."""
+        """Figures of the metrics by inner step, and figures or texts of the first validation tasks."""
         # Imported here: matplotlib takes half a second, which a training without figures need not spend.
         from mlframework.figures import by_step_figure, episode_figure
+        from mlframework.samples import sample_sheet
+        from mlframework.tasks.text import TextTasks
 
         logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
         episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))
         figure = episode_figure(training.meta_layer, episode.to(training.device))
         if figure is not None:
             logger.figure("validation/tasks", figure, step)
+        if isinstance(training.task, TextTasks):
+            logger.text("validation/samples", sample_sheet(training.meta_layer, episode.to(training.device)), step)
 
     def better(self, task: TaskDistribution, value: float, than: float) -> bool:
         higher = self.monitor.removeprefix("query_") in task.higher_is_better

@@ -35,7 +35,7 @@ SMALL = {
 }
 
 #: To an algorithm these are what glyphs or lists of texts are: for them, that it takes a step has to do.
-ALIKE = ("image_folder", "omniglot", "text_roles", "text_languages")
+ALIKE = ("image_folder", "omniglot", "text_folder", "text_roles", "text_languages")
 #: What of the data folder a task reads, if it is there.
 READS = {
     "omniglot": "omniglot/images_background.zip",
@@ -59,6 +59,15 @@ def folder_of_images(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def folder_of_texts(tmp_path_factory):
+    """Five files of running text."""
+    root = tmp_path_factory.mktemp("texts")
+    for name in "abcde":
+        (root / f"{name}.txt").write_text("\n".join(f"{name} says {number} things" for number in range(40)))
+    return root
+
+
 @pytest.fixture
 def needs(request):
     """The overrides without which a task's preset cannot be built, or a reason to skip it."""
@@ -66,6 +75,8 @@ def needs(request):
     def overrides(task):
         if task == "image_folder":
             return [f"task.path={request.getfixturevalue('folder_of_images')}", "task.image_size=16"]
+        if task == "text_folder":
+            return [f"task.path={request.getfixturevalue('folder_of_texts')}"]
         if task in READS:
             if not (DATA / READS[task]).is_file():
                 pytest.skip(f"{READS[task]} is not in {DATA} (set MLFRAMEWORK_DATA)")

@@ -7,7 +7,7 @@ from mlframework.tasks.image_folder import ImageFolder
 from mlframework.tasks.omniglot import Omniglot
 from mlframework.tasks.sinusoid import Sinusoid
 from mlframework.tasks.task_distribution import TaskDistribution
-from mlframework.tasks.text import TextLanguages, TextRoles, TextTasks
+from mlframework.tasks.text import TextFolder, TextLanguages, TextRoles, TextTasks
 
 __all__ = [
     "ArrayTasks",
@@ -19,6 +19,7 @@ __all__ = [
     "Omniglot",
     "Sinusoid",
     "TaskDistribution",
+    "TextFolder",
     "TextLanguages",
     "TextRoles",
     "TextTasks",

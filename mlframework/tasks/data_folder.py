@@ -15,10 +15,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.files import atomic
 
-__all__ = ["cached", "data_folder", "download"]
+__all__ = ["SPLIT_FOLDERS", "cached", "data_folder", "download", "subfolders"]
+
+#: What folders are called whose contents belong to one split.
+SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,6 +37,11 @@ def data_folder(folder: str | Path | None) -> Path:
 def cache_folder() -> Path:
     """`$MLFRAMEWORK_CACHE`, else `~/.cache/mlframework`; all in it can be computed again."""
     return Path(os.environ.get("MLFRAMEWORK_CACHE") or "~/.cache/mlframework").expanduser()
+
+
+def subfolders(path: Path) -> list[Path]:
+    """The folders in `path` that are not hidden, sorted."""
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:

@@ -11,13 +11,12 @@ from PIL import Image, ImageOps
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import Arrays, cached
+from mlframework.tasks.data_folder import SPLIT_FOLDERS, Arrays, cached, subfolders
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 
 __all__ = ["ImageFolder"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 # What PIL raises on files that are not what their name says.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -109,11 +108,6 @@ def given_splits(path: Path, folders: list[Path]) -> dict[Split, list[Path]]:
                 raise UserError(f"{folder}: is also at {seen[folder.name]}: a class belongs to one split only")
             seen[folder.name] = folder
     return splits
-
-
-def subfolders(path: Path) -> list[Path]:
-    """The folders in `path` that are not hidden, sorted."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -166,6 +166,14 @@ class TextTasks(TaskDistribution, ABC):
             found += [stream[start : start + length + 1] for start in starts]
         return found
 
+    def distinct_windows(self, source: Source) -> list[list[int]]:
+        """The rows of a source, the first of those with the same inputs."""
+        texts = source.texts if self.running else dict.fromkeys(source.texts)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for window in self.windows([text for text in texts if text]):
+            found.setdefault(tuple(window[:-1]), window)
+        return list(found.values())
+
     def _of(self, split: Split) -> tuple[list[Source], Rows]:
         if split not in self._loaded:
             self._loaded[split] = self._read(split)
@@ -176,20 +184,12 @@ class TextTasks(TaskDistribution, ABC):
         windows: list[list[int]] = []
         sizes: list[int] = []
         for source in self.load(split):
-            texts = source.texts if self.running else list(dict.fromkeys(source.texts))
-            found: dict[tuple[int, ...], list[int]] = {}
-            for window in self.windows([text for text in texts if text]):
-                found.setdefault(tuple(window[:-1]), window)
-            if len(found) < self.k_shot + self.k_query:
-                self.leave_out(source, len(found))
-                continue
-            kept.append(source)
-            windows += found.values()
-            sizes.append(len(found))
+            found = self.distinct_windows(source)
+            if len(found) >= self.k_shot + self.k_query:
+                kept.append(source)
+                windows += found
+                sizes.append(len(found))
         if not kept:
             need = f"{self.k_shot} + {self.k_query} rows of {self.length} tokens"
             raise UserError(f"{type(self).__name__}: no source of the {split} split has {need}: smaller ones need less")
         return kept, Rows.of(windows, sizes, self.length, self.tokens.boundary)
-
-    def leave_out(self, source: Source, rows: int) -> None:
-        """What is said of a source with too few rows."""

@@ -1,0 +1,181 @@
+"""A user's own texts: a folder with a file or a folder per task, or one table with a column that says which task."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlframework.episode import Split
+from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks.data_folder import SPLIT_FOLDERS, subfolders
+from mlframework.tasks.few_shot import split_by_hash
+from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
+from mlframework.tasks.text.text_tasks import Source, TextTasks
+from mlframework.tasks.text.tokens import Tokens
+
+__all__ = ["TextFolder"]
+
+log = logging.getLogger(__name__)
+
+
+class TextFolder(TextTasks):
+    """What a source of yours says: an author, a speaker, a language, a list.
+
+    `path` is a folder, each file or folder in it a task; or a `.csv` or `.jsonl` with a column for the task and one for
+    the text. Where a folder holds nothing but folders called `train`, `validation` (or `val`) and `test`, the tasks are
+    theirs. Otherwise they are split in a fixed order: 64 % train, 16 % validation, 20 % test.
+
+    Files that are binary, empty or no UTF-8, and tasks with too little text, are left out, each with a line in the log.
+
+    Args:
+        path: the folder or the table.
+        k_shot, k_query, length, tokens: see `TextTasks`.
+        running: whether the texts of a task are one stream, as a book's paragraphs are, or a list, as names are.
+        unit: what a text is in a file: a `line`, a `paragraph` or the whole `file`; in a table it is the cell.
+        task_column, text_column: of a table.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        k_shot: int,
+        k_query: int,
+        length: int,
+        running: bool = True,
+        unit: Unit = "line",
+        task_column: str = "task",
+        text_column: str = "text",
+        tokens: Tokens | None = None,
+    ) -> None:
+        super().__init__(k_shot=k_shot, k_query=k_query, length=length, running=running, tokens=tokens)
+        check_unit(unit)
+        if path is None or not Path(path).expanduser().exists():
+            raise InvalidValue("path", path, "must name a folder of texts, or a .csv or .jsonl")
+        self.path, self.unit = Path(path).expanduser(), unit
+        self.columns = task_column, text_column
+        if self.path.is_file() and self.path.suffix not in TABLES:
+            raise InvalidValue("path", path, f"must be a folder, or a file that ends in {' or '.join(TABLES)}")
+        self._splits: dict[Split, list[Source]] | None = None
+
+    def load(self, split: Split) -> list[Source]:
+        if self._splits is None:
+            self._splits = self.splits()
+        return self._splits[split]
+
+    def splits(self) -> dict[Split, list[Source]]:
+        """The usable sources of every split."""
+        if self.path.is_dir():
+            folders = subfolders(self.path)
+            if folders and all(folder.name in SPLIT_FOLDERS for folder in folders):
+                return self.given_splits(folders)
+        found = {source.name: source for source in self.usable(self.read(self.path))}
+        if len(found) < 3:
+            needs = f"at least 3 with {self.k_shot + self.k_query} rows of {self.length} tokens are needed"
+            raise UserError(f"task.path={self.path}: holds {len(found)} tasks that can be used, and {needs}")
+        names = split_by_hash(found)
+        return {split: [found[name] for name in chosen] for split, chosen in at_least_one(names).items()}
+
+    def given_splits(self, folders: Iterable[Path]) -> dict[Split, list[Source]]:
+        """The sources in folders that are called as the splits are."""
+        splits: dict[Split, list[Source]] = {"train": [], "validation": [], "test": []}
+        for folder in folders:
+            splits[SPLIT_FOLDERS[folder.name]] += self.usable(self.read(folder))
+        for split, sources in splits.items():
+            if not sources:
+                raise UserError(f"task.path={self.path}: there is no task for {split} that can be used")
+        return splits
+
+    def read(self, path: Path) -> Iterator[Source]:
+        """The sources of a table or a folder."""
+        if path.is_file():
+            yield from table_sources(path, *self.columns)
+            return
+        for entry in sorted(path.iterdir()):
+            if not entry.name.startswith("."):
+                files = sorted(f for f in entry.rglob("*") if f.is_file()) if entry.is_dir() else [entry]
+                texts = [text for file in files if not file.name.startswith(".") for text in self.texts_of(file)]
+                if texts:
+                    yield Source(entry.name, texts)
+
+    def texts_of(self, file: Path) -> list[str]:
+        """The texts of a file; none, and a line in the log, where it holds none that can be read."""
+        try:
+            texts = units(read_text(file), self.unit)
+        except UserError as error:
+            log.warning("%s: left out", error)
+            return []
+        if not texts:
+            log.warning("%s: is empty: left out", file)
+        return texts
+
+    def usable(self, sources: Iterable[Source]) -> list[Source]:
+        """The sources with rows enough, and a line in the log for each other."""
+        found, need = [], self.k_shot + self.k_query
+        for source in sources:
+            rows = len(self.distinct_windows(source))
+            if rows >= need:
+                found.append(source)
+            else:
+                log.warning(
+                    "%s: %s: too short, %d rows of %d tokens, and %d + %d are needed: left out",
+                    *(self.path, source.name, rows, self.length, self.k_shot, self.k_query),
+                )
+        return found
+
+
+def at_least_one(names: Mapping[Split, list[str]]) -> dict[Split, list[str]]:
+    """Splits of three names or more, none of them empty."""
+    order = [name for split in names.values() for name in split]
+    if all(names.values()):
+        return dict(names)
+    return {"train": order[:-2], "validation": order[-2:-1], "test": order[-1:]}
+
+
+def table_sources(path: Path, task_column: str, text_column: str) -> list[Source]:
+    """The texts of a table by task, in the order in which they stand there."""
+    found: dict[str, list[str]] = {}
+    for where, row in TABLES[path.suffix](path):
+        for column in (task_column, text_column):
+            if row.get(column) is None:
+                there = ", ".join(str(name) for name in row)
+                raise UserError(
+                    f"{path}: {where}: has no {column}; there are {there} (task.task_column, task.text_column)"
+                )
+        text = str(row[text_column]).strip()
+        if text:
+            found.setdefault(str(row[task_column]), []).append(text)
+    return [Source(name, texts) for name, texts in found.items()]
+
+
+def csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where it stands, and each row of a CSV with a header."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        for row in reader:
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: cannot be read as CSV ({error})") from error
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where it stands, and each object of a file with a JSON object per line."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number}: cannot be read as JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path}: line {number}: must be an object, as in {{"task": ..., "text": ...}}')
+        yield f"line {number}", row
+
+
+#: How tables are read, by what their names end in.
+TABLES: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]] = {".csv": csv_rows, ".jsonl": json_rows}

@@ -1,0 +1,6 @@
+"""`python scripts/generate.py` is `mlframework-generate`."""
+
+from mlframework.commands.generate import main
+
+if __name__ == "__main__":
+    main()
