@@ -79,8 +79,8 @@ TRAIN = [
     (["device=cudaa"], "device=cudaa: must be one of auto, cpu"),
     # what does not go together
     (
-        ["algorithm=prototypes"],
-        "algorithm=prototypes takes classification tasks, and task=sinusoid is a regression: use task=glyphs, or ",
+        ["algorithm=relation"],
+        "algorithm=relation takes classification tasks, and task=sinusoid is a regression: use task=glyphs, or ",
     ),
     (["task=digits", "algorithm=prototypes", "algorithm.distance=near"], "algorithm.distance=near: must be "),
     (["base_layer=conv4"], "base_layer=conv4 reads images, this task's inputs are (1,): use base_layer=mlp"),
