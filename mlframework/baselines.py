@@ -15,11 +15,17 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Kind, masked_mean
 from mlframework.inner_loop import Params, inner_loop
 from mlframework.inner_updates import Adam
+from mlframework.judging import Interval, TaskSet
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
 from mlframework.meta_layers.on_features import OnFeatures
+from mlframework.ngram import NGramModel
 from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.tasks.text import TextTasks
 
-__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "fits_kind", "raw_inputs"]
+__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "fits_kind", "judge_ngrams", "raw_inputs"]
+
+#: Validation tasks by which an n-gram model chooses how far to trust a support set; others than those that are judged.
+TUNING_TASKS, TUNING_SEED = 100, 2
 
 #: The logarithm of a probability that counts as none.
 LEAST = float(np.log(1e-12))
@@ -117,6 +123,25 @@ class FittedEstimators(OnFeatures):
         found = [scores(e, as_array(rows), width) for e, rows in zip(adapted, features, strict=True)]
         dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
         return torch.from_numpy(np.stack(found)).to(features.device, dtype)
+
+
+def judge_ngrams(task: TextTasks, tasks: TaskSet, *, order: int) -> dict[str, list[Interval]]:
+    """How an n-gram model of all training text and each support set predicts the queries of a task set.
+
+    How far it trusts the support set is tuned on validation tasks.
+    """
+    rows = task.rows("train")
+    train = rows.examples(torch.arange(len(rows.lengths)))
+    model = NGramModel(task.spec.out_features, order=order)
+    model.fit_background(*train)
+    model.tune(TaskSet(task, "validation", tasks=TUNING_TASKS, seed=TUNING_SEED))
+    losses, bits = [], []
+    for episode in tasks:
+        query = episode.query
+        losses.append(masked_mean(-model.log_probabilities(episode.support, query), query.mask))
+        bits.append(task.bits_per_character(losses[-1], query.y, query.mask))
+    found = {"query_loss": torch.cat(losses), "query_bits_per_character": torch.cat(bits)}
+    return {name: [Interval.of(values)] for name, values in found.items()}
 
 
 def raw_inputs() -> BaseLayer:

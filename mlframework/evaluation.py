@@ -9,12 +9,16 @@ import torch
 from sklearn.base import BaseEstimator, is_classifier
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.baselines import FittedEstimators, FromScratch, estimator_for, fits_kind, raw_inputs
+from mlframework.baselines import FittedEstimators, FromScratch, estimator_for, fits_kind, judge_ngrams, raw_inputs
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.judging import Interval, TaskSet, judge_tasks
+from mlframework.meta_layers.gradient_descent import MAML
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
+from mlframework.meta_layers.neural_network.in_context import InContext
 from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.tasks.text import TextTasks
+from mlframework.text_quality import Quality, TextQuality
 
 __all__ = ["Evaluation", "Report", "Row"]
 
@@ -46,6 +50,7 @@ class Report(NamedTuple):
         tasks: how many.
         seed: of the draws.
         rows: the trained algorithm first.
+        quality: of generated texts, where that was asked for of a text task.
     """
 
     task_hash: str
@@ -53,6 +58,7 @@ class Report(NamedTuple):
     tasks: int
     seed: int
     rows: list[Row]
+    quality: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists; an interval is its mean, half width and number of values."""
@@ -60,7 +66,7 @@ class Report(NamedTuple):
             {**row._asdict(), "metrics": {n: [i._asdict() for i in steps] for n, steps in row.metrics.items()}}
             for row in self.rows
         ]
-        return {**self._asdict(), "rows": rows}
+        return {**self._asdict(), "rows": rows, "quality": None if self.quality is None else self.quality.to_json()}
 
 
 def policies(meta_layer: MetaLayer) -> tuple[BatchNormPolicy, ...]:
@@ -83,6 +89,9 @@ class Evaluation:
         scratch_steps: steps of Adam from scratch.
         scratch_lr: its rate.
         estimator: a scikit-learn estimator for raw inputs; None chooses one by the kind of task.
+        in_context: whether a sequence model is also judged as it is, with the support set in front of each query.
+        ngram_order: tokens in the longest n-grams of the baseline for text; 0 leaves that out.
+        quality: judges generated texts; None leaves that out.
         on_features: scikit-learn estimators by name, each fitted to the features of the algorithm's base layer as they
             are before it adapts.
     """
@@ -99,6 +108,9 @@ class Evaluation:
         scratch_steps: int = 100,
         scratch_lr: float = 0.01,
         estimator: BaseEstimator | None = None,
+        in_context: bool = True,
+        ngram_order: int = 12,
+        quality: TextQuality | None = None,
         on_features: Mapping[str, BaseEstimator] | None = None,
     ) -> None:
         for field, value in {"tasks": tasks, "chunk": chunk, "scratch_steps": scratch_steps}.items():
@@ -114,7 +126,10 @@ class Evaluation:
             raise InvalidValue("scratch_lr", scratch_lr, "must be above 0")
         self.tasks, self.seed, self.split, self.inner_steps, self.chunk = tasks, seed, split, inner_steps, chunk
         self.scratch_tasks, self.scratch_steps, self.scratch_lr = min(scratch_tasks, tasks), scratch_steps, scratch_lr
+        if ngram_order < 0:
+            raise InvalidValue("ngram_order", ngram_order, "must be at least 1, or 0 for no such baseline")
         self.estimator, self.on_features = estimator, dict(on_features or {})
+        self.in_context, self.ngram_order, self.quality = in_context, ngram_order, quality
 
     def check(self, task: TaskDistribution) -> None:
         """Refuses estimators that are not for such tasks."""
@@ -140,7 +155,10 @@ class Evaluation:
             rows.append(Row(name, shown, self.tasks, counted, metrics))
         rows += self.estimators_on_features(meta_layer, device)
         rows += self.baselines(meta_layer, make_base_layer, device)
-        return Report(tasks.hash(), self.split, self.tasks, self.seed, rows)
+        task, quality = meta_layer.task, None
+        if self.quality is not None and isinstance(task, TextTasks):
+            quality = self.quality.run(meta_layer, task, self.split, device=device)
+        return Report(tasks.hash(), self.split, self.tasks, self.seed, rows, quality)
 
     def baselines(
         self, meta_layer: MetaLayer, make_base_layer: Callable[[], BaseLayer], device: torch.device
@@ -163,6 +181,22 @@ class Evaluation:
             fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
             metrics = judge_tasks(fitted, self.task_set(task, self.tasks), 0, device=torch.device("cpu"))
             rows.append(Row(f"scikit-learn {type(estimator).__name__}", "none", self.tasks, (1,), metrics))
+        if task.spec.kind == "sequence":
+            rows += self.sequence_baselines(meta_layer, device)
+        return rows
+
+    def sequence_baselines(self, meta_layer: MetaLayer, device: torch.device) -> list[Row]:
+        """Rows of the same network that reads the support set, and of n-grams, on the same tasks."""
+        rows, task = [], meta_layer.task
+        if self.in_context and isinstance(meta_layer, MAML):
+            reader = InContext(meta_layer.base_layer, task)
+            reader.engine = meta_layer.engine
+            tasks = TaskSet(task, self.split, tasks=self.tasks, seed=self.seed, chunk=max(1, self.chunk // 5))
+            metrics = judge_tasks(reader, tasks, 0, device=device)
+            rows.append(Row("in context (same weights)", "none", self.tasks, (0,), metrics))
+        if self.ngram_order and isinstance(task, TextTasks):
+            metrics = judge_ngrams(task, self.task_set(task, self.tasks), order=self.ngram_order)
+            rows.append(Row(f"{self.ngram_order}-gram of support and training text", "none", self.tasks, (1,), metrics))
         return rows
 
     def estimators_on_features(self, meta_layer: MetaLayer, device: torch.device) -> list[Row]:

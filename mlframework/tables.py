@@ -9,8 +9,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from mlframework.evaluation import Report, Row
     from mlframework.judging import Interval
+    from mlframework.text_quality import Quality
 
-__all__ = ["evaluation_table"]
+__all__ = ["evaluation_table", "quality_table"]
 
 
 def evaluation_table(report: Report, metric: str) -> Table:
@@ -29,6 +30,8 @@ def evaluation_table(report: Report, metric: str) -> Table:
     for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
+        if metric not in row.metrics:
+            continue
         policy = [row.batch_norm] if mixing else []
         table.add_row(row.method, *policy, str(row.tasks), *cells(row, metric))
     return table
@@ -44,3 +47,20 @@ def cells(row: Row, metric: str) -> tuple[str, str]:
 
 def short(interval: Interval) -> str:
     return f"{interval.mean:.3f} ± {interval.half_width:.3f}"
+
+
+def quality_table(quality: Quality) -> Table:
+    """Every measure of generated texts, before and after adaptation, beside real text."""
+    table = Table(
+        title="generated texts of test sources",
+        caption="mean ± half width of the 95 % interval over sources",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("measure")
+    for name in ("before", "after", "real text"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for measure, after in quality.after.items():
+        before = "" if quality.before is None else short(quality.before[measure])
+        table.add_row(measure.replace("_", " "), before, short(after), short(quality.real[measure]))
+    return table

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlframework.errors import InvalidValue
 
-__all__ = ["Recognition", "TaskFit", "copied_ngrams", "copied_share", "distinct_n", "ngram_distance"]
+__all__ = ["Recognition", "TaskFit", "copied_ngrams", "copied_share", "distinct_n", "distinct_pieces", "ngram_distance"]
 
 #: Stand for a text's begin and end, so that how texts begin and end counts, and no n-gram spans two texts.
 BEGIN, END = "\x02", "\x03"

@@ -31,6 +31,9 @@ VALIDATION_SEED = 1
 #: As many of them are drawn in figures.
 DRAWN_TASKS = 4
 
+#: Of text tasks: validation sources for which texts are generated and judged, and how many for each.
+QUALITY_SOURCES, QUALITY_TEXTS = 8, 8
+
 
 class Training(NamedTuple):
     """The parts of a training that has been set up.
@@ -173,6 +176,7 @@ class Trainer:
         from mlframework.figures import by_step_figure, episode_figure
         from mlframework.samples import sample_sheet
         from mlframework.tasks.text import TextTasks
+        from mlframework.text_quality import TextQuality
 
         logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
         episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))
@@ -181,6 +185,10 @@ class Trainer:
             logger.figure("validation/tasks", figure, step)
         if isinstance(training.task, TextTasks):
             logger.text("validation/samples", sample_sheet(training.meta_layer, episode.to(training.device)), step)
+            judge = TextQuality(sources=QUALITY_SOURCES, texts=QUALITY_TEXTS, seed=VALIDATION_SEED)
+            quality = judge.run(training.meta_layer, training.task, "validation", device=training.device)
+            for when, measures in (("before", quality.before or {}), ("after", quality.after)):
+                logger.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, step)
 
     def better(self, task: TaskDistribution, value: float, than: float) -> bool:
         higher = self.monitor.removeprefix("query_") in task.higher_is_better

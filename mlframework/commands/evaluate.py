@@ -16,12 +16,14 @@ def evaluate(config: DictConfig) -> None:
 
     from mlframework.run import evaluate_run
     from mlframework.run_folder import RunFolder
-    from mlframework.tables import evaluation_table
+    from mlframework.tables import evaluation_table, quality_table
 
     folder = RunFolder(config.run)
     report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
     folder.write_json(folder.path / "evaluation.json", {**report.to_json(), "weights": config.weights})
     Console().print(evaluation_table(report, folder.config().trainer.monitor))
+    if report.quality is not None:
+        Console().print(quality_table(report.quality))
 
 
 main = command(evaluate, config_name="evaluate")

@@ -24,7 +24,7 @@ def train(config: DictConfig) -> float:
 
     from mlframework.run import train_run
     from mlframework.run_folder import RunFolder
-    from mlframework.tables import evaluation_table
+    from mlframework.tables import evaluation_table, quality_table
 
     hydra_config = HydraConfig.get()
     overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
@@ -44,6 +44,8 @@ def train(config: DictConfig) -> float:
     result, report = train_run(config, folder, overrides=overrides, choices=choices)
     if report is not None:
         Console().print(evaluation_table(report, result["monitor"]))
+        if report.quality is not None:
+            Console().print(quality_table(report.quality))
     return monitored(result)
 
 

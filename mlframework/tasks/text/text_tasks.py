@@ -100,8 +100,12 @@ class TextTasks(TaskDistribution, ABC):
         return self._of(split)[1]
 
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
+        count = len(self.rows(split).sizes)
+        return self.draw(torch.randint(count, (num_tasks,), generator=generator), split, generator)
+
+    def draw(self, drawn: Tensor, split: Split, generator: torch.Generator) -> Episode:
+        """One task of each of the sources whose numbers `[tasks]` are given."""
         rows = self.rows(split)
-        drawn = torch.randint(len(rows.sizes), (num_tasks,), generator=generator)
         starts = (rows.sizes.cumsum(0) - rows.sizes)[drawn]
         picked = distinct(rows.sizes[drawn], self.k_shot + self.k_query, generator)  # [tasks, rows]
         examples = rows.examples(starts.unsqueeze(-1) + picked)

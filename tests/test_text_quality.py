@@ -1,0 +1,161 @@
+"""Judging what a text model generates, and the baselines that stand beside it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from commands import call
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mlframework.base_layers import BaseLayer
+from mlframework.baselines import judge_ngrams
+from mlframework.commands.train import main as train
+from mlframework.episode import Examples
+from mlframework.errors import InvalidValue
+from mlframework.judging import TaskSet
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.tasks.text import Source, TextTasks
+from mlframework.text_quality import TextQuality
+
+ALPHABETS = ("abcde", "fghij", "klmno", "pqrst", "uvwxy")
+
+
+class Alphabets(TextTasks):
+    """Each source has five letters of its own, in words of four, all of them different."""
+
+    def __init__(self):
+        super().__init__(k_shot=6, k_query=6, length=6, running=False)
+
+    def load(self, split):
+        generator = torch.Generator().manual_seed({"train": 0, "validation": 1, "test": 2}[split])
+
+        def words(letters):
+            drawn = torch.randint(len(letters), (60, 4), generator=generator).tolist()
+            return ["".join(letters[i] for i in word) for word in drawn]
+
+        return [Source(letters, words(letters)) for letters in ALPHABETS]
+
+
+class FromSupport(MetaLayer):
+    """Any of the letters of the support set, four of them; before it has seen it, any letter at all."""
+
+    test_inner_steps = 1
+
+    def __init__(self, task):
+        super().__init__(BaseLayer(torch.nn.Embedding(257, 1), torch.nn.Linear(1, 257)), task)
+
+    def adapt(self, support):
+        *_, last = self.trajectory(support, 1)
+        return last
+
+    def trajectory(self, support, steps):
+        letters = torch.zeros(len(support.y), 257)
+        letters[:, 97:122] = 1
+        yield letters
+        own = torch.zeros(len(support.y), 257)
+        for task, (y, mask) in enumerate(zip(support.y, support.mask, strict=True)):
+            own[task, y[mask > 0]] = 1
+        own[:, 256] = 0
+        yield own
+
+    def predict(self, adapted, x, mask=None):
+        return (adapted[:, None, None].expand(*x.shape, -1) + 1e-30).log()
+
+
+@pytest.fixture(autouse=True)
+def no_memory(monkeypatch):
+    """This model has no network that reads."""
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("mlframework.generation.recalling", lambda module: nullcontext())
+
+
+def test_texts_are_recognised_once_a_model_has_adapted_and_not_before():
+    task = Alphabets()
+    quality = TextQuality(sources=5, texts=10).run(FromSupport(task), task, "test", device=torch.device("cpu"))
+    assert quality.after["task_fit"].mean == 1 == quality.real["task_fit"].mean
+    assert quality.before["task_fit"].mean < 0.6
+    assert quality.after["ngram_distance"].mean < quality.before["ngram_distance"].mean
+    assert quality.after["copied_share"].mean < 0.1 and quality.after["distinct_3"].mean > 0.5
+    assert quality.after["task_fit"].values == 5
+
+
+class Copies(FromSupport):
+    """Says the first support text again."""
+
+    test_inner_steps = 0
+
+    def trajectory(self, support, steps):
+        yield support.y[:, 0]
+
+    def predict(self, adapted, x, mask=None):
+        following = adapted[:, : x.shape[-1]].unsqueeze(1).expand(-1, x.shape[1], -1)
+        return 50.0 * torch.nn.functional.one_hot(following, 257)
+
+
+def test_copies_of_the_support_set_are_found(monkeypatch):
+    task = Alphabets()
+    rows = {}
+
+    def whole(meta_layer, adapted, *, count, sampling, generator, prompt=""):
+        rows["count"] = count
+        return [task.decode(adapted[0].tolist())] * count
+
+    monkeypatch.setattr("mlframework.text_quality.generate", whole)
+    quality = TextQuality(sources=3, texts=4).run(Copies(task), task, "test", device=torch.device("cpu"))
+    assert quality.before is None and rows["count"] == 4
+    assert quality.after["copied_share"].mean == 1 and quality.real["copied_share"].mean < 0.2
+
+
+@pytest.mark.parametrize("field", ["sources", "texts"])
+def test_judging_nothing_is_refused(field):
+    with pytest.raises(InvalidValue, match=f"{field}=0: must be at least 1"):
+        TextQuality(**{field: 0})
+
+
+def test_the_ngram_baseline_learns_letters_from_the_support_set():
+    task = Alphabets()
+    found = judge_ngrams(task, TaskSet(task, "test", tasks=20, seed=0), order=3)
+    # Of a word of four letters and an end, the letters are one in five, and the end is certain.
+    floor, unadapted = 4 * math.log2(5) / 5, 4 * math.log2(25) / 5
+    assert floor < found["query_bits_per_character"][0].mean < (floor + unadapted) / 2
+    assert found["query_loss"][0].mean == pytest.approx(found["query_bits_per_character"][0].mean * math.log(2))
+
+
+def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for letters in ALPHABETS:
+        (mine / f"{letters}.txt").write_text(
+            "\n".join(Alphabets().load("train")[0].texts).translate(str.maketrans("abcde", letters))
+        )
+    said = call(
+        train,
+        *("task=text_folder", "task.path=mine", "task.running=false", "task.k_shot=3", "task.k_query=3"),
+        *("task.length=6", "base_layer.width=8", "base_layer.depth=1", "base_layer.heads=2", "run_dir=run"),
+        *("trainer.steps=2", "trainer.meta_batch=2", "trainer.validation_tasks=3", "trainer.validate_every=1"),
+        *("evaluation.tasks=4", "evaluation.scratch_tasks=1", "evaluation.scratch_steps=1", "algorithm.inner_steps=1"),
+        *("evaluation.quality.sources=1", "evaluation.quality.texts=2", "evaluation.ngram_order=3"),
+        folder=tmp_path,
+    )
+    assert said.exit_code == 0, said.err
+    for row in ("maml", "from scratch (Adam)", "in context (same weights)", "3-gram", "task fit", "copied share"):
+        assert row in said.out
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert {"validation/samples_before/task_fit", "validation/samples_after/copied_share"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert "validation/samples/text_summary" in events.Tags()["tensors"]
+    sheet = events.Tensors("validation/samples/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "| support | before | after" in sheet
+
+
+def test_examples_of_a_task_are_those_of_its_source():
+    task = Alphabets()
+    episode = task.draw(torch.tensor([2, 4]), "test", torch.Generator().manual_seed(0))
+    for number, letters in enumerate((ALPHABETS[2], ALPHABETS[4])):
+        support: Examples = episode.support
+        text = "".join(task.decode(row.tolist()) for row in support.y[number])
+        assert set(text) <= set(letters)
