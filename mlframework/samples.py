@@ -29,7 +29,8 @@ def sample_sheet(meta_layer: MetaLayer, episode: Episode, *, seed: int = 0) -> s
         episode: the tasks.
         seed: of the draws, the same before and after.
     """
-    return "\n\n".join(task_sheet(meta_layer, episode.tasks(slice(i, i + 1)), seed) for i in range(episode.num_tasks))
+    sheets = [task_sheet(meta_layer, episode.tasks(slice(i, i + 1)), seed) for i in range(episode.num_tasks)]
+    return "\n\n".join(f"**task {number}**\n\n{sheet}" for number, sheet in enumerate(sheets, start=1))
 
 
 def task_sheet(meta_layer: MetaLayer, episode: Episode, seed: int) -> str:

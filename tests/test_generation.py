@@ -138,9 +138,10 @@ def test_a_sample_sheet_has_the_support_and_texts_before_and_after(algorithm):
     meta_layer.float()
     episode = meta_layer.task.sample(2, "validation", torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
-    tables = sample_sheet(meta_layer, episode).split("\n\n")
+    parts = sample_sheet(meta_layer, episode).split("\n\n")
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(tables) == 2
+    titles, tables = parts[::2], parts[1::2]
+    assert titles == ["**task 1**", "**task 2**"] and len(tables) == 2
     columns = 3 if algorithm == "maml" else 2
     for table in tables:
         lines = table.split("\n")
