@@ -18,9 +18,9 @@ from mlframework.inner_updates import Adam
 from mlframework.judging import Interval, TaskSet
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
 from mlframework.meta_layers.on_features import OnFeatures
-from mlframework.ngram import NGramModel
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text import TextTasks
+from mlframework.text.ngram import NGramModel
 
 __all__ = ["FittedEstimators", "FromScratch", "estimator_for", "fits_kind", "judge_ngrams", "raw_inputs"]
 

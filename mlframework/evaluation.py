@@ -18,7 +18,7 @@ from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
 from mlframework.meta_layers.neural_network.in_context import InContext
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text import TextTasks
-from mlframework.text_quality import Quality, TextQuality
+from mlframework.text.quality import Quality, TextQuality
 
 __all__ = ["Evaluation", "Report", "Row"]
 

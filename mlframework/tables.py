@@ -9,7 +9,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from mlframework.evaluation import Report, Row
     from mlframework.judging import Interval
-    from mlframework.text_quality import Quality
+    from mlframework.text.quality import Quality
 
 __all__ = ["evaluation_table", "quality_table"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue, UserError
-from mlframework.generation import Sampling, generate
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.run import load_run
 from mlframework.run_folder import RunFolder
+from mlframework.text.generation import Sampling, generate
 
 __all__ = ["TaskModel", "Trained", "load"]
 
@@ -93,7 +93,7 @@ class TaskModel:
         stop: str | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """`n` new texts in the task's manner; see `mlframework.generation.Sampling`."""
+        """`n` new texts in the task's manner; see `mlframework.text.generation.Sampling`."""
         return generate(
             self.meta_layer,
             self.adapted,

@@ -174,9 +174,9 @@ class Trainer:
         """Figures of the metrics by inner step, and figures or texts of the first validation tasks."""
         # Imported here: matplotlib takes half a second, which a training without figures need not spend.
         from mlframework.figures import by_step_figure, episode_figure
-        from mlframework.samples import sample_sheet
         from mlframework.tasks.text import TextTasks
-        from mlframework.text_quality import TextQuality
+        from mlframework.text.quality import TextQuality
+        from mlframework.text.samples import sample_sheet
 
         logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
         episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))

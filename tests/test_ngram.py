@@ -14,7 +14,7 @@ import torch
 
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
-from mlframework.ngram import BUCKETS, MARGIN, NGramModel, modified_discounts
+from mlframework.text.ngram import BUCKETS, MARGIN, NGramModel, modified_discounts
 
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parent.parent.parent / "shared" / "data") / "text"
 VOCABULARY = 4

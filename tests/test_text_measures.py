@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.feature_extraction.text import CountVectorizer
 
 from mlframework.errors import InvalidValue
-from mlframework.text_measures import TaskFit, copied_ngrams, copied_share, distinct_n, ngram_distance
+from mlframework.text.measures import TaskFit, copied_ngrams, copied_share, distinct_n, ngram_distance
 
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parent.parent.parent / "shared" / "data") / "text"
 needs_data = pytest.mark.skipif(not (DATA / "udhr_languages.json.gz").exists(), reason=f"there is no text in {DATA}")

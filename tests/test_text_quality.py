@@ -17,7 +17,7 @@ from mlframework.errors import InvalidValue
 from mlframework.judging import TaskSet
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import Source, TextTasks
-from mlframework.text_quality import TextQuality
+from mlframework.text.quality import TextQuality
 
 ALPHABETS = ("abcde", "fghij", "klmno", "pqrst", "uvwxy")
 
@@ -69,7 +69,7 @@ def no_memory(monkeypatch):
     """This model has no network that reads."""
     from contextlib import nullcontext
 
-    monkeypatch.setattr("mlframework.generation.recalling", lambda module: nullcontext())
+    monkeypatch.setattr("mlframework.text.generation.recalling", lambda module: nullcontext())
 
 
 def test_texts_are_recognised_once_a_model_has_adapted_and_not_before():
@@ -103,7 +103,7 @@ def test_copies_of_the_support_set_are_found(monkeypatch):
         rows["count"] = count
         return [task.decode(adapted[0].tolist())] * count
 
-    monkeypatch.setattr("mlframework.text_quality.generate", whole)
+    monkeypatch.setattr("mlframework.text.quality.generate", whole)
     quality = TextQuality(sources=3, texts=4).run(Copies(task), task, "test", device=torch.device("cpu"))
     assert quality.before is None and rows["count"] == 4
     assert quality.after["copied_share"].mean == 1 and quality.real["copied_share"].mean < 0.2

@@ -9,11 +9,11 @@ import torch
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue
-from mlframework.generation import Sampling, generate
 from mlframework.judging import Interval
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import TextTasks
-from mlframework.text_measures import TaskFit, copied_ngrams, copied_share, distinct_n, distinct_pieces, ngram_distance
+from mlframework.text.generation import Sampling, generate
+from mlframework.text.measures import TaskFit, copied_ngrams, copied_share, distinct_n, distinct_pieces, ngram_distance
 
 __all__ = ["Quality", "TextQuality", "judge_quality"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlframework.episode import Episode
-from mlframework.generation import Sampling, generate
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.text.generation import Sampling, generate
 
 if TYPE_CHECKING:
     from mlframework.tasks.text import TextTasks

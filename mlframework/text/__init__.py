@@ -1,0 +1,1 @@
+"""What text needs beyond other domains: generating it, judging what was generated, and n-grams to judge models by."""
