@@ -84,7 +84,7 @@ def examples_in(files: Iterable[str], unit: Unit) -> list[str]:
 
 
 def sets_of_examples(lines: Iterable[str], unit: Unit) -> Iterator[list[str]]:
-    """Sets of examples from standard input; where lines are examples, an empty line ends a set and begins another.
+    r"""Sets of examples from standard input; where lines are examples, an empty line ends a set and begins another.
 
     >>> list(sets_of_examples(["Ada\n", "Grace\n", "\n", "Alan\n"], "line"))
     [['Ada', 'Grace'], ['Alan']]
