@@ -33,7 +33,7 @@ KINDS = {
     "sentence": "lorem",
 }
 #: Of each list at most as many texts, found in at most as many draws, and a list of fewer than the least is left out.
-MOST, DRAWS, LEAST = 300, 600, 30
+MOST, DRAWS, LEAST = 200, 400, 30
 #: Another's alias, and deprecated.
 LEFT_OUT = {"fr_QC"}
 #: One language under two codes.
