@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import faker
 import numpy as np
 from faker.config import AVAILABLE_LOCALES
 from faker.factory import Factory
 from faker.generator import Generator
+from faker.providers import BaseProvider, address, color, company, currency, person
 
 from mlframework.episode import Split
 from mlframework.tasks.data_folder import Arrays, cached
@@ -34,6 +36,16 @@ KINDS = {
 }
 #: Of each list at most as many texts, found in at most as many draws, and a list of fewer than the least is left out.
 MOST, DRAWS, LEAST = 200, 400, 30
+#: What faker says, in English, where a locale has nothing of its own, though it has that provider.
+GENERIC: dict[str, Sequence[str]] = {
+    "name": (*person.Provider.first_names, *person.Provider.last_names),
+    "city": address.Provider.city_suffixes,
+    "street_name": address.Provider.street_suffixes,
+    "street_address": address.Provider.street_suffixes,
+    "company": company.Provider.company_suffixes,
+    "color_name": tuple(color.Provider.all_colors),
+    "currency_name": tuple(name for _, name in currency.Provider.currencies),
+}
 #: Another's alias, and deprecated.
 LEFT_OUT = {"fr_QC"}
 #: One language under two codes.
@@ -85,13 +97,27 @@ def all_lists() -> Arrays:
 def lists_of(locale: str) -> Iterator[tuple[str, list[str]]]:
     """The lists of a locale that are its own and long enough, by name."""
     makers = Factory.create(locale)
-    own = {p.__provider__.rpartition(".")[2]: p.__lang__ == locale for p in makers.providers if hasattr(p, "__lang__")}
+    own = {p.__provider__.rpartition(".")[2]: p for p in makers.providers if getattr(p, "__lang__", None) == locale}
     for kind, provider in KINDS.items():
-        if own.get(provider) and hasattr(makers, kind):
+        if provider in own and hasattr(makers, kind):
+            sort_lists(own[provider])
             makers.seed_instance(f"{locale}/{kind}")
             texts = drawn(makers, getattr(makers, kind))
-            if len(texts) >= LEAST:
+            if len(texts) >= LEAST and (language_of(locale) == "en" or not is_generic(kind, texts)):
                 yield f"{locale}/{kind}", texts
+
+
+def sort_lists(provider: BaseProvider) -> None:
+    """Sorts what a provider draws from: some of it was a set, whose order is another one in every process."""
+    for name, value in vars(type(provider)).items():
+        if isinstance(value, list) and all(isinstance(element, str) for element in value):
+            setattr(provider, name, sorted(value))
+
+
+def is_generic(kind: str, texts: Sequence[str]) -> bool:
+    """Whether most texts have a word that faker says for want of a better: Bahnhof Street, John Müller."""
+    words = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in GENERIC.get(kind, ())) or "(?!)")
+    return sum(words.search(text) is not None for text in texts) > len(texts) / 2
 
 
 def drawn(makers: Generator, make: Callable[[], str]) -> list[str]:

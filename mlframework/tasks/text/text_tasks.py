@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,10 +49,10 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, windows: Sequence[Sequence[int]], sizes: Sequence[int], length: int, padding: int) -> Rows:
         """Windows of up to `length + 1` tokens, padded."""
-        found = torch.full((len(windows), length + 1), padding, dtype=torch.int32)
-        for row, window in enumerate(windows):
-            found[row, : len(window)] = torch.tensor(window, dtype=torch.int32)
-        return cls(found, torch.tensor([len(window) - 1 for window in windows]), torch.tensor(sizes))
+        lengths = np.array([len(window) for window in windows])
+        found = np.full((len(windows), length + 1), padding, dtype=np.int32)
+        found[np.arange(length + 1) < lengths[:, None]] = np.fromiter(chain.from_iterable(windows), dtype=np.int32)
+        return cls(torch.from_numpy(found), torch.from_numpy(lengths - 1), torch.tensor(sizes))
 
     def examples(self, rows: Tensor) -> Examples:
         """Rows by their number `[...]`, as examples `[..., length]`."""
