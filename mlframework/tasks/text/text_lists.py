@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import faker
 import numpy as np
@@ -37,7 +37,7 @@ KINDS = {
 #: Of each list at most as many texts, found in at most as many draws, and a list of fewer than the least is left out.
 MOST, DRAWS, LEAST = 200, 400, 30
 #: What faker says, in English, where a locale has nothing of its own, though it has that provider.
-GENERIC: dict[str, Sequence[str]] = {
+GENERIC: dict[str, Collection[str]] = {
     "name": (*person.Provider.first_names, *person.Provider.last_names),
     "city": address.Provider.city_suffixes,
     "street_name": address.Provider.street_suffixes,
