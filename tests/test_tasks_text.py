@@ -231,7 +231,51 @@ def test_a_pretrained_tokenizer_makes_the_tokens(tmp_path):
     tokens = PretrainedTokenizer(tmp_path / "tokenizer.json")
     assert (tokens.vocabulary, tokens.boundary) == (4, 3)
     assert tokens.encode("to be or") == [0, 1, 2]
-    assert tokens.characters.tolist() == [2, 2, 1, 1]
+    assert tokens.characters.tolist() == [3, 3, 2, 1]  # each behind a space
+
+
+TEXTS = ("the quick brown fox", "déjà vu", "日本語のテキスト", "🙂 и русский текст")
+
+
+def trained(tokenizers, kind):
+    """A tokenizer so small that it cuts characters into bytes, where it has them."""
+    parts = {
+        "ByteLevel": (tokenizers.models.BPE(), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)),
+        "Metaspace": (tokenizers.models.BPE(), tokenizers.pre_tokenizers.Metaspace()),
+        "WordPiece": (tokenizers.models.WordPiece(unk_token="?"), tokenizers.pre_tokenizers.Whitespace()),
+    }
+    made = tokenizers.Tokenizer(parts[kind][0])
+    made.pre_tokenizer, made.decoder = parts[kind][1], getattr(tokenizers.decoders, kind)()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet() if kind == "ByteLevel" else []
+    trainer = {"WordPiece": tokenizers.trainers.WordPieceTrainer}.get(kind, tokenizers.trainers.BpeTrainer)
+    special = ["?"] if kind == "WordPiece" else []
+    settings = {"vocab_size": 300, "initial_alphabet": alphabet, "special_tokens": special, "show_progress": False}
+    made.train_from_iterator(TEXTS, trainer(**settings))
+    return made
+
+
+@pytest.mark.parametrize(("kind", "first"), [("ByteLevel", 0), ("Metaspace", 1), ("WordPiece", 1)])
+def test_tokens_of_any_tokenizer_count_the_characters_of_a_text(tmp_path, kind, first):
+    """`first`: the space before a text's first word, which is counted though it is not there."""
+    trained(pytest.importorskip("tokenizers"), kind).save(str(tmp_path / "tokenizer.json"))
+    tokens = PretrainedTokenizer(tmp_path / "tokenizer.json")
+    for text in TEXTS:
+        encoded = tokens.encode(text)
+        assert tokens.decode(encoded) == text
+        assert tokens.characters[encoded].sum() == len(text) + first
+
+
+def test_bytes_that_a_tokenizer_falls_back_to_count_the_characters_of_a_text(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "a", "b"]
+    model = tokenizers.models.BPE({name: number for number, name in enumerate(names)}, [], byte_fallback=True)
+    made = tokenizers.Tokenizer(model)
+    made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens = PretrainedTokenizer(tmp_path / "tokenizer.json")
+    for text in ("ab", "a日本b", "é🙂"):
+        encoded = tokens.encode(text)
+        assert tokens.decode(encoded) == text and tokens.characters[encoded].sum() == len(text)
 
 
 def test_a_tokenizer_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):

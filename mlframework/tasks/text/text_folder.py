@@ -84,8 +84,13 @@ class TextFolder(TextTasks):
     def given_splits(self, folders: Iterable[Path]) -> dict[Split, list[Source]]:
         """The sources in folders that are called as the splits are."""
         splits: dict[Split, list[Source]] = {"train": [], "validation": [], "test": []}
+        seen: dict[str, Path] = {}
         for folder in folders:
-            splits[SPLIT_FOLDERS[folder.name]] += self.usable(self.read(folder))
+            for source in self.usable(self.read(folder)):
+                if source.name in seen:
+                    raise UserError(f"{folder / source.name}: is also at {seen[source.name]}: a task has one split")
+                seen[source.name] = folder / source.name
+                splits[SPLIT_FOLDERS[folder.name]].append(source)
         for split, sources in splits.items():
             if not sources:
                 raise UserError(f"task.path={self.path}: there is no task for {split} that can be used")
@@ -165,7 +170,8 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where it stands, and each object of a file with a JSON object per line."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # Not splitlines: a JSON string may hold U+2028 and its like as they are.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +62,9 @@ class Bytes(Tokens):
 class PretrainedTokenizer(Tokens):
     """The tokenizer of a `tokenizer.json` of Hugging Face's `tokenizers`, and a boundary after its tokens.
 
+    A token's characters are those that it adds to a text that goes on. Where a tokenizer puts a space before every
+    word, the first of a text is thus counted with one that is not there.
+
     Args:
         path: of the file.
     """
@@ -76,11 +82,33 @@ class PretrainedTokenizer(Tokens):
             raise InvalidValue("path", path, f"cannot be read as a tokenizer.json ({error})") from error
         self.boundary = self.tokenizer.get_vocab_size()
         self.vocabulary = self.boundary + 1
-        lengths = [float(len(self.tokenizer.decode([token]))) for token in range(self.boundary)]
-        self.characters = torch.tensor([*lengths, 1.0])
+        self.characters = torch.tensor([*characters_added(self.tokenizer), 1.0])
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(tokens)))
+
+
+#: The letters that GPT-2's alphabet, `ByteLevel`, writes for the bytes 10xxxxxx, those that go on with a character.
+GOES_ON = frozenset(map(chr, (*range(0xA1, 0xAD), *range(0xAE, 0xC0), *range(0x122, 0x144))))
+
+
+def characters_added(tokenizer: Any) -> list[float]:
+    """How many characters each token of a `tokenizers.Tokenizer` adds behind another `[vocabulary]`.
+
+    Bytes of a character that several tokens write together are no text one by one: there, what starts one is counted.
+    """
+    names = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
+    decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    if "ByteLevel" in decoder:
+        return [float(sum(letter not in GOES_ON for letter in name)) for name in names]
+    before = next((token for token in range(len(names)) if tokenizer.decode([token]).isalnum()), 0)
+    length = len(tokenizer.decode([before]))
+    added = [float(len(tokenizer.decode([before, token])) - length) for token in range(len(names))]
+    if "ByteFallback" in decoder:
+        single = [re.fullmatch("<0x([0-9A-F]{2})>", name) for name in names]
+        starts = [found and float(int(found[1], 16) & 0b1100_0000 != 0b1000_0000) for found in single]
+        return [count if start is None else start for count, start in zip(added, starts, strict=True)]
+    return added
