@@ -15,7 +15,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
@@ -24,10 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from solvers import machine
 
 from mlframework.base_layers import Transformer
 from mlframework.episode import Episode, Examples, Split, TaskSpec
-from mlframework.files import atomic
+from mlframework.files import atomic, write_part
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, Truncated
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, Shift
@@ -38,7 +38,6 @@ from mlframework.tasks import TaskDistribution
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "benchmarks" / "memory.json"
 PAGE, PLOT = ROOT / "docs" / "text.md", ROOT / "docs" / "memory.png"
-BEGIN, END = "<!-- begin: benchmarks/memory.py -->", "<!-- end -->"
 
 STEPS = (1, 5, 10)
 ROWS, LENGTH, VOCABULARY = 8, 64, 257
@@ -142,6 +141,9 @@ def report(result: dict[str, Any]) -> str:
     found = {(cell["size"], cell["way"], cell["steps"]): cell for cell in result["cells"]}
     sizes = list(dict.fromkeys(cell["size"] for cell in result["cells"]))
     lines = [
+        ", ".join(f"{name} {value}" if name != "processor" else value for name, value in result["machine"].items())
+        + ".",
+        "",
         "| parameters | | " + " | ".join(f"{s} inner steps: MB, s" for s in steps) + " |",
         "| --- " * (2 + len(steps)) + "|",
     ]
@@ -178,11 +180,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def write(result: dict[str, Any]) -> None:
     """The table and the plot of the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    with atomic(PAGE) as part:
-        part.write_text(f"{before}{BEGIN}\n{report(result)}\n{END}{after}", encoding="utf-8")
+    write_part(PAGE, "benchmarks/memory.py", report(result))
     plot(result, PLOT)
 
 
@@ -198,8 +196,8 @@ def main() -> None:
         return
     sizes, repeats = (SIZES[:1], 1) if options.quick else (SIZES, 3)
     found = list(cells(sizes, STEPS, repeats, options.limit))
-    machine = f"{platform.machine()}, {multiprocessing.cpu_count()} cores, one thread, torch {torch.__version__}"
-    result = {"machine": machine, "steps": list(STEPS), "cells": found}
+    torch.set_num_threads(1)
+    result = {"machine": machine([]), "steps": list(STEPS), "cells": found}
     print(report(result))
     path = options.json or (None if options.quick else RESULT)
     if path is not None:

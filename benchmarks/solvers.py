@@ -26,13 +26,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlframework.files import atomic
+from mlframework.files import write_part
 from mlframework.solvers.support_vectors import crammer_singer
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "benchmarks" / "solvers.json"
 PAGE, PLOT = ROOT / "docs" / "solvers.md", ROOT / "docs" / "solvers.png"
-BEGIN, END = "<!-- begin: benchmarks/solvers.py -->", "<!-- end -->"
 
 OURS, QPTH, CVXPY = "mlframework", "qpth", "cvxpylayers"
 C, REG = 0.1, 1.0
@@ -256,11 +255,7 @@ def draw(result: dict[str, Any]) -> None:
 
 def document(result: dict[str, Any]) -> None:
     """Writes the table and the plot of the docs."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN, 1)
-    with atomic(PAGE) as part:
-        lines = "\n".join(table(result))
-        part.write_text(f"{head}{BEGIN}\n{lines}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    write_part(PAGE, "benchmarks/solvers.py", "\n".join(table(result)))
     draw(result)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic"]
+__all__ = ["atomic", "write_part"]
 
 
 @contextmanager
@@ -22,3 +22,11 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_part(page: Path, name: str, text: str) -> None:
+    """Replaces what stands in a page between `<!-- begin: name -->` and the `<!-- end -->` after it."""
+    begin, end = f"<!-- begin: {name} -->", "<!-- end -->"
+    head, rest = page.read_text(encoding="utf-8").split(begin, 1)
+    with atomic(page) as part:
+        part.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")

@@ -187,7 +187,7 @@ class Trainer:
             logger.text("validation/samples", sample_sheet(training.meta_layer, episode.to(training.device)), step)
             judge = TextQuality(sources=QUALITY_SOURCES, texts=QUALITY_TEXTS, seed=VALIDATION_SEED)
             quality = judge.run(training.meta_layer, training.task, "validation", device=training.device)
-            for when, measures in (("before", quality.before or {}), ("after", quality.after)):
+            for when, measures in quality.measures() if quality else ():
                 logger.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, step)
 
     def better(self, task: TaskDistribution, value: float, than: float) -> bool:

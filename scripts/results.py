@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mlframework.files import write_part
+
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- begin: scripts/results.py -->", "<!-- end -->"
 
 #: What the papers report for the same setting, in percent, and where.
 PAPERS: dict[str, tuple[float | None, str]] = {
@@ -88,12 +89,9 @@ def cell(interval: dict[str, float], scale: float, digits: int) -> str:
 
 def main() -> None:
     page = ROOT / "docs" / "results.md"
-    text = page.read_text()
     tables = {"query_accuracy": table("query_accuracy", 100, 1), "query_loss": table("query_loss", 1, 3)}
     for metric, rows in tables.items():
-        head, rest = text.split(BEGIN.replace("results.py", f"results.py {metric}"), 1)
-        text = head + BEGIN.replace("results.py", f"results.py {metric}") + f"\n{rows}\n" + END + rest.split(END, 1)[1]
-    page.write_text(text)
+        write_part(page, f"scripts/results.py {metric}", rows)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 
-from mlframework.files import atomic
+from mlframework.files import atomic, write_part
 from mlframework.judging import Interval
 
 ROOT = Path(__file__).parents[1]
 JOBS = ROOT / "results" / "sinusoid_shots" / "jobs.json"
 PAGE, PLOT = ROOT / "docs" / "results.md", ROOT / "docs" / "sinusoid_shots.png"
-BEGIN, END = "<!-- begin: scripts/sinusoid_shots.py -->", "<!-- end -->"
 STEPS = (0, 1, 5, 10)
 #: Stands for the steps of what has no inner steps, or others: a closed form, a network that emits a model, a baseline.
 FITTED = -1
@@ -109,18 +108,12 @@ def draw(found: dict[Cell, Interval]) -> None:
     figure.savefig(PLOT, dpi=110)
 
 
-def write(path: Path, text: str) -> None:
-    with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     if len(sys.argv) > 1:
-        write(JOBS, json.dumps(collect(Path(sys.argv[1]))) + "\n")
+        with atomic(JOBS) as part:
+            part.write_text(json.dumps(collect(Path(sys.argv[1]))) + "\n", encoding="utf-8")
     found = cells(json.loads(JOBS.read_text(encoding="utf-8")))
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN, 1)
-    write(PAGE, head + BEGIN + "\n" + "\n".join(table(found)) + "\n" + END + rest.split(END, 1)[1])
+    write_part(PAGE, "scripts/sinusoid_shots.py", "\n".join(table(found)))
     draw(found)
 
 

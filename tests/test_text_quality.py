@@ -64,14 +64,6 @@ class FromSupport(MetaLayer):
         return (adapted[:, None, None].expand(*x.shape, -1) + 1e-30).log()
 
 
-@pytest.fixture(autouse=True)
-def no_memory(monkeypatch):
-    """This model has no network that reads."""
-    from contextlib import nullcontext
-
-    monkeypatch.setattr("mlframework.text.generation.recalling", lambda module: nullcontext())
-
-
 def test_texts_are_recognised_once_a_model_has_adapted_and_not_before():
     task = Alphabets()
     quality = TextQuality(sources=5, texts=10).run(FromSupport(task), task, "test", device=torch.device("cpu"))
@@ -95,18 +87,46 @@ class Copies(FromSupport):
         return 50.0 * torch.nn.functional.one_hot(following, 257)
 
 
-def test_copies_of_the_support_set_are_found(monkeypatch):
+def test_copies_of_the_support_set_are_found():
     task = Alphabets()
-    rows = {}
-
-    def whole(meta_layer, adapted, *, count, sampling, generator, prompt=""):
-        rows["count"] = count
-        return [task.decode(adapted[0].tolist())] * count
-
-    monkeypatch.setattr("mlframework.text.quality.generate", whole)
     quality = TextQuality(sources=3, texts=4).run(Copies(task), task, "test", device=torch.device("cpu"))
-    assert quality.before is None and rows["count"] == 4
-    assert quality.after["copied_share"].mean == 1 and quality.real["copied_share"].mean < 0.2
+    assert quality.before is None
+    assert quality.after["copied_share"].mean == 1 and quality.real["copied_share"].mean == 0
+
+
+def test_real_text_is_recognised_where_the_classifier_was_not_trained_on_it():
+    """Words of all letters: what was learned by heart would be recognised, what was not cannot be."""
+
+    class Alike(Alphabets):
+        def load(self, split):
+            generator = torch.Generator().manual_seed(0)
+            draws = torch.randint(25, (5, 60, 4), generator=generator).tolist()
+            return [Source(str(i), ["".join(chr(97 + c) for c in word) for word in own]) for i, own in enumerate(draws)]
+
+    task = Alike()
+    quality = TextQuality(sources=5, texts=10).run(FromSupport(task), task, "test", device=torch.device("cpu"))
+    assert quality.real["task_fit"].mean < 0.5
+
+
+def test_one_source_of_one_text_has_nothing_to_be_told_from(caplog):
+    class Lonely(Alphabets):
+        def __init__(self):
+            super().__init__()
+            self.length = 1_000_000  # no text has two pieces
+
+        def load(self, split):
+            return [Source("one", ["abcd"] * 20)]
+
+    task = Lonely()
+    task._loaded = {split: ([Source("one", ["abcd"])], None) for split in ("train", "validation", "test")}
+    assert TextQuality().run(FromSupport(task), task, "test", device=torch.device("cpu")) is None
+    assert "there are not two sources" in caplog.text
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("top_p", 0.0)])
+def test_how_texts_are_drawn_is_checked_before_anything_is_trained(field, value):
+    with pytest.raises(InvalidValue, match=f"{field}="):
+        TextQuality(**{field: value})
 
 
 @pytest.mark.parametrize("field", ["sources", "texts"])
@@ -150,6 +170,23 @@ def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp
     assert "validation/samples/text_summary" in events.Tags()["tensors"]
     sheet = events.Tensors("validation/samples/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "| support | before | after" in sheet
+
+
+def test_positions_that_know_no_longer_sequence_leave_in_context_out_and_nothing_else(tmp_path, caplog):
+    (tmp_path / "mine").mkdir()
+    for letters in ALPHABETS:
+        (tmp_path / "mine" / letters).write_text("\n".join(letters[i:] + letters[:i] for i in range(5)) * 4)
+    said = call(
+        train,
+        *("task=text_folder", "task.path=mine", "task.k_shot=2", "task.k_query=2", "task.length=6", "run_dir=run"),
+        *("base_layer.width=8", "base_layer.depth=1", "base_layer.heads=2", "base_layer.positions=learned"),
+        *("trainer.steps=1", "trainer.meta_batch=2", "trainer.validation_tasks=2", "logger.figures=false"),
+        *("evaluation.tasks=2", "evaluation.scratch_tasks=0", "evaluation.quality=null", "evaluation.ngram_order=0"),
+        folder=tmp_path,
+    )
+    assert said.exit_code == 0, said.err
+    assert "in context: left out, base_layer.positions=learned: " in said.out + said.err + caplog.text
+    assert "in context (same weights)" not in said.out and "maml" in said.out
 
 
 def test_examples_of_a_task_are_those_of_its_source():

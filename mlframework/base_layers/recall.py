@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlframework.errors import UserError
 
-__all__ = ["Recalls", "recalled", "recalling"]
+__all__ = ["Recalls", "can_recall", "recalled", "recalling"]
 
 
 class Recalls(nn.Module):
@@ -47,6 +47,11 @@ def recalling(module: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.memory = None
+
+
+def can_recall(module: nn.Module) -> bool:
+    """Whether some part of the module can remember what it reads."""
+    return any(isinstance(part, Recalls) for part in module.modules())
 
 
 def recalled(module: nn.Module) -> bool:

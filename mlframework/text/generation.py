@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlframework.base_layers.recall import recalling
+from mlframework.base_layers.recall import can_recall, recalling
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 
@@ -86,7 +87,7 @@ def sample_rows(
 ) -> list[list[int]]:
     """Rows of tokens that begin with `start` and end with the first boundary that is drawn, or at the full length.
 
-    What the base layer has read it remembers, so that every step reads one token.
+    What the base layer has read it remembers, so that every step reads one token; one that cannot reads all again.
     """
     boundary = meta_layer.task.tokens.boundary  # type: ignore[attr-defined]
     device = next(meta_layer.parameters()).device
@@ -95,11 +96,13 @@ def sample_rows(
     was_training, engine = meta_layer.training, meta_layer.engine
     meta_layer.eval()
     meta_layer.engine = "loop"  # one task; what is remembered must not be a vmapped tensor
+    remembers = can_recall(meta_layer.base_layer)
     try:
-        with torch.no_grad(), recalling(meta_layer.base_layer):
+        with torch.no_grad(), recalling(meta_layer.base_layer) if remembers else nullcontext():
             new = rows
             for _ in range(sampling.length):
-                logits = meta_layer.predict(adapted, new.unsqueeze(0).to(device))[0, :, -1].cpu()
+                read = new if remembers else rows
+                logits = meta_layer.predict(adapted, read.unsqueeze(0).to(device))[0, :, -1].cpu()
                 new = draw(logits, sampling, generator).masked_fill(ended, boundary).unsqueeze(1)
                 rows = torch.cat([rows, new], dim=1)
                 ended |= new.squeeze(1) == boundary

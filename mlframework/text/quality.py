@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
 
-from mlframework.episode import Split
+from mlframework.episode import Examples, Split
 from mlframework.errors import InvalidValue
 from mlframework.judging import Interval
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import TextTasks
 from mlframework.text.generation import Sampling, generate
-from mlframework.text.measures import TaskFit, copied_ngrams, copied_share, distinct_n, distinct_pieces, ngram_distance
+from mlframework.text.measures import (
+    Recognition,
+    TaskFit,
+    copied_ngrams,
+    copied_share,
+    distinct_n,
+    distinct_pieces,
+    ngram_distance,
+)
 
-__all__ = ["Quality", "TextQuality", "judge_quality"]
+__all__ = ["Quality", "TextQuality"]
+
+log = logging.getLogger(__name__)
 
 #: Characters of the n-grams whose distributions are compared.
 DISTANCE_N = 2
@@ -28,7 +39,24 @@ MEASURES: dict[str, Callable[[Sequence[str], Sequence[str], Sequence[str]], floa
     "distinct_3": lambda texts, real, support: distinct_n(texts, 3),
 }
 
-Texts = dict[str, list[str]]
+
+class SourceTexts(NamedTuple):
+    """Texts of one source.
+
+    Attributes:
+        name: of the source.
+        support: what was adapted to.
+        real: other text of it.
+        reference: more of that, to compare with.
+        before, after: generated before and after adapting.
+    """
+
+    name: str
+    support: list[str]
+    real: list[str]
+    reference: list[str]
+    before: list[str]
+    after: list[str]
 
 
 class Quality(NamedTuple):
@@ -37,7 +65,7 @@ class Quality(NamedTuple):
     Attributes:
         before: of texts drawn before adaptation; None for an algorithm without inner steps.
         after: of texts drawn after it.
-        real: of real text of the same sources that is in no support set.
+        real: of real text of the same sources beside the support sets; recognised is what the classifier had not seen.
     """
 
     before: dict[str, Interval] | None
@@ -46,8 +74,11 @@ class Quality(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries; an interval is its mean, half width and number of values."""
-        found = {key: value for key, value in self._asdict().items() if value is not None}
-        return {key: {name: i._asdict() for name, i in measures.items()} for key, measures in found.items()}
+        return {of: {name: i._asdict() for name, i in measures.items()} for of, measures in self.measures()}
+
+    def measures(self) -> list[tuple[str, dict[str, Interval]]]:
+        """What there is, by name."""
+        return [(of, measures) for of, measures in self._asdict().items() if measures is not None]
 
 
 class TextQuality:
@@ -70,48 +101,56 @@ class TextQuality:
         for field, value in {"sources": sources, "texts": texts}.items():
             if value < 1:
                 raise InvalidValue(field, value, "must be at least 1")
+        Sampling(temperature=temperature, top_p=top_p).check()
         self.sources, self.texts, self.temperature, self.top_p, self.seed = sources, texts, temperature, top_p, seed
 
-    def run(self, meta_layer: MetaLayer, task: TextTasks, split: Split, *, device: torch.device) -> Quality:
-        """Generates and judges."""
-        return judge_quality(self, meta_layer, task, split, device=device)
+    def run(self, meta_layer: MetaLayer, task: TextTasks, split: Split, *, device: torch.device) -> Quality | None:
+        """Generates and judges; None, and a line in the log, where there are not two sources to tell apart."""
+        texts = told_apart(task, split)
+        if len(texts) < 2:
+            log.warning("generated texts are not judged: there are not two sources with two pieces of text each")
+            return None
+        # Pieces as long as what is generated; the texts of a list are mostly shorter, and are whole then.
+        fit = TaskFit(texts, length=task.length)
+        numbers = [number for number, source in enumerate(task.sources(split)) if source.name in texts]
+        found = [self.texts_of(meta_layer, task, split, number, device) for number in numbers[: self.sources]]
+        before = {each.name: each.before for each in found}
+        after = {each.name: each.after for each in found}
+        # Of real text only what the classifier was not trained on can be recognised fairly.
+        places = torch.tensor([fit.names.index(each.name) for each in found])
+        ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))
+        return Quality(
+            judged(found, before, fit.score(before)) if meta_layer.test_inner_steps else None,
+            judged(found, after, fit.score(after)),
+            judged(found, {each.name: each.real for each in found}, ceiling),
+        )
 
-
-def judge_quality(
-    settings: TextQuality, meta_layer: MetaLayer, task: TextTasks, split: Split, *, device: torch.device
-) -> Quality:
-    """Generates for the sources of a split, and judges what came."""
-    # As long as what is generated; the texts of a list are mostly shorter, and are whole then.
-    fit = TaskFit(told_apart(task, split), length=task.length)
-    chosen = [(i, source) for i, source in enumerate(task.sources(split)) if source.name in fit.pieces]
-    sampling = Sampling(task.spec.x_shape[0], settings.temperature, settings.top_p)
-    before: Texts = {}
-    after: Texts = {}
-    support: Texts = {}
-    real: Texts = {}
-    reference: Texts = {}
-    for number, source in chosen[: settings.sources]:
-        generator = torch.Generator().manual_seed(settings.seed)
-        episode = task.draw(torch.tensor([number]), split, generator).to(device)
+    def texts_of(
+        self, meta_layer: MetaLayer, task: TextTasks, split: Split, number: int, device: torch.device
+    ) -> SourceTexts:
+        """The support set of one source, other real text of it, and what is generated before and after adapting."""
+        generator = torch.Generator().manual_seed(self.seed)
+        support = task.draw(torch.tensor([number]), split, generator).support
         with torch.no_grad():
-            models = list(meta_layer.trajectory(episode.support, meta_layer.test_inner_steps))
-        support[source.name] = texts_of(task, episode.support.y[0], episode.support.mask[0])
-        unseen = held_out(source.texts, support[source.name], 2 * settings.texts)
-        real[source.name], reference[source.name] = unseen[::2], unseen[1::2]
-        for texts, adapted in ((before, models[0]), (after, models[-1])):
-            texts[source.name] = generate(
-                meta_layer, adapted, count=settings.texts, sampling=sampling, generator=generator
-            )
+            models = list(meta_layer.trajectory(support.to(device), meta_layer.test_inner_steps))
+        sampling = Sampling(task.length, self.temperature, self.top_p)
+        before, after = (
+            generate(meta_layer, adapted, count=self.texts, sampling=sampling, generator=generator)
+            for adapted in (models[0], models[-1])
+        )
+        unseen = texts_beside(task, split, number, support)[: 2 * self.texts]
+        given = row_texts(task, support.y[0], support.mask[0])
+        return SourceTexts(task.sources(split)[number].name, given, unseen[::2], unseen[1::2], before, after)
 
-    def judged(texts: Mapping[str, Sequence[str]]) -> dict[str, Interval]:
-        recognised = fit.score({name: some if any(some) else [""] for name, some in texts.items()})
-        found = {"task_fit": recognised.accuracy, "task_fit_rank": recognised.reciprocal_rank}
-        for name, measure in MEASURES.items():
-            values = [measure(texts[source], reference[source], support[source]) for source in texts]
-            found[name] = torch.tensor(values)
-        return {name: Interval.of(values) for name, values in found.items()}
 
-    return Quality(judged(before) if meta_layer.test_inner_steps else None, judged(after), judged(real))
+def judged(
+    found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: Recognition
+) -> dict[str, Interval]:
+    """The measures of some texts of each source."""
+    values = {"task_fit": recognition.accuracy, "task_fit_rank": recognition.reciprocal_rank}
+    for name, measure in MEASURES.items():
+        values[name] = torch.tensor([measure(texts[each.name], each.reference, each.support) for each in found])
+    return {name: Interval.of(value) for name, value in values.items()}
 
 
 def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:
@@ -124,14 +163,18 @@ def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:
     return {s.name: s.texts for s in sources if len(distinct_pieces(s.texts, task.length)) > 1}
 
 
-def texts_of(task: TextTasks, y: torch.Tensor, mask: torch.Tensor) -> list[str]:
-    """The texts of rows of targets `[n, length]`, boundaries taken for line ends."""
+def texts_beside(task: TextTasks, split: Split, number: int, support: Examples) -> list[str]:
+    """The texts of a source's rows, from its end, without those of a support set `[1, rows, length]`."""
+    rows = task.rows(split)
+    end = int(rows.sizes[: number + 1].sum())
+    examples = rows.examples(torch.arange(end - int(rows.sizes[number]), end).flip(0))
+    known = {tuple(row) for row in support.y[0].tolist()}
+    other = torch.tensor([tuple(row) not in known for row in examples.y.tolist()])
+    return row_texts(task, examples.y[other], examples.mask[other])
+
+
+def row_texts(task: TextTasks, y: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """The texts of rows of targets `[n, length]`, each without the boundaries in it."""
     rows = (row[counts > 0].tolist() for row, counts in zip(y, mask, strict=True))
     boundary = task.tokens.boundary
     return [task.tokens.decode(token for token in row if token != boundary) for row in rows]
-
-
-def held_out(texts: Sequence[str], support: Sequence[str], count: int) -> list[str]:
-    """Real texts from the end of a source, `count` at most and two at least, that do not stand in the support set."""
-    known = "\n".join(support)
-    return [text for text in reversed(texts) if text not in known][:count] or list(texts[-2:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +11,11 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, set_mean
-from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
+from mlframework.meta_layers.neural_network.prototypes import Head, class_means, linear_head
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["EmitsHead", "EmitsRowPerClass", "EmitsRowPerToken", "Head", "Hypernetwork"]
-
-
-class Head(NamedTuple):
-    """A linear head of each task.
-
-    Attributes:
-        weight: `[tasks, out_features, d]`.
-        bias: `[tasks, out_features]`.
-    """
-
-    weight: Tensor
-    bias: Tensor
+__all__ = ["EmitsHead", "EmitsRowPerClass", "EmitsRowPerToken", "Hypernetwork"]
 
 
 class Hypernetwork(OnFeatures):
@@ -79,7 +66,7 @@ class Hypernetwork(OnFeatures):
         return self.emitter(features, self.targets(support), support.mask)
 
     def outputs(self, adapted: Head, features: Tensor) -> Tensor:
-        emitted = features @ adapted.weight.mT + adapted.bias.unsqueeze(1)
+        emitted = adapted.logits(features)
         return emitted if self.prior is None else self.prior(features) + emitted
 
 

@@ -7,11 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.recall import recalled
 from mlframework.episode import Examples
-from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
-from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.meta_layers.meta_layer import MetaLayer
 
 __all__ = ["InContext", "Prompt"]
 
@@ -48,16 +46,6 @@ class InContext(MetaLayer):
 
     kinds = ("sequence",)
     support_order_matters = True
-
-    def __init__(
-        self,
-        base_layer: BaseLayer,
-        task: TaskDistribution,
-        *,
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "transductive",
-    ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
 
     def adapt(self, support: Examples) -> Prompt:
         return Prompt(support.x.flatten(1), support.mask.flatten(1))

@@ -17,7 +17,7 @@ from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Departure", "Prototypes", "TokenPrototypes", "class_means", "linear_head"]
+__all__ = ["Head", "Prototypes", "TokenPrototypes", "class_means", "linear_head"]
 
 
 class Prototypes(OnFeatures):
@@ -61,18 +61,17 @@ class Prototypes(OnFeatures):
         if task.spec.kind == "sequence":
             self.tokens = TokenPrototypes(self.feature_size, task.spec.out_features)
 
-    def fit(self, features: Tensor, support: Examples) -> Tensor | Departure:
+    def fit(self, features: Tensor, support: Examples) -> Tensor | Head:
         """The prototypes `[tasks, classes, d]`; of sequences, what they add to the prior."""
         targets = self.targets(support)
         if self.prior is None:
             return class_means(features, targets)
         return self.tokens(self.normalised(features), targets, self.normalised)
 
-    def outputs(self, adapted: Tensor | Departure, features: Tensor) -> Tensor:
-        if isinstance(adapted, Departure):
+    def outputs(self, adapted: Tensor | Head, features: Tensor) -> Tensor:
+        if isinstance(adapted, Head):
             assert self.prior is not None
-            added = self.normalised(features) @ adapted.weight.mT + adapted.bias.unsqueeze(1)
-            return self.prior(features) + added
+            return self.prior(features) + adapted.logits(self.normalised(features))
         if self.scale is None:
             # The squared distances one by one: |a|^2 - 2ab + |b|^2 would cancel in float32.
             return -(features.unsqueeze(2) - adapted.unsqueeze(1)).square().sum(-1)
@@ -83,8 +82,8 @@ class Prototypes(OnFeatures):
         return features if self.scale is None else self.scale.abs().sqrt() * F.normalize(features, dim=-1)
 
 
-class Departure(NamedTuple):
-    """What a task adds to the logits of a shared head.
+class Head(NamedTuple):
+    """A linear head of each task, or what a task adds to one that all share.
 
     Attributes:
         weight: `[tasks, out_features, d]`.
@@ -93,6 +92,10 @@ class Departure(NamedTuple):
 
     weight: Tensor
     bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """`[tasks, n, out_features]` of features `[tasks, n, d]`."""
+        return features @ self.weight.mT + self.bias.unsqueeze(1)
 
 
 class TokenPrototypes(nn.Module):
@@ -115,7 +118,7 @@ class TokenPrototypes(nn.Module):
         self.log_closeness = nn.Parameter(torch.tensor(-math.log(d)))
         self.of_frequency = nn.Parameter(torch.zeros(()))
 
-    def forward(self, features: Tensor, targets: Tensor, normalised: Callable[[Tensor], Tensor]) -> Departure:
+    def forward(self, features: Tensor, targets: Tensor, normalised: Callable[[Tensor], Tensor]) -> Head:
         """What the support set adds to the logits.
 
         Args:
@@ -129,7 +132,7 @@ class TokenPrototypes(nn.Module):
         own, shared, closeness = normalised(own), normalised(self.shared), self.log_closeness.exp()
         bias = closeness * (shared.square().sum(-1) - own.square().sum(-1))
         frequency = self.of_frequency * torch.log1p(counts / pseudo_of_frequency)
-        return Departure(2 * closeness * (own - shared), bias + frequency)
+        return Head(2 * closeness * (own - shared), bias + frequency)
 
 
 def class_means(features: Tensor, targets: Tensor) -> Tensor:
@@ -145,10 +148,10 @@ def class_means(features: Tensor, targets: Tensor) -> Tensor:
     return (targets.mT @ features) / targets.sum(1).clamp(min=1).unsqueeze(-1)
 
 
-def linear_head(means: Tensor) -> tuple[Tensor, Tensor]:
+def linear_head(means: Tensor) -> Head:
     """The weight `[tasks, classes, d]` and the bias `[tasks, classes]` whose logits are those of squared distances.
 
     With `c` a mean they are `2 c` and `-|c|^2`; what is left out, `-|x|^2`, all classes share (Snell et al. 2017,
     arXiv:1703.05175, equation 8).
     """
-    return 2 * means, -means.square().sum(-1)
+    return Head(2 * means, -means.square().sum(-1))
