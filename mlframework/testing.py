@@ -107,16 +107,16 @@ def check_scores(task: TaskDistribution, examples: Examples, where: str) -> None
     """The loss and the metrics of a random prediction: one each per example that counts, and finite."""
     y, mask = examples.y, examples.mask
     prediction = torch.randn(*mask.shape, task.spec.out_features, generator=seeded(0))
-    of_tasks = task.scores(prediction, y, mask)
-    require("loss" in of_tasks, f"{where}: the loss is not among the scores")
-    for name, value in of_tasks.items():
-        require(value.shape == mask.shape[:1], f"{where}: the score {name} is {tuple(value.shape)}, not one per task")
     scores = {"loss": task.loss(prediction, y)}
     metrics = task.metrics(prediction, y)
     require("loss" not in metrics, f"{where}: no metric may be called loss")
     for name, value in {**scores, **metrics}.items():
         require(value.shape == mask.shape, f"{where}: {name} is {tuple(value.shape)}, the mask {tuple(mask.shape)}")
         require(bool(torch.isfinite(value[mask.bool()]).all()), f"{where}: {name} is not finite")
+    of_tasks = task.scores(prediction, y, mask)
+    require("loss" in of_tasks, f"{where}: the loss is not among the scores")
+    for name, value in of_tasks.items():
+        require(value.shape == mask.shape[:1], f"{where}: the score {name} is {tuple(value.shape)}, not one per task")
 
 
 def check_randomness(task: TaskDistribution, split: Split, num_tasks: int) -> None:

@@ -218,6 +218,16 @@ class MeanMetric(Blobs):
         return {"accuracy": super().metrics(prediction, y)["accuracy"].mean(-1)}
 
 
+class ScoresOfExamples(Blobs):
+    def scores(self, prediction, y, mask):
+        return {"loss": self.loss(prediction, y)}
+
+
+class ScoresWithoutLoss(Blobs):
+    def scores(self, prediction, y, mask):
+        return {"accuracy": self.metrics(prediction, y)["accuracy"].mean(-1)}
+
+
 class MetricCalledLoss(Blobs):
     def metrics(self, prediction, y):
         return {"loss": self.loss(prediction, y)}
@@ -246,6 +256,8 @@ BROKEN_TASKS = [
     (LogOfNegative, "loss is not finite"),
     (MeanMetric, r"accuracy is \(8,\), the mask \(8, 4\)"),
     (MetricCalledLoss, "no metric may be called loss"),
+    (ScoresOfExamples, r"the score loss is \(8, 4\), not one per task"),
+    (ScoresWithoutLoss, "the loss is not among the scores"),
     (lambda: both(lambda part: part._replace(x=part.x[..., :2])), r"x is \(8, 4, 2\), spec.x_shape is \(3,\)"),
     (lambda: both(lambda part: part._replace(x=part.x.double())), "x is torch.float64"),
     (lambda: both(lambda part: part._replace(x=part.x.log())), "x is not finite"),
