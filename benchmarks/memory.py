@@ -161,9 +161,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """Peak memory against inner steps, a panel per size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     sizes = list(dict.fromkeys(cell["size"] for cell in result["cells"]))
-    figure = Figure(figsize=(4 * len(sizes), 3.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(sizes) + 2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for index, size in enumerate(sizes):
         axes = figure.add_subplot(1, len(sizes), index + 1)
@@ -171,10 +172,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
             row = [c for c in result["cells"] if (c["size"], c["way"]) == (size, way) and "mb" in c]
             axes.plot([c["steps"] for c in row], [c["mb"] for c in row], marker="o", label=way)
         axes.set(title=f"{size} parameters", xlabel="inner steps", yscale="log")
+        axes.set_xticks(result["steps"])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         if index == 0:
             axes.set_ylabel("peak memory, MB")
-            axes.legend(fontsize=8, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, dpi=150)
 
 
