@@ -152,8 +152,11 @@ class Evaluation:
         steps = meta_layer.test_inner_steps if self.inner_steps is None else self.inner_steps
         rows = []
         for policy in policies(meta_layer):
-            metrics = judge_tasks(meta_layer, tasks, steps, device=device, batch_norm=policy)
-            counted = tuple(range(len(next(iter(metrics.values())))))
+            # Each query alone, beside the support set, costs as many passes as there are queries.
+            few = policy == "inductive"
+            metrics = judge_tasks(meta_layer, tasks, steps, device=device, batch_norm=policy, ends_only=few)
+            judged = len(next(iter(metrics.values())))
+            counted = (0, steps) if few and judged > 1 else tuple(range(judged))
             shown = policy if meta_layer.base_layer.mixes_examples else "none"
             rows.append(Row(name, shown, self.tasks, counted, metrics))
         rows += self.estimators_on_features(meta_layer, device)

@@ -80,13 +80,28 @@ class TaskSet:
 
 
 def judge_by_step(
-    meta_layer: MetaLayer, episode: Episode, steps: int, batch_norm: BatchNormPolicy | None = None
+    meta_layer: MetaLayer,
+    episode: Episode,
+    steps: int,
+    batch_norm: BatchNormPolicy | None = None,
+    *,
+    ends_only: bool = False,
 ) -> Metrics:
-    """Query metrics after 0, 1, ..., `steps` inner steps: each `[steps + 1, tasks]` (one row if nothing is stepped)."""
+    """Query metrics after 0, 1, ..., `steps` inner steps, each `[steps + 1, tasks]` (one row if nothing is stepped).
+
+    Args:
+        meta_layer: what adapts.
+        episode: the tasks.
+        steps: inner steps.
+        batch_norm: the policy; None takes the algorithm's own.
+        ends_only: whether to judge after 0 and `steps` alone: two rows.
+    """
     meta_layer.eval()
     with torch.no_grad():
         rows = [
-            meta_layer.judge(adapted, episode, batch_norm) for adapted in meta_layer.trajectory(episode.support, steps)
+            meta_layer.judge(adapted, episode, batch_norm)
+            for step, adapted in enumerate(meta_layer.trajectory(episode.support, steps))
+            if not ends_only or step in (0, steps)
         ]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -98,7 +113,10 @@ def judge_tasks(
     *,
     device: torch.device,
     batch_norm: BatchNormPolicy | None = None,
+    ends_only: bool = False,
 ) -> dict[str, list[Interval]]:
-    """Each query metric over a task set: its interval after 0, 1, ..., `steps` inner steps."""
-    judged = [judge_by_step(meta_layer, episode.to(device), steps, batch_norm) for episode in tasks]
+    """Each query metric over a task set: its interval by inner steps; see `judge_by_step`."""
+    judged = [
+        judge_by_step(meta_layer, episode.to(device), steps, batch_norm, ends_only=ends_only) for episode in tasks
+    ]
     return {name: [Interval.of(row) for row in torch.cat([part[name] for part in judged], dim=1)] for name in judged[0]}

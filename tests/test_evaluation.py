@@ -96,6 +96,17 @@ def test_metrics_after_every_inner_step_equal_those_of_plain_gradient_descent():
             optimizer.step()
 
 
+def test_the_costly_policy_is_judged_before_and_after_alone(images):
+    layer = maml(images, Conv4(images.spec, filters=4), steps=3)
+    evaluation = Evaluation(tasks=2, seed=0, scratch_tasks=0)
+    transductive, inductive = evaluation.run("maml", layer, lambda: layer.base_layer, CPU).rows[:2]
+    assert (transductive.steps, inductive.steps) == ((0, 1, 2, 3), (0, 3))
+    (episode,) = TaskSet(images, "test", tasks=2, seed=0)
+    all_steps = judge_by_step(layer, episode, 3, "inductive")["query_loss"].mean(1)
+    found = [interval.mean for interval in inductive.metrics["query_loss"]]
+    assert found == pytest.approx(all_steps[[0, 3]].tolist())
+
+
 def test_inductive_queries_do_not_see_each_other_and_transductive_ones_do(images):
     layer = maml(images, Conv4(images.spec, filters=4))
     episode = images.sample(2, "test", torch.Generator().manual_seed(0))

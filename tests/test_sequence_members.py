@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import nn
 
-from mlframework.base_layers import BaseLayer
+from mlframework.base_layers import GRU, BaseLayer, Stack, TakesMask, Transformer
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
@@ -18,6 +18,7 @@ from mlframework.meta_layers.gradient_descent.lora import LoRA, LowRank
 from mlframework.meta_layers.neural_network import (
     ConditionalNeuralProcess,
     Hypernetwork,
+    InContext,
     Matching,
     Prototypes,
 )
@@ -93,6 +94,35 @@ def test_prototypes_of_tokens_are_shrunk_towards_shared_ones(distance):
                 frequency = tokens.of_frequency * torch.log(1 + len(rows) / b)
                 wanted = meta_layer.prior(query[i])[token] + tokens.log_closeness.exp() * closer + frequency
                 torch.testing.assert_close(found[number, i, token], wanted)
+
+
+class Averages(TakesMask):
+    """The mean of what counts so far: a user's layer that remembers nothing."""
+
+    def forward(self, x, mask=None):
+        weight = torch.ones_like(x[..., :1]) if mask is None else mask.unsqueeze(-1)
+        return (x * weight).cumsum(1) / weight.cumsum(1).clamp(min=1)
+
+
+def averages(spec):
+    return BaseLayer(Stack(nn.Embedding(VOCABULARY, WIDTH), Averages(), nn.Tanh()), nn.Linear(WIDTH, VOCABULARY))
+
+
+@pytest.mark.parametrize(
+    "network", [partial(Transformer, width=8, depth=2, heads=2), partial(GRU, width=6, layers=2), averages]
+)
+@pytest.mark.parametrize("engine", ["vectorised", "loop"])
+def test_in_context_reads_the_support_set_before_each_query(network, engine):
+    task, episode = Walks(), episode_of_walks()
+    meta_layer = InContext(network(task.spec), task)
+    meta_layer.engine = engine
+    found = meta_layer.predict(meta_layer.adapt(episode.support), episode.query.x, episode.query.mask)
+    for number in range(TASKS):
+        prompt = episode.support.x[number][episode.support.mask[number].bool()]
+        for row, (x, mask) in enumerate(zip(episode.query.x[number], episode.query.mask[number], strict=True)):
+            read = torch.cat([prompt, x[mask.bool()]]).unsqueeze(0)
+            wanted = meta_layer.base_layer(read)[0, len(prompt) :]
+            torch.testing.assert_close(found[number, row, mask.bool()], wanted)
 
 
 def test_matching_mixes_the_prior_with_what_attention_reads_from_the_support_set():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlframework.errors import UserError
 
-__all__ = ["Recalls", "can_recall", "recalled", "recalling"]
+__all__ = ["Recalls", "can_recall", "is_recalling", "recalled", "recalling", "split"]
 
 
 class Recalls(nn.Module):
@@ -18,7 +18,7 @@ class Recalls(nn.Module):
     Where `memory` is not None, its `forward` goes on from there, and puts there what the next part will need.
     """
 
-    #: What was read so far, in the module's own form; empty: nothing yet; None: the sequence does not go on.
+    #: What was read so far, in the module's own form, rows first; empty: nothing; None: the sequence does not go on.
     memory: tuple[Tensor, ...] | None = None
 
 
@@ -38,7 +38,7 @@ def recalling(module: nn.Module) -> Iterator[None]:
         raise UserError(
             f"base_layer: {type(module).__name__} reads no sequence in parts: none of its modules `Recalls`"
         )
-    if any(part.memory is not None for part in parts):
+    if is_recalling(module):
         raise RuntimeError("the module is recalling already: two sequences cannot be read at once")
     try:
         for part in parts:
@@ -54,6 +54,18 @@ def can_recall(module: nn.Module) -> bool:
     return any(isinstance(part, Recalls) for part in module.modules())
 
 
+def is_recalling(module: nn.Module) -> bool:
+    """Whether the inputs of successive calls are parts of one sequence."""
+    return any(part.memory is not None for part in module.modules() if isinstance(part, Recalls))
+
+
 def recalled(module: nn.Module) -> bool:
     """Whether the module has read the beginning of a sequence that goes on."""
     return any(part.memory for part in module.modules() if isinstance(part, Recalls))
+
+
+def split(module: nn.Module, ways: int) -> None:
+    """Each sequence that is being read goes on in so many ways: row `i` becomes rows `i * ways` to `(i + 1) * ways`."""
+    for part in module.modules():
+        if isinstance(part, Recalls) and part.memory:
+            part.memory = tuple(leaf.repeat_interleave(ways, dim=0) for leaf in part.memory)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlframework.base_layers.recall import recalled
+from mlframework.base_layers.recall import can_recall, is_recalling, recalled, recalling, split
 from mlframework.episode import Examples
 from mlframework.meta_layers.meta_layer import MetaLayer
 
@@ -32,7 +33,7 @@ class InContext(MetaLayer):
     The base layer, a causal sequence model, is the meta layer too: what it has read of a task is the task's model. The
     family's loop: `__init__` initialises; the trainer draws episodes; `adapt` lines the support set up; the base layer
     reads it, then predicts on unseen data (`predict`); the outer loop turns the error into a gradient and an update. A
-    prediction costs a pass over support and query together.
+    support set is read once for all queries by a network that `Recalls`, and once for each by others.
 
     Args:
         base_layer: must take sequences longer than the task's, and leave out what a mask leaves out.
@@ -53,9 +54,19 @@ class InContext(MetaLayer):
     def predict(self, adapted: Prompt, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if recalled(self.base_layer):  # it has read the prompt
             return self.call_base_layer({}, x, mask)
+        if can_recall(self.base_layer) and not self.base_layer.mixes_examples:
+            return self.read_on(adapted, x, mask)
         prompt, counted = (leaf.unsqueeze(1).expand(-1, x.shape[1], -1) for leaf in adapted)
         sequence = torch.cat([prompt, x], dim=-1)
         if self.task.spec.ragged:
             after = torch.ones_like(x, dtype=counted.dtype) if mask is None else mask
             mask = torch.cat([counted, after], dim=-1)
         return self.call_base_layer({}, sequence, mask)[..., prompt.shape[-1] :, :]
+
+    def read_on(self, adapted: Prompt, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Reads each prompt once, then all that follows it: one batch, for the network is the same for all tasks."""
+        with nullcontext() if is_recalling(self.base_layer) else recalling(self.base_layer):
+            self.base_layer(adapted.x, self.needed(adapted.mask))
+            split(self.base_layer, x.shape[1])
+            prediction = self.base_layer(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
+        return prediction.unflatten(0, x.shape[:2])
