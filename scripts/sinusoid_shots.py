@@ -26,6 +26,8 @@ PAGE, PLOT = ROOT / "docs" / "results.md", ROOT / "docs" / "sinusoid_shots.png"
 STEPS = (0, 1, 5, 10)
 #: Stands for the steps of what has no inner steps, or others: a closed form, a network that emits a model, a baseline.
 FITTED = -1
+#: A mean squared error above this is no prediction: always predicting zero gives about 4.
+DIVERGED = 30.0
 
 
 class Cell(NamedTuple):
@@ -66,42 +68,49 @@ def cells(jobs: list[dict[str, Any]]) -> dict[Cell, Interval]:
     return {cell: Interval.of(torch.tensor(found)) for cell, found in values.items()}
 
 
-def table(found: dict[Cell, Interval]) -> Iterator[str]:
-    """Lines of markdown: a row for each method, a column for each number of examples and of steps."""
-    columns = [(k_shot, step) for k_shot in shots_of(found) for step in (*STEPS, FITTED)]
-    names = [f"{k_shot}-shot, {'fitted' if step == FITTED else step}" for k_shot, step in columns]
-    yield "| method | " + " | ".join(names) + " |"
+def table(found: dict[Cell, Interval], k_shot: int) -> Iterator[str]:
+    """Lines of markdown: a row for each method, the best first, and a column for each number of steps."""
+    columns = (*STEPS, FITTED)
+    steps = [f"{step} step{'' if step == 1 else 's'}" for step in STEPS]
+    yield f"| {k_shot}-shot | " + " | ".join([*steps, "fitted"]) + " |"
     yield "|" + " --- |" * (len(columns) + 1)
-    for method in methods_of(found):
-        intervals = [found.get(Cell(method, *column)) for column in columns]
-        shown = [f"{i.mean:.2f} ± {i.half_width:.2f}" if i else "" for i in intervals]
-        yield f"| {method} | " + " | ".join(shown) + " |"
+    for method in methods_of(found, k_shot):
+        intervals = [found.get(Cell(method, k_shot, column)) for column in columns]
+        yield f"| {method} | " + " | ".join(number(interval) if interval else "" for interval in intervals) + " |"
+
+
+def number(interval: Interval) -> str:
+    """A mean and half a 95 % interval; what is no number, or too large to mean one, has diverged for some seed."""
+    if not interval.mean < DIVERGED:
+        return "diverges"
+    digits = 3 if interval.mean < 0.1 else 2
+    return f"{interval.mean:.{digits}f} ± {interval.half_width:.{digits}f}"
 
 
 def shots_of(found: dict[Cell, Interval]) -> list[int]:
     return sorted({cell.k_shot for cell in found})
 
 
-def methods_of(found: dict[Cell, Interval]) -> list[str]:
-    """The methods, the one with the smallest error at most examples first."""
-    most = shots_of(found)[-1]
-    return sorted({cell.method for cell in found}, key=lambda method: best(found, method, most).mean)
+def methods_of(found: dict[Cell, Interval], k_shot: int) -> list[str]:
+    """The methods, the one with the smallest error first."""
+    return sorted({cell.method for cell in found}, key=lambda method: best(found, method, k_shot).mean)
 
 
 def best(found: dict[Cell, Interval], method: str, k_shot: int) -> Interval:
     """A method's smallest error over its steps."""
-    return min(interval for cell, interval in found.items() if cell[:2] == (method, k_shot))
+    intervals = [interval for cell, interval in found.items() if cell[:2] == (method, k_shot)]
+    return min((interval for interval in intervals if interval.mean < DIVERGED), key=lambda interval: interval.mean)
 
 
 def draw(found: dict[Cell, Interval]) -> None:
     """Each method's smallest error, a colour for each number of examples."""
-    methods = methods_of(found)[::-1]
+    methods = methods_of(found, shots_of(found)[-1])[::-1]
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(methods) + 1.2), layout="constrained")
     for index, k_shot in enumerate(shots_of(found)):
         places = [row + 0.2 * (1 - index) for row in range(len(methods))]
         means, widths, _ = zip(*(best(found, method, k_shot) for method in methods), strict=True)
         axes.errorbar(means, places, xerr=widths, fmt="o", ms=4, label=f"{k_shot}-shot")
-    axes.set(xscale="log", xlabel="query mean squared error after the best number of steps")
+    axes.set(xscale="log", xlim=(0.004, 10), xlabel="query mean squared error after the best number of steps")
     axes.set_yticks(range(len(methods)), methods)
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
@@ -113,7 +122,9 @@ def main() -> None:
         with atomic(JOBS) as part:
             part.write_text(json.dumps(collect(Path(sys.argv[1]))) + "\n", encoding="utf-8")
     found = cells(json.loads(JOBS.read_text(encoding="utf-8")))
-    write_part(PAGE, "scripts/sinusoid_shots.py", "\n".join(table(found)))
+    write_part(
+        PAGE, "scripts/sinusoid_shots.py", "\n\n".join("\n".join(table(found, k_shot)) for k_shot in shots_of(found))
+    )
     draw(found)
 
 
