@@ -88,10 +88,10 @@ def needs(request):
     return overrides
 
 
-def small(*overrides):
-    """A config as the command line composes it, and made small."""
+def small(*overrides, hydra=False):
+    """A config as the command line composes it, and made small; with Hydra's own part or without."""
     with initialize_config_module("mlframework.conf", version_base="1.3"):
-        config = compose("train", list(overrides))
+        config = compose("train", list(overrides), return_hydra_config=hydra)
     for group, settings in SMALL.items():
         for key in settings.keys() & config[group].keys():
             OmegaConf.update(config, f"{group}.{key}", settings[key])
@@ -127,6 +127,19 @@ def test_every_preset_of_an_algorithm_keeps_the_contract_on_every_task(algorithm
     else:
         with pytest.raises(IncompatibleTask, match=f"takes .* {type(made).__name__} is a {made.spec.kind}: use task="):
             build.build_meta_layer(config, made)
+
+
+@pytest.mark.parametrize("experiment", presets("experiment"))
+def test_every_experiment_can_be_built(experiment, needs):
+    config = small(f"experiment={experiment}", hydra=True)
+    task = config.hydra.runtime.choices.task
+    config = small(f"experiment={experiment}", *needs(task))
+    config.init = None  # other runs' weights
+    made = built(OmegaConf.to_yaml(config.task, resolve=True))
+    layer = build.build_meta_layer(config, made)
+    build.build_outer_loop(config, layer)
+    build.build_evaluation(config).check(made)
+    build.build_trainer(config)
 
 
 def test_the_presets_are_found():
