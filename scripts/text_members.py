@@ -28,7 +28,6 @@ BITS = "query_bits_per_character"
 MEASURES = {"task_fit": "task fit", "ngram_distance": "n-gram distance", "copied_10grams": "copied 10-grams"}
 FAMILIES = {
     "fomaml": "Meta-Gradient-Descent",
-    "in_context": "Meta-Neural-Network",
     "matching": "Meta-Neural-Network",
     "ridge": "Meta-SVM",
 }
