@@ -89,9 +89,8 @@ def cell(interval: dict[str, float], scale: float, digits: int) -> str:
 
 def main() -> None:
     page = ROOT / "docs" / "results.md"
-    tables = {"query_accuracy": table("query_accuracy", 100, 1), "query_loss": table("query_loss", 1, 3)}
-    for metric, rows in tables.items():
-        write_part(page, f"scripts/results.py {metric}", rows)
+    for metric, scale, digits in (("query_accuracy", 100, 1), ("query_loss", 1, 3), ("query_bits_per_character", 1, 3)):
+        write_part(page, f"scripts/results.py {metric}", table(metric, scale, digits))
 
 
 if __name__ == "__main__":
