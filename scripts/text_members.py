@@ -73,7 +73,7 @@ def values(job: dict[str, Any]) -> Iterator[tuple[Cell, float]]:
     for method, bits in job["bits"].items():
         ours = method == algorithm
         name = last if ours else method.replace("same weights", f"weights of {algorithm}")
-        yield Cell(task, name, "bits"), bits[-1]
+        yield Cell(task, name, "bits"), min(bits)
         if ours and len(bits) > 1:
             for step, value in enumerate(bits):
                 yield Cell(task, name, step), value
