@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
+from mlframework.capture import Capture, Gradients
 from mlframework.engine import choose_engine
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
@@ -29,13 +32,20 @@ class NotFinite(FailedRun):
         self.tasks = tasks
 
 
-def meta_gradient(meta_layer: MetaLayer, episode: Episode, *, chunk: int | None = None) -> tuple[Tensor, Metrics]:
+def meta_gradient(
+    meta_layer: MetaLayer,
+    episode: Episode,
+    *,
+    chunk: int | None = None,
+    gradients_of: Callable[[Episode], Gradients] | None = None,
+) -> tuple[Tensor, Metrics]:
     """Sets `.grad` of every meta-parameter to the gradient of the meta-loss, averaged over tasks.
 
     Args:
         meta_layer: the algorithm.
         episode: the meta-batch.
         chunk: tasks at a time; each chunk's graph is freed before the next is built, so memory is that of one chunk.
+        gradients_of: how an episode's gradients are found; by default eagerly, see `mlframework.capture`.
 
     Returns:
         The meta-loss of each task `[tasks]` and the metrics, detached.
@@ -46,12 +56,23 @@ def meta_gradient(meta_layer: MetaLayer, episode: Episode, *, chunk: int | None 
     parts = []
     meta_layer.zero_grad(set_to_none=True)
     for part in episode.chunks(chunk or episode.num_tasks):
-        losses, metrics = meta_layer.meta_loss(part)
-        (losses.sum() / episode.num_tasks).backward()
+        if gradients_of is None:
+            losses, metrics = meta_layer.meta_loss(part)
+            (losses.sum() / episode.num_tasks).backward()
+        else:
+            losses, metrics, by_name = gradients_of(part)
+            accumulate(meta_layer, by_name, episode.num_tasks)
         parts.append({**metrics, "meta_loss": losses})
     report_missing(meta_layer)
     joined = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
     return joined.pop("meta_loss"), joined
+
+
+def accumulate(meta_layer: nn.Module, by_name: Mapping[str, Tensor], num_tasks: int) -> None:
+    """Adds gradients of summed losses, divided by the number of tasks, to `.grad`."""
+    for (name, _), grad in zip(by_name.items(), torch._foreach_div(list(by_name.values()), num_tasks), strict=True):
+        parameter = meta_layer.get_parameter(name)
+        parameter.grad = grad if parameter.grad is None else parameter.grad + grad
 
 
 def report_missing(meta_layer: nn.Module) -> None:
@@ -74,6 +95,7 @@ class OuterLoop:
         engine: `auto`, `vectorised` or `loop`; see `mlframework.engine`.
         chunk: tasks at a time, to save memory; None takes the meta-batch whole.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
+        capture: `auto`, `true` or `false`: whether the step becomes one compiled graph; see `mlframework.capture`.
     """
 
     def __init__(
@@ -85,6 +107,7 @@ class OuterLoop:
         engine: str = "auto",
         chunk: int | None = None,
         clip: float | None = None,
+        capture: str | bool = "false",
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InvalidValue("chunk", chunk, "must be at least 1, or null for all tasks at once")
@@ -92,6 +115,7 @@ class OuterLoop:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
         self.engine, self.chunk, self.clip = engine, chunk, clip
+        self.capture = Capture(meta_layer, str(capture).lower())
 
     def prepare(self, episode: Episode) -> None:
         """Chooses the engine, by trying it on an episode."""
@@ -105,7 +129,8 @@ class OuterLoop:
         """
         self.meta_layer.train()
         self.meta_layer.outer_step = self.scheduler.last_epoch
-        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=self.chunk)
+        way = None if self.capture.wanted == "false" else self.capture
+        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=self.chunk, gradients_of=way)
         limit = float("inf") if self.clip is None else self.clip
         norm = nn.utils.clip_grad_norm_(self.meta_layer.parameters(), limit)
         if not torch.isfinite(losses.sum() + norm):

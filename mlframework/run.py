@@ -26,6 +26,7 @@ CHANGEABLE = (
     "trainer",
     "evaluation",
     "logger",
+    "outer.capture",
     "outer.engine",
     "outer.chunk",
     "device",

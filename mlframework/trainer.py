@@ -119,6 +119,7 @@ class Trainer:
     def outer_step(self, training: Training, step: int) -> dict[str, torch.Tensor]:
         """Draws a meta-batch and steps; where the loss is not finite, says which step and which tasks."""
         episode = training.task.sample(self.meta_batch, "train", training.generator)
+        training.outer.capture.steps_left = self.steps - step
         try:
             return training.outer.step(episode.to(training.device))
         except NotFinite as error:
