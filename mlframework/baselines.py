@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone, is_classifier
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
@@ -22,7 +20,11 @@ from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text import TextTasks
 from mlframework.text.ngram import NGramModel
 
-__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "fits_kind", "judge_ngrams", "raw_inputs"]
+if TYPE_CHECKING:
+    # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
+    from sklearn.base import BaseEstimator
+
+__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "judge_ngrams", "kind_of", "raw_inputs"]
 
 #: Validation tasks by which an n-gram model chooses how far to trust a support set; others than those that are judged.
 TUNING_TASKS, TUNING_SEED = 100, 2
@@ -89,6 +91,7 @@ class FittedEstimators(OnFeatures):
         estimator: cloned for every task.
         batch_norm: see `OnFeatures`.
 
+    >>> from sklearn.kernel_ridge import KernelRidge
     >>> from mlframework.tasks import Sinusoid
     >>> fitted = FittedEstimators(raw_inputs(), Sinusoid(), estimator=KernelRidge(kernel="rbf"))
     >>> episode = Sinusoid().sample(2, "test", torch.Generator().manual_seed(0))
@@ -115,6 +118,8 @@ class FittedEstimators(OnFeatures):
 
     def fitted(self, features: Tensor, y: Tensor, mask: Tensor) -> BaseEstimator:
         """One task's estimator, from the rows that count."""
+        from sklearn.base import clone
+
         kept = mask > 0
         return clone(self.estimator).fit(as_array(features[kept]), as_array(y[kept]))
 
@@ -165,7 +170,7 @@ def scores(estimator: BaseEstimator, x: np.ndarray, width: int) -> np.ndarray:
     Returns:
         `[n, width]`; a class that was not met is the least likely.
     """
-    if not is_classifier(estimator):
+    if kind_of(estimator) == "regression":
         return np.asarray(estimator.predict(x)).reshape(len(x), -1)
     known = known_scores(estimator, x)
     whole = np.full((len(x), width), min(known.min() - 1, LEAST))
@@ -187,11 +192,16 @@ def known_scores(estimator: BaseEstimator, x: np.ndarray) -> np.ndarray:
 
 def estimator_for(kind: Kind) -> BaseEstimator:
     """What stands for conventional learning on raw inputs: logistic regression, or kernel ridge regression (RBF)."""
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.linear_model import LogisticRegression
+
     if kind == "classification":
         return LogisticRegression(max_iter=1000)
     return KernelRidge(kernel="rbf", alpha=0.1, gamma=0.5)
 
 
-def fits_kind(estimator: BaseEstimator, kind: Kind) -> bool:
-    """Whether an estimator is for tasks of a kind: a classifier for a classification, any other for a regression."""
-    return kind == ("classification" if is_classifier(estimator) else "regression")
+def kind_of(estimator: BaseEstimator) -> Kind:
+    """The kind of task that an estimator is for: a classifier for a classification, any other for a regression."""
+    from sklearn.base import is_classifier
+
+    return "classification" if is_classifier(estimator) else "regression"

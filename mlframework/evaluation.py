@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from sklearn.base import BaseEstimator, is_classifier
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.baselines import FittedEstimators, FromScratch, estimator_for, fits_kind, judge_ngrams, raw_inputs
+from mlframework.baselines import FittedEstimators, FromScratch, estimator_for, judge_ngrams, kind_of, raw_inputs
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.judging import Interval, TaskSet, judge_tasks
@@ -24,6 +23,14 @@ from mlframework.text.quality import Quality, TextQuality
 __all__ = ["Evaluation", "Report", "Row"]
 
 log = logging.getLogger(__name__)
+
+
+class Estimator(Protocol):
+    """What scikit-learn calls an estimator; its own class takes a second to import, checking a config must not."""
+
+    def fit(self, x: Any, y: Any) -> Any: ...
+
+    def predict(self, x: Any) -> Any: ...
 
 
 class Row(NamedTuple):
@@ -110,11 +117,11 @@ class Evaluation:
         scratch_tasks: int = 100,
         scratch_steps: int = 100,
         scratch_lr: float = 0.01,
-        estimator: BaseEstimator | None = None,
+        estimator: Estimator | None = None,
         in_context: bool = True,
         ngram_order: int = 12,
         quality: TextQuality | None = None,
-        on_features: Mapping[str, BaseEstimator] | None = None,
+        on_features: Mapping[str, Estimator] | None = None,
     ) -> None:
         for field, value in {"tasks": tasks, "chunk": chunk, "scratch_steps": scratch_steps}.items():
             if value < 1:
@@ -138,8 +145,7 @@ class Evaluation:
         """Refuses estimators that are not for such tasks."""
         given = {"estimator": self.estimator, **{f"on_features.{name}": e for name, e in self.on_features.items()}}
         for name, estimator in given.items():
-            if estimator is not None and not fits_kind(estimator, task.spec.kind):
-                takes = "classification" if is_classifier(estimator) else "regression"
+            if estimator is not None and (takes := kind_of(estimator)) != task.spec.kind:
                 what = f"{type(estimator).__name__} takes a {takes}, and {type(task).__name__} is a {task.spec.kind}"
                 raise UserError(f"evaluation.{name}: {what}")
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from scipy.special import stdtrit  # Student's quantile; scipy.stats has it too, and takes a second to import
 from torch import Tensor
 
 from mlframework.episode import Episode, Split
@@ -34,6 +33,9 @@ class Interval(NamedTuple):
     @classmethod
     def of(cls, values: Tensor) -> Interval:
         """The interval of a sample `[count]`."""
+        # Student's quantile, imported here: a run's first step need not wait for it. scipy.stats would take a second.
+        from scipy.special import stdtrit
+
         count = len(values)
         values = values.double()
         if count < 2:

@@ -68,8 +68,9 @@ class TensorBoardLogger:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each curve; names are tags, such as `train/query_loss`."""
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+        # One event for all of them: an event costs a step more than any value in it.
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.writer._get_file_writer().add_summary(Summary(value=points), step)
 
     def intervals(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
         """A point of each metric after its last inner step, with its interval, and one after 0, 1, ... inner steps.

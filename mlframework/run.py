@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mlframework import build, checkpoint
+from mlframework import allocator, build, checkpoint
 from mlframework.checkpoint import Progress
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
@@ -31,6 +34,7 @@ CHANGEABLE = (
     "outer.chunk",
     "device",
     "threads",
+    "allocator",
     "resume",
     "run_dir",
 )
@@ -65,6 +69,8 @@ def train_run(
         raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
     if config.threads is not None and config.threads < 1:
         raise InvalidValue("threads", config.threads, "must be at least 1, or null for as many as torch takes")
+    if config.get("allocator") == "tuned":
+        allocator.tune()
     torch.set_num_threads(config.threads or THREADS)
     torch.manual_seed(config.seed)
     training = set_up(config, folder)
@@ -113,8 +119,24 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
     device = build.build_device(config.device)
     task = build.build_task(config)
     meta_layer = build.build_meta_layer(config, task).to(device)
+    import_compiler()
     outer = build.build_outer_loop(config, meta_layer)
     return Training(task, meta_layer, outer, torch.Generator().manual_seed(config.seed), device, folder)
+
+
+def import_compiler() -> None:
+    """Imports torch's compiler, as torch's optimizers do when they are made, in half of their time.
+
+    None of the objects that come with it is garbage: none is looked for meanwhile, and among them never again.
+    """
+    if "torch._dynamo" in sys.modules or not gc.isenabled():
+        return
+    gc.disable()
+    try:
+        import_module("torch._dynamo")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def try_out(training: Training, trainer: Trainer) -> None:

@@ -17,6 +17,7 @@ from mlframework.judging import Interval, TaskSet, judge_tasks
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import NotFinite, OuterLoop
+from mlframework.prefetch import Prefetch
 from mlframework.progress import TrainingProgress, training_progress
 from mlframework.run_folder import RunFolder
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -66,6 +67,7 @@ class Trainer:
         checkpoint_every: outer steps between checkpoints; a resumed run continues at the last one.
         log_every: outer steps between points of the training curves.
         monitor: the validation metric that chooses the best checkpoint.
+        prefetch: meta-batches drawn ahead, in a thread, where that makes steps faster; 0: none.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Trainer:
         checkpoint_every: int,
         log_every: int,
         monitor: str,
+        prefetch: int = 0,
     ) -> None:
         numbers = {"steps": steps, "meta_batch": meta_batch, "validate_every": validate_every, "log_every": log_every}
         for field, value in {
@@ -87,17 +90,19 @@ class Trainer:
         }.items():
             if value < 1:
                 raise InvalidValue(field, value, "must be at least 1")
-        self.steps, self.meta_batch, self.monitor = steps, meta_batch, monitor
+        if prefetch < 0:
+            raise InvalidValue("prefetch", prefetch, "must be at least 0, which draws nothing ahead")
+        self.steps, self.meta_batch, self.monitor, self.prefetch = steps, meta_batch, monitor, prefetch
         self.validate_every, self.validation_tasks = validate_every, validation_tasks
         self.checkpoint_every, self.log_every = checkpoint_every, log_every
 
     def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
         """Trains from where `progress` stands to the last step."""
-        with training_progress(self.steps, progress.step) as bar:
+        with training_progress(self.steps, progress.step) as bar, self.episodes(training) as episodes:
             clock = resumed = time.perf_counter()
             spent = progress.seconds
             for step in range(progress.step + 1, self.steps + 1):
-                metrics = self.outer_step(training, step)
+                metrics = self.outer_step(training, episodes.next(), step)
                 if step % self.log_every == 0 or step == self.steps:
                     self.report(metrics, training, logger, bar, step, time.perf_counter() - clock)
                     clock = time.perf_counter()
@@ -116,12 +121,19 @@ class Trainer:
             why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
             raise InvalidValue("monitor", self.monitor, why)
 
-    def outer_step(self, training: Training, step: int) -> dict[str, torch.Tensor]:
-        """Draws a meta-batch and steps; where the loss is not finite, says which step and which tasks."""
-        episode = training.task.sample(self.meta_batch, "train", training.generator)
+    def episodes(self, training: Training) -> Prefetch:
+        """The meta-batches to train on, on their device."""
+
+        def draw(generator: torch.Generator) -> Episode:
+            return training.task.sample(self.meta_batch, "train", generator).to(training.device)
+
+        return Prefetch(draw, training.generator, ahead=self.prefetch)
+
+    def outer_step(self, training: Training, episode: Episode, step: int) -> dict[str, torch.Tensor]:
+        """Steps on a meta-batch; where the loss is not finite, says which step and which tasks."""
         training.outer.capture.steps_left = self.steps - step
         try:
-            return training.outer.step(episode.to(training.device))
+            return training.outer.step(episode)
         except NotFinite as error:
             who = culprits(episode, error.tasks)
             raise FailedRun(f"step {step}: {error} ({who}); {last_good(training.folder)}") from error

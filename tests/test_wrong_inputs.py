@@ -76,6 +76,8 @@ TRAIN = [
     (["evaluation.tasks=0"], "evaluation.tasks=0: must be at least 1"),
     (["evaluation.split=tset"], "evaluation.split=tset: must be "),
     (["seed=-1"], "seed=-1: must be at least 0"),
+    (["allocator=fast"], "allocator=fast: must be tuned or system"),
+    (["trainer.prefetch=-1"], "trainer.prefetch=-1: must be at least 0"),
     (["device=cudaa"], "device=cudaa: must be one of auto, cpu"),
     # what does not go together
     (

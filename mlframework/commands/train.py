@@ -8,11 +8,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mlframework.allocator import Allocator
 from mlframework.commands.command_line import command, job
 
 __all__ = ["main", "train"]
 
-SETTINGS = {"seed": int, "threads": int | None, "device": str, "run_dir": str, "init": str | None, "resume": bool}
+SETTINGS = {
+    "seed": int,
+    "threads": int | None,
+    "allocator": Allocator,
+    "device": str,
+    "run_dir": str,
+    "init": str | None,
+    "resume": bool,
+}
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
 

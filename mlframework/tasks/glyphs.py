@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-import matplotlib
 import numpy as np
 import PIL
 import torch
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 from PIL.ImageFont import FreeTypeFont
 
@@ -100,6 +98,8 @@ class Glyphs(FewShotClassification):
 
 def font_file(face: str) -> Path:
     """The file of one of matplotlib's typefaces."""
+    import matplotlib  # here, as below: other tasks need not wait for it
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
     if not path.is_file():
         raise UserError(f"{path}: not there, though matplotlib ships it: reinstall matplotlib")
@@ -113,6 +113,8 @@ def open_font(path: Path, size: int) -> FreeTypeFont:
 
 def distinct_characters(fonts: dict[str, Path]) -> dict[str, list[str]]:
     """The characters that become classes, in Unicode's order, with the faces that have them."""
+    from matplotlib.ft2font import FT2Font
+
     faces_of: dict[str, list[str]] = defaultdict(list)
     for face, path in fonts.items():
         for code in FT2Font(str(path)).get_charmap():

@@ -6,16 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import spmatrix
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.naive_bayes import MultinomialNB
 from torch import Tensor
 
 from mlframework.errors import InvalidValue
+
+if TYPE_CHECKING:
+    # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
+    from scipy.sparse import spmatrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.naive_bayes import MultinomialNB
 
 __all__ = ["Recognition", "TaskFit", "copied_ngrams", "copied_share", "distinct_n", "distinct_pieces", "ngram_distance"]
 
@@ -176,6 +179,8 @@ class TaskFit:
     @cached_property
     def vectoriser(self) -> TfidfVectorizer:
         """Texts to features; it is fitted to the text that the classifier is trained on."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         vectoriser = TfidfVectorizer(
             analyzer="char", ngram_range=(1, 4), lowercase=False, sublinear_tf=True, max_features=FEATURES
         )
@@ -184,6 +189,8 @@ class TaskFit:
     @cached_property
     def classifier(self) -> MultinomialNB:
         """Recognises sources by their place in `names`."""
+        from sklearn.naive_bayes import MultinomialNB
+
         labels = [i for i, name in enumerate(self.names) for _ in self.parts[0][name]]
         # A prior would favour the sources of which there is most text.
         return MultinomialNB(alpha=0.01, fit_prior=False).fit(

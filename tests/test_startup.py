@@ -1,0 +1,25 @@
+"""What a training waits for before its first step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+#: What takes long to import, and is needed later or by others.
+LATER = ["faker", "matplotlib", "scipy", "sklearn"]
+
+PROBE = f"""
+import gc, json, sys
+import mlframework.commands.train, mlframework.evaluation, mlframework.logger
+from mlframework.run import import_compiler
+import_compiler()
+print(json.dumps([[name for name in {LATER} if name in sys.modules], "torch._dynamo" in sys.modules, gc.isenabled()]))
+"""
+
+
+def test_a_training_imports_nothing_that_its_first_step_does_not_need():
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    early, compiler, collecting = json.loads(done.stdout)
+    assert not early
+    assert compiler and collecting
