@@ -1,31 +1,31 @@
-"""An outer step as one compiled graph: losses, metrics and meta-gradients without python in between.
+"""An outer step as compiled graphs: losses, metrics and meta-gradients with little or no python in between.
 
-The meta-gradient of a meta-batch is traced once for each shape of episode (`make_fx`) and compiled by inductor, as in
-`torch.compile`, which cannot trace a gradient within a gradient. Before a graph is used, what it gives for the episode
-at hand is compared with the ordinary, eager way; one that cannot be traced or compiled, or that differs, is given up
-for this run, and one line says why.
+A step of few operations becomes one graph; a longer one is compiled in the units that it repeats, so that compiling
+takes as long for fifty inner steps as for one. Before either is used, what it gives for the episode at hand is compared
+with the ordinary, eager way; what cannot be traced or compiled, or differs, is given up for this run, and one line says
+why.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import statistics
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlframework.episode import Episode, Examples
+from mlframework.compiled import Gradients, NotCapturable, Units, WholeStep, eager_gradients
+from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
-from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
-from mlframework.tasks.data_folder import cache_folder
+from mlframework.meta_layers.meta_layer import MetaLayer
 
-__all__ = ["CHOICES", "Capture", "eager_gradients"]
+__all__ = ["CHOICES", "Capture"]
 
 CHOICES = ("auto", "true", "false")
 
@@ -33,7 +33,10 @@ CHOICES = ("auto", "true", "false")
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 #: Seconds that tracing and compiling are expected to take where nothing is cached, and what they make of a step.
-EXPECTED_SECONDS, EXPECTED_SPEEDUP = 60.0, 2.0
+EXPECTED_SECONDS, EXPECTED_SPEEDUP = 60.0, 1.5
+
+#: Operations of a step up to which it is one graph.
+MOST_OPERATIONS = 1500
 
 #: Eager steps by whose median `auto` decides.
 TIMED_STEPS = 5
@@ -43,32 +46,8 @@ MOST_SHAPES = 8
 
 log = logging.getLogger(__name__)
 
-
-class Gradients(NamedTuple):
-    """The meta-gradient of an episode.
-
-    Attributes:
-        losses: the meta-loss of each task `[tasks]`.
-        metrics: what is reported, `[tasks]` each.
-        by_name: for each meta-parameter that took part, the gradient of the *sum* of the losses.
-    """
-
-    losses: Tensor
-    metrics: Metrics
-    by_name: dict[str, Tensor]
-
-
-class NotCapturable(Exception):
-    """Why a step cannot be a graph."""
-
-
-def eager_gradients(meta_layer: MetaLayer, episode: Episode) -> Gradients:
-    """The meta-gradient as autograd finds it; no `.grad` is touched."""
-    learned = {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
-    losses, metrics = meta_layer.meta_loss(episode)
-    found = torch.autograd.grad(losses.sum(), list(learned.values()), allow_unused=True)
-    by_name = {name: grad for name, grad in zip(learned, found, strict=True) if grad is not None}
-    return Gradients(losses.detach(), {name: value.detach() for name, value in metrics.items()}, by_name)
+#: How the meta-gradient of an episode is found.
+Way = Callable[[MetaLayer, Episode], Gradients]
 
 
 class Capture:
@@ -85,152 +64,91 @@ class Capture:
             raise InvalidValue("capture", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
         self.meta_layer, self.wanted = meta_layer, wanted
         self.steps_left = 0
-        self.graphs: dict[Any, Graph | None] = {}
+        self.ways: dict[Any, Way] = {}
+        self.units = Units(meta_layer)
         self.times: dict[Any, list[float]] = {}
 
     def __call__(self, episode: Episode) -> Gradients:
         """The meta-gradient of an episode."""
         if self.wanted == "false":
             return eager_gradients(self.meta_layer, episode)
-        key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves(episode))
-        if key not in self.graphs and self.pays(key):
-            self.graphs[key] = self.captured(episode, len(self.graphs))
-        graph = self.graphs.get(key)
-        if graph is not None:
-            return graph(self.meta_layer, episode)
+        key = tuple((leaf.shape, leaf.dtype, leaf.device) for part in episode for leaf in part)
+        if key not in self.ways and self.pays(key):
+            self.ways[key] = self.captured(episode)
+        if key in self.ways:
+            return self.ways[key](self.meta_layer, episode)
         began = time.perf_counter()
         found = eager_gradients(self.meta_layer, episode)
-        if key not in self.graphs and len(times := self.times.setdefault(key, [])) <= TIMED_STEPS:
-            times.append(time.perf_counter() - began)
+        self.times.setdefault(key, []).append(time.perf_counter() - began)
         return found
 
     def pays(self, key: Any) -> bool:
-        """Whether a graph for a shape is worth its compilation, as far as can be known before."""
+        """Whether compiling for a shape is worth its time, as far as can be known before."""
         if self.wanted == "true":
             return True
         times = self.times.get(key, [])
         if len(times) <= TIMED_STEPS:
             return False
-        saved = statistics.median(times[1:]) * (1 - 1 / EXPECTED_SPEEDUP)  # the first one warms up
+        saved = statistics.median(times[1 : TIMED_STEPS + 1]) * (1 - 1 / EXPECTED_SPEEDUP)  # the first one warms up
         return self.steps_left * saved > EXPECTED_SECONDS
 
-    def captured(self, episode: Episode, kept: int) -> Graph | None:
-        """A graph that was seen to give what the eager step gives, or None and a line that says why not."""
-        if kept >= MOST_SHAPES:
-            log.warning("capture: an episode of yet another shape; graphs of %d shapes are kept: eager", kept)
-            return None
+    def captured(self, episode: Episode) -> Way:
+        """A compiled way that was seen to give what the eager one gives; else that one, and a line that says why."""
+        if len(self.ways) >= MOST_SHAPES:
+            log.warning("capture: an episode of yet another shape; those of %d are compiled: eager", MOST_SHAPES)
+            return eager_gradients
         try:
-            began = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own making
-                graph = Graph(self.meta_layer, episode)
-                graph(self.meta_layer, episode)
-            compiling = time.perf_counter() - began
             eager_seconds, eager = timed(lambda: eager_gradients(self.meta_layer, episode))
-            seconds, found = timed(lambda: graph(self.meta_layer, episode))
+            began = time.perf_counter()
+            way = self.compiled(episode)
+            way(self.meta_layer, episode)
+            compiling = time.perf_counter() - began
+            seconds, found = timed(lambda: way(self.meta_layer, episode))
             check_same(found, eager)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
-            return None
-        pays = f"pays after {compiling / (eager_seconds - seconds):.0f} steps" if seconds < eager_seconds else "no gain"
+            return eager_gradients
+        gain = eager_seconds - seconds
+        pays = f"pays after {compiling / gain:.0f} steps" if gain > 0 else "no gain"
         speed = f"{eager_seconds * 1e3:.3g} -> {seconds * 1e3:.3g} ms for a meta-gradient"
         log.info("capture: compiled in %.1f s; %s (%s)", compiling, speed, pays)
-        return graph if seconds < eager_seconds or self.wanted == "true" else None
+        return way if gain > 0 or self.wanted == "true" else eager_gradients
 
+    def compiled(self, episode: Episode) -> Way:
+        """The whole step as one graph, or its units where it is long and has any."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own making
+            if operations(self.meta_layer, episode) > MOST_OPERATIONS:
+                self.by_units(self.meta_layer, episode)
+                if self.units.units:
+                    return self.by_units
+            return WholeStep(self.meta_layer, episode)
 
-class Graph:
-    """A compiled meta-gradient, for episodes of one shape.
-
-    Args:
-        meta_layer: the algorithm; its parameters and buffers are inputs of the graph, not part of it.
-        episode: the first of its shape.
-
-    Raises:
-        NotCapturable: the step draws random numbers, or changes with the number of the outer step.
-        Exception: whatever tracing and compiling raise.
-    """
-
-    def __init__(self, meta_layer: MetaLayer, episode: Episode) -> None:
-        # What is compiled is kept; inductor reads the place once, and it is the user's if they named one.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-        from torch._inductor import compile as compile_graph
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        self.names: list[str] = []
-        self.metrics: list[str] = []
-        inputs = self.inputs(meta_layer, episode)
-        before, meta_layer.outer_step = meta_layer.outer_step, Watched(meta_layer.outer_step)
+    def by_units(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
+        """The meta-gradient of a step whose units are compiled."""
+        before, meta_layer.run = meta_layer.run, self.units
         try:
-            traced = make_fx(self.flat_step(meta_layer), tracing_mode="fake")(*inputs)
-            touched = meta_layer.outer_step.touched
+            return eager_gradients(meta_layer, episode)
         finally:
-            meta_layer.outer_step = before
-        if touched:
-            raise NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")
-        for node in traced.graph.nodes:
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise NotCapturable(f"{type(meta_layer).__name__} draws random numbers ({node.target})")
-        options = {"cpp_wrapper": True} if episode.device.type == "cpu" else {}
-        self.compiled: Callable[..., Sequence[Tensor]] = compile_graph(traced, inputs, options=options)
-
-    def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
-        with torch.no_grad():
-            losses, *found = self.compiled(*self.inputs(meta_layer, episode))
-        metrics = dict(zip(self.metrics, found, strict=False))
-        return Gradients(losses, metrics, dict(zip(self.names, found[len(metrics) :], strict=True)))
-
-    @staticmethod
-    def inputs(meta_layer: nn.Module, episode: Episode) -> list[Any]:
-        return [tensor.detach() for tensor in (*state(meta_layer).values(), *leaves(episode))]
-
-    def flat_step(self, meta_layer: MetaLayer) -> Callable[..., list[Tensor]]:
-        """A function of tensors to tensors: losses, metrics, gradients; notes what the latter are called."""
-        names = list(state(meta_layer))
-        learned = {name for name, p in meta_layer.named_parameters() if p.requires_grad}
-
-        def step(*inputs: Tensor) -> list[Tensor]:
-            held, data = inputs[: len(names)], inputs[len(names) :]
-            tensors = {name: t.detach().requires_grad_(name in learned) for name, t in zip(names, held, strict=True)}
-            episode = Episode(Examples(*data[:3]), Examples(*data[3:]))
-            with torch.nn.utils.stateless._reparametrize_module(meta_layer, tensors):
-                losses, metrics = meta_layer.meta_loss(episode)
-            wanted = [name for name in names if name in learned]
-            found = torch.autograd.grad(losses.sum(), [tensors[name] for name in wanted], allow_unused=True)
-            grads = {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
-            self.names[:], self.metrics[:] = grads, metrics
-            return [losses.detach(), *(value.detach() for value in metrics.values()), *grads.values()]
-
-        return step
+            meta_layer.run = before
 
 
-class Watched(int):
-    """A number that knows whether anybody has computed or compared with it."""
+class Operations(TorchDispatchMode):
+    """Counts the operations that torch is asked for."""
 
-    touched = False
+    count = 0
 
-
-def watch(name: str) -> Callable[..., Any]:
-    def method(self: Watched, *args: Any) -> Any:
-        self.touched = True
-        return getattr(int, name)(self, *args)
-
-    return method
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
-for operation in ("lt", "le", "gt", "ge", "eq", "ne", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
-    setattr(Watched, f"__{operation}__", watch(f"__{operation}__"))
-for operation in ("rtruediv", "floordiv", "mod", "pow", "rpow", "bool", "int", "float", "index", "hash", "neg"):
-    setattr(Watched, f"__{operation}__", watch(f"__{operation}__"))
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def leaves(episode: Episode) -> list[Tensor]:
-    return [*episode.support, *episode.query]
+def operations(meta_layer: MetaLayer, episode: Episode) -> int:
+    """How many operations an eager meta-gradient takes."""
+    with Operations() as counter:
+        eager_gradients(meta_layer, episode)
+    return counter.count
 
 
 def timed(function: Callable[[], Gradients]) -> tuple[float, Gradients]:

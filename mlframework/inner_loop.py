@@ -13,25 +13,37 @@ from torch.utils.checkpoint import checkpoint
 if TYPE_CHECKING:
     from mlframework.inner_updates import InnerUpdate
 
-__all__ = ["Params", "inner_loop"]
+__all__ = ["Params", "Run", "call", "inner_loop"]
 
 #: Named tensors; stacked, each is `[tasks, *shape]`.
 Params = Mapping[str, Tensor]
+
+#: Calls a function with arguments. What is called through it depends, but for the parameters and buffers of the meta
+#: layer, on the arguments alone, so that it can be compiled once and for all; see `mlframework.capture`.
+Run = Callable[..., Any]
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function: the plain `Run`."""
+    return function(*args)
+
 
 log = logging.getLogger(__name__)
 
 
 def inner_loop(
-    losses_of: Callable[[Params, int], Tensor],
+    losses_of: Callable[..., Tensor],
     params: Params,
     update: InnerUpdate,
     steps: int,
     *,
+    data: Callable[[int], tuple[Any, ...]] = lambda step: (),
     constant_steps: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = None,
     checkpoint_steps: bool = False,
     idle: set[str] | None = None,
+    run: Run = call,
 ) -> Iterator[Params]:
     """Yields the stacked parameters after 0, 1, ..., `steps` gradient steps.
 
@@ -39,10 +51,12 @@ def inner_loop(
     gradient; it is taken here, outside any vmap, and is exact to every order.
 
     Args:
-        losses_of: the support loss of each task `[tasks]`, given stacked parameters and the step.
+        losses_of: the support loss of each task `[tasks]`, given stacked parameters, the step, and its data.
         params: `[tasks, *shape]` each.
         update: the rule by which parameters move.
         steps: gradient steps.
+        data: tensors that the support loss of a step is of, or nests of them; what is not told here must be the same in
+            all calls, if `run` compiles.
         constant_steps: how many of the first steps' gradients are constants to whoever differentiates the result, as a
             first-order meta-gradient takes them; the others can be differentiated again. Under `torch.no_grad` all are
             constants.
@@ -53,10 +67,11 @@ def inner_loop(
             memory for one step instead of `steps`, for about a third more time.
         idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
             that whoever keeps the set reads of each once.
+        run: how a step is called.
     """
     known = set() if idle is None else idle
 
-    def step(params: Params, state: Any, index: int) -> tuple[Params, Any]:
+    def step(params: Params, state: Any, data: tuple[Any, ...], constant: bool, index: int) -> tuple[Params, Any]:
         meta_gradient = torch.is_grad_enabled()
         with torch.enable_grad():
             # Without a meta-gradient to take, every step starts anew; a view of a parameter made under no_grad would
@@ -65,8 +80,8 @@ def inner_loop(
                 name: p if meta_gradient and p.requires_grad else p.detach().requires_grad_()
                 for name, p in params.items()
             }
-            differentiable = meta_gradient and index >= constant_steps
-            grads = gradients(losses_of(params, index), params, create_graph=differentiable)
+            differentiable = meta_gradient and not constant
+            grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
         # A parameter that the loss does not depend on stays where it is.
         if len(grads) < len(params):
             report_idle(params.keys() - grads.keys(), known)
@@ -83,10 +98,11 @@ def inner_loop(
     state = update.init(params)
     yield params
     for index in range(steps):
+        args = (step, params, state, data(index), index < constant_steps, index)
         if checkpoint_steps and torch.is_grad_enabled():
-            params, state = checkpoint(step, params, state, index, use_reentrant=False)
+            params, state = checkpoint(run, *args, use_reentrant=False)
         else:
-            params, state = step(params, state, index)
+            params, state = run(*args)
         yield params
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mlframework.capture import Capture, Gradients
+from mlframework.capture import Capture
+from mlframework.compiled import Gradients
 from mlframework.engine import choose_engine
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mlframework.base_layers import MLP
-from mlframework.capture import Capture, eager_gradients
+from mlframework.capture import Capture
+from mlframework.compiled import WholeStep, eager_gradients
 from mlframework.errors import InvalidValue
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact
@@ -37,7 +38,7 @@ def test_captured_and_eager_agree_as_the_parameters_move():
         with torch.no_grad():
             for p in layer.parameters():
                 p -= 0.1 * p.grad
-    assert [type(graph).__name__ for graph in capture.graphs.values()] == ["Graph"]
+    assert [type(way) for way in capture.ways.values()] == [WholeStep]
 
 
 def test_what_changes_with_the_outer_step_is_refused_in_one_line_and_goes_on(caplog):
@@ -58,7 +59,7 @@ def test_auto_stays_eager_where_the_run_is_too_short_to_gain():
     capture.steps_left = 10
     for _ in range(10):
         capture(episode)
-    assert not capture.graphs
+    assert not capture.ways
 
 
 def test_another_word_names_the_right_ones():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack
+from mlframework.base_layers.convolution import Convolution
 from mlframework.base_layers.normalisation import NORMS
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, nearest
@@ -58,12 +59,12 @@ class Conv4(BaseLayer):
 
 def strided_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
     """Halves the image by the convolution's stride."""
-    return Stack(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU())
+    return Stack(Convolution(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU())
 
 
 def pooled_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
     """Halves the image by max-pooling."""
-    return Stack(nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.MaxPool2d(2), nn.ReLU())
+    return Stack(Convolution(inputs, outputs, 3, padding=1), norm, nn.MaxPool2d(2), nn.ReLU())
 
 
 class SpatialMean(nn.Module):

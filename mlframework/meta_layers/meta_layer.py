@@ -16,7 +16,7 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.engine import Engine, over_tasks
 from mlframework.episode import Episode, Examples, Kind
 from mlframework.errors import IncompatibleKind, InvalidValue
-from mlframework.inner_loop import Params
+from mlframework.inner_loop import Params, Run, call
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "matching"]
@@ -59,6 +59,8 @@ class MetaLayer(nn.Module, ABC):
     outer_step: int = 0
     #: How the base layer runs over tasks; see `mlframework.engine`.
     engine: Engine = "vectorised"
+    #: How the parts of a step are called that an algorithm repeats; see `mlframework.capture`.
+    run: Run = staticmethod(call)
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
-from mlframework.files import atomic
+from mlframework.files import atomic, cache_folder
 
 __all__ = ["SPLIT_FOLDERS", "cached", "data_folder", "download", "subfolders"]
 
@@ -32,11 +32,6 @@ CHUNK = 1 << 16
 def data_folder(folder: str | Path | None) -> Path:
     """The folder that was named, else `$MLFRAMEWORK_DATA`, else `~/.local/share/mlframework`."""
     return Path(folder or os.environ.get("MLFRAMEWORK_DATA") or "~/.local/share/mlframework").expanduser()
-
-
-def cache_folder() -> Path:
-    """`$MLFRAMEWORK_CACHE`, else `~/.cache/mlframework`; all in it can be computed again."""
-    return Path(os.environ.get("MLFRAMEWORK_CACHE") or "~/.cache/mlframework").expanduser()
 
 
 def subfolders(path: Path) -> list[Path]:

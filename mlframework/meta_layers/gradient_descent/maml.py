@@ -123,8 +123,7 @@ class MAML(MetaLayer):
         """The stacked parameters after 0, 1, ..., `steps` inner steps, each on all rows or on the next `batch_size`."""
         num_tasks = len(support.mask)
 
-        def losses_of(params: Params, step: int) -> Tensor:
-            rows = minibatch(support, step, batch_size)
+        def losses_of(params: Params, step: int, rows: Examples) -> Tensor:
             prediction = self.predict({**params, **self.norm(step, num_tasks)}, rows.x, self.needed(rows.mask))
             return masked_mean(self.task.loss(prediction, rows.y), rows.mask)
 
@@ -133,11 +132,13 @@ class MAML(MetaLayer):
             self.initial(support),
             self.update,
             steps,
+            data=lambda step: (minibatch(support, step, batch_size),),
             constant_steps=self.meta_gradient.constant_steps(steps, self.outer_step),
             weight_decay=self.inner_weight_decay,
             clip=self.inner_clip,
             checkpoint_steps=self.checkpoint_steps,
             idle=self.idle,
+            run=self.run,
         )
         for step, params in enumerate(path):
             # Queries meet the norms of the step that led to the parameters.

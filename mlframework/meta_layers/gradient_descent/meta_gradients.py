@@ -36,7 +36,7 @@ class MetaGradient(ABC):
         """What the outer loop differentiates `[tasks]`, and what it reports."""
         _, *adapted = layer.trajectory(episode.support, layer.inner_steps)
         judged = [
-            (weight, layer.judge(params, episode))
+            (weight, layer.run(layer.judge, params, episode))
             for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
             if weight
         ]
@@ -128,7 +128,7 @@ class ParameterDifference(MetaGradient):
         initial = layer.initial(examples)
         with torch.no_grad():
             *_, trained = layer.trajectory(examples, layer.inner_steps, batch_size=self.batch_size)
-            metrics = layer.judge(trained, episode)
+            metrics = layer.run(layer.judge, trained, episode)
         surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
         return surrogate, metrics
@@ -152,5 +152,5 @@ class Joint(MetaGradient):
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         examples = episode.joined()
-        metrics = layer.judge(layer.initial(examples), Episode(examples, examples))
+        metrics = layer.run(layer.judge, layer.initial(examples), Episode(examples, examples))
         return metrics["query_loss"], metrics

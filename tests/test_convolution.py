@@ -1,0 +1,119 @@
+"""Convolution with weights of each task: both ways are torch's own convolution, differentiable to second order."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from mlframework.base_layers import convolution
+from mlframework.base_layers.convolution import METHODS, Convolution, Shape, method_for
+
+#: Image, channels in and out, kernel, stride, padding: even and odd sizes, unequal sides, pixels no kernel reaches.
+CASES = [
+    ((7, 6), 2, 3, (3, 3), (2, 2), (1, 1)),
+    ((6, 6), 2, 3, (3, 3), (1, 1), (1, 1)),
+    ((5, 8), 1, 2, (2, 3), (2, 1), (0, 2)),
+    ((4, 4), 2, 2, (1, 1), (3, 3), (0, 0)),
+    ((9, 9), 1, 1, (3, 3), (4, 4), (1, 1)),
+]
+
+
+def random(*size):
+    generator = torch.Generator().manual_seed(sum(size))
+    return torch.randn(*size, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("image", "inputs", "outputs", "kernel", "stride", "padding"), CASES)
+def test_each_way_is_torchs_convolution_and_twice_differentiable(
+    method, image, inputs, outputs, kernel, stride, padding
+):
+    def convolve(x, weight):
+        return METHODS[method](x, weight, stride, padding)
+
+    x, weight = random(3, inputs, *image), random(outputs, inputs, *kernel)
+    torch.testing.assert_close(convolve(x, weight), F.conv2d(x, weight, None, stride, padding))
+    assert gradcheck(convolve, (x, weight))
+    assert gradgradcheck(convolve, (x, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)])
+@pytest.mark.parametrize("method", METHODS)
+def test_over_tasks_each_way_is_a_loop_over_them(method, in_dims):
+    def convolve(x, weight):
+        return METHODS[method](x, weight, (2, 2), (1, 1))
+
+    x = random(2, 3, 2, 5, 5) if in_dims[0] == 0 else random(3, 2, 5, 5)
+    weight = random(2, 4, 2, 3, 3) if in_dims[1] == 0 else random(4, 2, 3, 3)
+    vectorised = torch.func.vmap(convolve, in_dims)
+    loop = torch.stack(
+        [convolve(*(t[task] if dim == 0 else t for t, dim in zip((x, weight), in_dims, strict=True))) for task in (0, 1)]
+    )
+    torch.testing.assert_close(vectorised(x, weight), loop)
+    assert gradgradcheck(vectorised, (x, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("settings", [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}])
+def test_what_is_not_plain_is_left_to_torch(settings):
+    ours, theirs = (kind(2, 4, 3, **{"padding": 1, **settings}) for kind in (Convolution, nn.Conv2d))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 2, 6, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_torch_func_takes_it():
+    layer, x = Convolution(1, 2, 3).double(), random(2, 1, 4, 4)
+    ours = torch.func.grad(lambda x: layer(x).square().sum())(x)
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
+    monkeypatch.setattr(convolution, "KNOWN", {})
+    return tmp_path
+
+
+LARGE = Shape(1, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", 1, True)
+
+
+def test_what_was_measured_is_remembered_by_later_processes(empty_cache, monkeypatch):
+    first = method_for(LARGE)
+    (file,) = empty_cache.iterdir()
+    assert list(json.loads(file.read_text()).values()) == [first]
+    other = next(method for method in METHODS if method != first)
+    file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), other)))
+    monkeypatch.setattr(convolution, "KNOWN", {})
+    assert method_for(LARGE) == other
+
+
+def test_a_damaged_cache_is_written_anew(empty_cache):
+    method_for(LARGE)
+    (file,) = empty_cache.iterdir()
+    file.write_text("{")
+    convolution.KNOWN.clear()
+    method_for(LARGE)
+    assert set(json.loads(file.read_text()).values()) <= set(METHODS)
+
+
+def test_small_convolutions_are_not_measured(empty_cache):
+    assert method_for(LARGE._replace(images=1, in_channels=1)) == "unfolded"
+    assert not list(empty_cache.iterdir())
+
+
+def test_a_shape_knows_the_tasks_behind_vmap():
+    shapes = []
+
+    def see(x, weight):
+        shapes.append(Shape.of(x, weight, (1, 1), (0, 0)))
+        return x
+
+    x, weight = torch.zeros(3, 5, 2, 4, 4, requires_grad=True), torch.zeros(3, 6, 2, 3, 3)
+    torch.func.vmap(see)(x, weight)
+    torch.func.vmap(lambda x: see(x, weight[0]))(x)
+    assert [(shape.tasks, shape.images) for shape in shapes] == [(3, 5), (1, 15)]
+    assert all(shape.differentiated for shape in shapes)
