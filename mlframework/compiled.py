@@ -73,7 +73,9 @@ class WholeStep:
 
         self.names: list[str] = []
         self.metrics: list[str] = []
-        inputs = self.inputs(meta_layer, episode)
+        #: Parameters and buffers; finding them takes longer than a small step.
+        self.held = list(tensors_of(meta_layer).values())
+        inputs = self.inputs(episode)
         with tracing(meta_layer):
             traced = make_fx(self.flat_step(meta_layer), tracing_mode="fake")(*inputs)
             reject_random_numbers(traced, meta_layer)
@@ -81,13 +83,12 @@ class WholeStep:
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         with torch.no_grad():
-            losses, *found = self.compiled(*self.inputs(meta_layer, episode))
+            losses, *found = self.compiled(*self.inputs(episode))
         metrics = dict(zip(self.metrics, found, strict=False))
         return Gradients(losses, metrics, dict(zip(self.names, found[len(metrics) :], strict=True)))
 
-    @staticmethod
-    def inputs(meta_layer: nn.Module, episode: Episode) -> list[Any]:
-        return [tensor.detach() for tensor in (*tensors_of(meta_layer).values(), *episode.support, *episode.query)]
+    def inputs(self, episode: Episode) -> list[Any]:
+        return [tensor.detach() for tensor in (*self.held, *episode.support, *episode.query)]
 
     def flat_step(self, meta_layer: MetaLayer) -> Callable[..., list[Tensor]]:
         """A function of tensors to tensors: losses, metrics, gradients; notes what the latter are called."""
@@ -157,7 +158,7 @@ class Unit:
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
 
-        self.meta_layer = meta_layer
+        self.meta_layer, self.held = meta_layer, list(tensors_of(meta_layer).values())
         self.results: TreeSpec | None = None
         others = [TENSOR if isinstance(leaf, Tensor) else watched(leaf) for leaf in flat]
         self.numbers = [leaf for leaf in others if isinstance(leaf, Watched)]
@@ -186,7 +187,7 @@ class Unit:
         )
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        inputs = (*tensors_of(self.meta_layer).values(), *tensors)
+        inputs = (*self.held, *tensors)
         if self.results is None:
             # Its own gradient may be taken twice over, so what the forward pass leaves must stay.
             with tracing(self.meta_layer), torch._functorch.config.patch(donated_buffer=False):

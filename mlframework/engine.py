@@ -11,6 +11,7 @@ import logging
 import textwrap
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -23,7 +24,7 @@ from mlframework.errors import InvalidValue, nearest
 if TYPE_CHECKING:
     from mlframework.meta_layers.meta_layer import MetaLayer
 
-__all__ = ["Engine", "choose_engine", "over_tasks"]
+__all__ = ["Engine", "choose_engine", "fork_rng", "over_tasks"]
 
 Engine = Literal["vectorised", "loop"]
 
@@ -90,15 +91,19 @@ def refusal(meta_layer: MetaLayer, episode: Episode) -> str | None:
 
 def attempt(meta_layer: MetaLayer, episode: Episode, engine: Engine) -> None:
     """Adapts and predicts once by an engine; the meta layer and the random numbers are afterwards as before."""
-    before, device = meta_layer.engine, episode.device
-    accelerators = [] if device.type == "cpu" else [device]
+    before = meta_layer.engine
     meta_layer.engine = engine
     try:
-        with torch.no_grad(), torch.random.fork_rng(accelerators, device_type=device.type):
+        with torch.no_grad(), fork_rng(episode.device):
             adapted = meta_layer.adapt(episode.support)
             meta_layer.predict(adapted, episode.query.x, meta_layer.needed(episode.query.mask))
     finally:
         meta_layer.engine = before
+
+
+def fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps the random numbers of the CPU and of a device as they are."""
+    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
 
 def culprit(meta_layer: MetaLayer, error: Exception) -> str:

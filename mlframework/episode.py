@@ -104,17 +104,19 @@ class TaskSpec(NamedTuple):
         return torch.zeros(count, *self.x_shape, dtype=dtype, device=device)
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """The mean per task of the values that count.
 
     Args:
         values: `[tasks, n, *positions]`.
-        mask: same shape, 1 counts, 0 does not.
+        mask: same shape, 1 counts, 0 does not; None: all count.
 
     Returns:
         `[tasks]`; zero for a task in which nothing counts.
     """
     axes = tuple(range(1, values.dim()))
+    if mask is None:
+        return values.mean(axes)
     mask = mask.to(values.dtype)
     # `where` rather than a product: padding may hold anything, an infinite loss included.
     kept = torch.where(mask > 0, values, torch.zeros_like(values))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mlframework.capture import Capture
 from mlframework.compiled import Gradients
-from mlframework.engine import choose_engine
+from mlframework.engine import Engine, choose_engine, fork_rng
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.tuning import fastest
 
 __all__ = ["MissingGradient", "NotFinite", "OuterLoop", "meta_gradient"]
 
@@ -55,35 +59,53 @@ def meta_gradient(
         MissingGradient: a meta-parameter took no part: it would never be learned, in silence.
     """
     parts = []
-    meta_layer.zero_grad(set_to_none=True)
+    learned = {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
+    for p in learned.values():
+        p.grad = None
     for part in episode.chunks(chunk or episode.num_tasks):
         if gradients_of is None:
             losses, metrics = meta_layer.meta_loss(part)
             (losses.sum() / episode.num_tasks).backward()
         else:
             losses, metrics, by_name = gradients_of(part)
-            accumulate(meta_layer, by_name, episode.num_tasks)
+            accumulate(learned, by_name, episode.num_tasks)
         parts.append({**metrics, "meta_loss": losses})
-    report_missing(meta_layer)
+    report_missing(learned)
     joined = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
     return joined.pop("meta_loss"), joined
 
 
-def accumulate(meta_layer: nn.Module, by_name: Mapping[str, Tensor], num_tasks: int) -> None:
+def accumulate(learned: Mapping[str, Tensor], by_name: Mapping[str, Tensor], num_tasks: int) -> None:
     """Adds gradients of summed losses, divided by the number of tasks, to `.grad`."""
-    for (name, _), grad in zip(by_name.items(), torch._foreach_div(list(by_name.values()), num_tasks), strict=True):
-        parameter = meta_layer.get_parameter(name)
-        parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+    for name, grad in zip(by_name, torch._foreach_div(list(by_name.values()), num_tasks), strict=True):
+        p = learned[name]
+        p.grad = grad if p.grad is None else p.grad + grad
 
 
-def report_missing(meta_layer: nn.Module) -> None:
+def report_missing(learned: Mapping[str, Tensor]) -> None:
     """Raises `MissingGradient` with the names of meta-parameters that got no gradient."""
-    missing = [name for name, p in meta_layer.named_parameters() if p.requires_grad and p.grad is None]
+    missing = [name for name, p in learned.items() if p.grad is None]
     if missing:
         raise MissingGradient(
             f"no gradient reaches {', '.join(missing)}: "
             "what takes no part must be said, as in algorithm.frozen='<pattern>'"
         )
+
+
+class Pace(NamedTuple):
+    """How a meta-batch is gone through.
+
+    Attributes:
+        engine: see `mlframework.engine`.
+        chunk: tasks at a time; None: all.
+    """
+
+    engine: Engine
+    chunk: int | None
+
+
+#: Tasks at a time, beside one and all, that `chunk=auto` tries.
+CHUNKS = (4, 16)
 
 
 class OuterLoop:
@@ -94,7 +116,8 @@ class OuterLoop:
         optimizer: over `meta_layer.parameters()`.
         scheduler: of the outer rate, stepped once per outer step.
         engine: `auto`, `vectorised` or `loop`; see `mlframework.engine`.
-        chunk: tasks at a time, to save memory; None takes the meta-batch whole.
+        chunk: tasks at a time; None takes the meta-batch whole, `auto` as many as are fastest, and then `engine=auto`
+            means the faster one.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
         capture: `auto`, `true` or `false`: whether the step becomes one compiled graph; see `mlframework.capture`.
     """
@@ -106,21 +129,24 @@ class OuterLoop:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         *,
         engine: str = "auto",
-        chunk: int | None = None,
+        chunk: int | str | None = None,
         clip: float | None = None,
         capture: str | bool = "false",
     ) -> None:
-        if chunk is not None and chunk < 1:
-            raise InvalidValue("chunk", chunk, "must be at least 1, or null for all tasks at once")
+        if not (chunk in (None, "auto") or (isinstance(chunk, int) and chunk >= 1)):
+            raise InvalidValue("chunk", chunk, "must be at least 1, null for all tasks at once, or auto")
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
         self.engine, self.chunk, self.clip = engine, chunk, clip
+        self.vectorises = meta_layer.engine == "vectorised"
+        self.found: dict[int, Pace] = {}
         self.capture = Capture(meta_layer, str(capture).lower())
 
     def prepare(self, episode: Episode) -> None:
         """Chooses the engine, by trying it on an episode."""
         self.meta_layer.engine = choose_engine(self.meta_layer, episode, self.engine)
+        self.vectorises = self.meta_layer.engine == "vectorised"
 
     def step(self, episode: Episode) -> Metrics:
         """One outer step; returns the means over tasks, the norm before clipping and the rate, detached scalar tensors.
@@ -128,12 +154,17 @@ class OuterLoop:
         Raises:
             NotFinite: before the optimizer has moved anything.
         """
-        self.meta_layer.train()
+        if not self.meta_layer.training:
+            self.meta_layer.train()
         self.meta_layer.outer_step = self.scheduler.last_epoch
+        pace = self.pace(episode)
+        self.meta_layer.engine = pace.engine
         way = None if self.capture.wanted == "false" else self.capture
-        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=self.chunk, gradients_of=way)
-        limit = float("inf") if self.clip is None else self.clip
-        norm = nn.utils.clip_grad_norm_(self.meta_layer.parameters(), limit)
+        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=pace.chunk, gradients_of=way)
+        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.stack(torch._foreach_norm([p.grad for p in learned if p.grad is not None])).norm()
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(learned, self.clip, norm)
         if not torch.isfinite(losses.sum() + norm):
             tasks = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
             raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
@@ -141,3 +172,44 @@ class OuterLoop:
         self.optimizer.step()
         self.scheduler.step()
         return {**{name: value.mean() for name, value in metrics.items()}, "meta_grad_norm": norm.detach(), "lr": lr}
+
+    def pace(self, episode: Episode) -> Pace:
+        """By which engine, and how many tasks at a time; measured at the first meta-batch of a size."""
+        if self.chunk != "auto":
+            assert not isinstance(self.chunk, str)
+            return Pace(self.meta_layer.engine, self.chunk)
+        if episode.num_tasks not in self.found:
+            self.found[episode.num_tasks] = self.fastest_pace(episode)
+        return self.found[episode.num_tasks]
+
+    def fastest_pace(self, episode: Episode) -> Pace:
+        """Tries what can be tried on a meta-batch; of what is about as fast, it takes what needs least memory."""
+        engines = get_args(Engine) if self.engine == "auto" and self.vectorises else (self.meta_layer.engine,)
+        loops = [Pace("loop", 1)] if "loop" in engines else []
+        chunks = [1, *(size for size in CHUNKS if size < episode.num_tasks), None]
+        paces = loops + ([Pace("vectorised", size) for size in chunks] if "vectorised" in engines else [])
+        by_name = {f"{pace.engine} by {pace.chunk}": pace for pace in paces}
+        ways = {name: functools.partial(self.try_out, pace, episode) for name, pace in by_name.items()}
+        return by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}", ways)]
+
+    def try_out(self, pace: Pace, episode: Episode) -> None:
+        """Takes a meta-gradient, and leaves everything as it was but the gradients."""
+        before, self.meta_layer.engine = self.meta_layer.engine, pace.engine
+        try:
+            with fork_rng(episode.device):
+                meta_gradient(self.meta_layer, episode, chunk=pace.chunk)
+        finally:
+            self.meta_layer.engine = before
+
+
+def described(meta_layer: MetaLayer) -> str:
+    """What the time of a step depends on, as far as it is the algorithm's."""
+    parts = [type(module).__name__ for module in meta_layer.modules()]
+    sizes = [tuple(p.shape) for p in meta_layer.parameters()]
+    numbers = {key: value for key, value in vars(meta_layer).items() if isinstance(value, (int, float, str))}
+    text = f"{parts} {sizes} {sorted(numbers.items())} {type(getattr(meta_layer, 'meta_gradient', None)).__name__}"
+    return f"{type(meta_layer).__name__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def shapes(episode: Episode) -> str:
+    return " ".join(f"{tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "") for part in episode for leaf in part)

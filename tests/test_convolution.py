@@ -1,7 +1,5 @@
 """Convolution with weights of each task: both ways are torch's own convolution, differentiable to second order."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,7 +48,10 @@ def test_over_tasks_each_way_is_a_loop_over_them(method, in_dims):
     weight = random(2, 4, 2, 3, 3) if in_dims[1] == 0 else random(4, 2, 3, 3)
     vectorised = torch.func.vmap(convolve, in_dims)
     loop = torch.stack(
-        [convolve(*(t[task] if dim == 0 else t for t, dim in zip((x, weight), in_dims, strict=True))) for task in (0, 1)]
+        [
+            convolve(*(t[task] if dim == 0 else t for t, dim in zip((x, weight), in_dims, strict=True)))
+            for task in (0, 1)
+        ]
     )
     torch.testing.assert_close(vectorised(x, weight), loop)
     assert gradgradcheck(vectorised, (x, weight), fast_mode=True)
@@ -71,38 +72,15 @@ def test_torch_func_takes_it():
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
-    monkeypatch.setattr(convolution, "KNOWN", {})
-    return tmp_path
+LARGE = Shape(1, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", True)
 
 
-LARGE = Shape(1, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", 1, True)
-
-
-def test_what_was_measured_is_remembered_by_later_processes(empty_cache, monkeypatch):
-    first = method_for(LARGE)
-    (file,) = empty_cache.iterdir()
-    assert list(json.loads(file.read_text()).values()) == [first]
-    other = next(method for method in METHODS if method != first)
-    file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), other)))
-    monkeypatch.setattr(convolution, "KNOWN", {})
-    assert method_for(LARGE) == other
-
-
-def test_a_damaged_cache_is_written_anew(empty_cache):
-    method_for(LARGE)
-    (file,) = empty_cache.iterdir()
-    file.write_text("{")
-    convolution.KNOWN.clear()
-    method_for(LARGE)
-    assert set(json.loads(file.read_text()).values()) <= set(METHODS)
-
-
-def test_small_convolutions_are_not_measured(empty_cache):
+def test_large_convolutions_are_measured_and_small_ones_unfolded(monkeypatch):
+    asked = []
+    monkeypatch.setattr(convolution, "fastest", lambda question, ways: asked.append(question) or "native")
+    assert method_for(LARGE) == "native"
     assert method_for(LARGE._replace(images=1, in_channels=1)) == "unfolded"
-    assert not list(empty_cache.iterdir())
+    assert len(asked) == 1 and "32 32" in asked[0]
 
 
 def test_a_shape_knows_the_tasks_behind_vmap():

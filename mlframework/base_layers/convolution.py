@@ -8,24 +8,17 @@ faster unfolded, large ones native; which it is for a shape is measured once, an
 from __future__ import annotations
 
 import functools
-import json
-import logging
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
-from mlframework.files import atomic, cache_folder
 from mlframework.operators import Pair, convolve, patches, sizes
+from mlframework.tuning import fastest, is_known
 
 __all__ = ["METHODS", "Convolution", "Shape", "method_for"]
-
-log = logging.getLogger(__name__)
 
 
 class Convolution(nn.Conv2d):
@@ -76,7 +69,6 @@ class Shape(NamedTuple):
         height, width: of the images.
         kernel, stride, padding: of the convolution.
         dtype, device: of the numbers.
-        threads: of the CPU.
         differentiated: whether a gradient by the images is wanted too.
     """
 
@@ -91,7 +83,6 @@ class Shape(NamedTuple):
     padding: tuple[int, ...]
     dtype: str
     device: str
-    threads: int
     differentiated: bool
 
     @classmethod
@@ -111,7 +102,6 @@ class Shape(NamedTuple):
             tuple(padding),
             str(x.dtype).removeprefix("torch."),
             x.device.type,
-            torch.get_num_threads(),
             unwrapped(x).requires_grad,
         )
 
@@ -140,80 +130,34 @@ def unwrapped(x: Tensor) -> Tensor:
 #: Below as many multiplications for each task, convolutions are not measured: they are unfolded.
 SMALL = 1_000_000
 
-#: Methods that were measured, by shape.
-KNOWN: dict[str, str] = {}
-
 
 def method_for(shape: Shape) -> str:
     """The faster method for a shape, as it was measured on this machine; what is small or not on a CPU is unfolded.
 
-    What was measured is kept in the cache folder, so that a run that goes on later takes the same steps. While a step
-    is traced nothing can be measured: it has been taken before, eagerly.
+    While a step is traced nothing can be measured: it has been taken before, eagerly.
     """
     height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
     products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
     if shape.device != "cpu" or products * shape.out_channels < SMALL:
         return "unfolded"
-    key = " ".join(map(str, shape))
-    if key not in KNOWN:
-        KNOWN.update(remembered())
-    if key not in KNOWN and torch._C._len_torch_dispatch_stack():
+    question = f"convolution {' '.join(map(str, shape))}"
+    if torch._C._len_torch_dispatch_stack() and not is_known(question):
         return "native"
-    if key not in KNOWN:
-        KNOWN[key] = measured(shape)
-        remember()
-    return KNOWN[key]
+    return fastest(question, {name: functools.partial(twice, name, shape) for name in METHODS})
 
 
-def measured(shape: Shape) -> str:
-    """Times both methods, twice differentiated as an inner loop does, on tensors of the shape."""
+def twice(method: str, shape: Shape) -> None:
+    """Convolves tensors of a shape, and takes the second derivative as an inner loop does."""
     dtype = getattr(torch, shape.dtype)
-    size = (shape.tasks, shape.images, shape.in_channels, shape.height, shape.width)
-    x = torch.ones(size, dtype=dtype, requires_grad=shape.differentiated)
-    weight = torch.ones(
-        (shape.tasks, shape.out_channels, shape.in_channels, *shape.kernel), dtype=dtype, requires_grad=True
-    )
-    inputs = [x, weight] if shape.differentiated else [weight]
+    images = (shape.tasks, shape.images, shape.in_channels, shape.height, shape.width)
+    x = torch.ones(images, dtype=dtype, requires_grad=shape.differentiated)
+    weights = (shape.tasks, shape.out_channels, shape.in_channels, *shape.kernel)
+    weight = torch.ones(weights, dtype=dtype, requires_grad=True)
 
-    def twice(method: str) -> None:
-        def convolve(x: Tensor, weight: Tensor) -> Tensor:
-            return METHODS[method](x, weight, shape.stride, shape.padding)
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        return METHODS[method](x, weight, shape.stride, shape.padding)
 
-        with torch.enable_grad():
-            loss = torch.func.vmap(convolve)(x, weight).square().sum()
-            (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-            torch.autograd.grad(gradient.square().sum(), inputs)
-
-    return min(METHODS, key=lambda method: shortest(functools.partial(twice, method)))
-
-
-def shortest(function: Callable[[], None]) -> float:
-    """The shortest of some runs, in seconds; the first warms up."""
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
-
-
-def cache_file() -> Path:
-    return cache_folder() / f"convolutions-{platform.processor() or platform.machine()}-{torch.__version__}.json"
-
-
-def remembered() -> dict[str, str]:
-    """What was measured before, on this kind of machine with this version of torch."""
-    try:
-        found = json.loads(cache_file().read_text())
-    except (OSError, ValueError):  # not there, or damaged by something outside: measured anew
-        return {}
-    return {key: method for key, method in found.items() if method in METHODS} if isinstance(found, dict) else {}
-
-
-def remember() -> None:
-    """Adds what was measured to the cache; one that cannot be written is done without."""
-    try:
-        with atomic(cache_file()) as part:
-            part.write_text(json.dumps({**remembered(), **KNOWN}, indent=0))
-    except OSError as error:
-        log.warning("convolutions are measured anew in every process: %s cannot be written (%s)", cache_file(), error)
+    with torch.enable_grad():
+        loss = torch.func.vmap(convolve)(x, weight).square().sum()
+        (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+        torch.autograd.grad(gradient.square().sum(), [x, weight] if shape.differentiated else [weight])

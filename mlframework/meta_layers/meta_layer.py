@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlframework import stacked
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.engine import Engine, over_tasks
 from mlframework.episode import Episode, Examples, Kind
@@ -153,6 +154,9 @@ class MetaLayer(nn.Module, ABC):
             x: `[tasks, n, *x_shape]`.
             mask: `[tasks, n, ...]`, or None where all examples count.
         """
+        # What is known there takes no mask: its examples do not mix.
+        if self.engine == "vectorised" and stacked.knows(self.base_layer, x):
+            return stacked.forward(self.base_layer, params, x)
 
         def one_task(params: Params, *inputs: Tensor) -> Tensor:
             # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.

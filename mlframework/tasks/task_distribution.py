@@ -80,4 +80,4 @@ class TaskDistribution(ABC):
             Names to tensors `[tasks]`; `loss` is among them.
         """
         values = {"loss": self.loss(prediction, y), **self.metrics(prediction, y)}
-        return {name: masked_mean(value, mask) for name, value in values.items()}
+        return {name: masked_mean(value, mask if self.spec.ragged else None) for name, value in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -116,16 +117,17 @@ class MAML(MetaLayer):
 
         It is handed the support set for those who let it depend on that.
         """
-        params, num_tasks = dict(self.base_layer.named_parameters()), len(support.mask)
-        return {name: params[name].expand(num_tasks, *params[name].shape) for name in self.adapted_names}
+        params = {name: attrgetter(name)(self.base_layer) for name in self.adapted_names}
+        return {name: p.expand(len(support.mask), *p.shape) for name, p in params.items()}
 
     def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
         """The stacked parameters after 0, 1, ..., `steps` inner steps, each on all rows or on the next `batch_size`."""
         num_tasks = len(support.mask)
 
         def losses_of(params: Params, step: int, rows: Examples) -> Tensor:
-            prediction = self.predict({**params, **self.norm(step, num_tasks)}, rows.x, self.needed(rows.mask))
-            return masked_mean(self.task.loss(prediction, rows.y), rows.mask)
+            mask = self.needed(rows.mask)
+            prediction = self.predict({**params, **self.norm(step, num_tasks)}, rows.x, mask)
+            return masked_mean(self.task.loss(prediction, rows.y), mask)
 
         path = inner_loop(
             losses_of,

@@ -1,0 +1,69 @@
+"""What is fastest is measured once, remembered by later processes, and found again where the memory is damaged."""
+
+import json
+import time
+
+import pytest
+
+from mlframework import tuning
+from mlframework.tuning import fastest, is_known
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "KNOWN", {})
+    return tmp_path
+
+
+WAYS = {"slow": lambda: time.sleep(0.02), "quick": lambda: time.sleep(0.002)}
+
+
+def forget(monkeypatch):
+    """As a new process."""
+    monkeypatch.setattr(tuning, "KNOWN", {})
+
+
+def test_the_fastest_is_found_and_remembered_by_later_processes(monkeypatch, empty_cache):
+    assert not is_known("which")
+    assert fastest("which", WAYS) == "quick"
+    forget(monkeypatch)
+    assert is_known("which")
+    (file,) = empty_cache.iterdir()
+    file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), "slow")))
+    forget(monkeypatch)
+    assert fastest("which", WAYS) == "slow"
+
+
+def test_of_ways_that_are_about_as_fast_the_first_is_taken():
+    alike = {name: lambda: time.sleep(0.02) for name in ("first", "second")}
+    assert fastest("which", alike) == "first"
+
+
+def test_a_way_that_is_no_longer_there_is_measured_anew(monkeypatch):
+    fastest("which", {"gone": lambda: None})
+    assert fastest("which", WAYS) == "quick"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_cache_is_written_anew(monkeypatch, empty_cache, text):
+    fastest("which", WAYS)
+    (file,) = empty_cache.iterdir()
+    file.write_text(text)
+    forget(monkeypatch)
+    assert fastest("which", WAYS) == "quick"
+    assert list(json.loads(file.read_text()).values()) == ["quick"]
+
+
+def test_a_long_way_is_run_once(monkeypatch):
+    monkeypatch.setattr(tuning, "LONG", 0.01)
+    calls = []
+    fastest("which", {"long": lambda: (calls.append(1), time.sleep(0.02))})
+    assert len(calls) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path / "file" / "folder"))
+    assert fastest("which", WAYS) == "quick"
+    assert "cannot be written" in caplog.text
