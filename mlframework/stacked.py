@@ -24,16 +24,14 @@ Rule = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
 def linear(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     weight, bias = params["weight"], params.get("bias")
     if weight.dim() == 2:  # shared by all tasks
-        return F.linear(x, weight) if bias is None else F.linear(x, weight) + spread(bias)
-    rows = x.flatten(1, -2)
-    y = torch.bmm(rows, weight.mT)
-    y = y if bias is None else y + spread(bias)
-    return y if x.dim() == 3 else y.unflatten(1, x.shape[1:-1])
-
-
-def spread(bias: Tensor) -> Tensor:
-    """A bias `[features]`, or each task's `[tasks, features]`, as it is added to `[tasks, n, features]`."""
-    return bias if bias.dim() == 1 else bias.unsqueeze(1)
+        y = F.linear(x, weight)
+    elif x.dim() == 3:
+        y = torch.bmm(x, weight.mT)
+    else:
+        y = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
+    if bias is None:
+        return y
+    return y + (bias if bias.dim() == 1 else bias.view(len(bias), *(1 for _ in x.shape[1:-1]), -1))
 
 
 def flatten(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

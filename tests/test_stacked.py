@@ -1,0 +1,67 @@
+"""Common layers with parameters of each task give what vmap gives, in values and in meta-gradients."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mlframework import stacked
+from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack
+from mlframework.engine import over_tasks
+from mlframework.episode import TaskSpec
+from mlframework.inner_updates import SGD
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.outer_loop import meta_gradient
+from mlframework.tasks import Sinusoid
+
+
+def random_params(module, tasks, names):
+    generator = torch.Generator().manual_seed(0)
+    params = dict(module.named_parameters())
+    return {name: torch.randn(tasks, *params[name].shape, generator=generator) for name in names}
+
+
+BASES = {
+    "mlp": (lambda: MLP(TaskSpec("regression", (2, 3), 4), hidden=[5, 6]), (3, 7, 2, 3)),
+    "no bias": (lambda: BaseLayer(nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh()), nn.Linear(4, 2)), (3, 7, 3)),
+    "positions": (lambda: BaseLayer(Stack(nn.Linear(3, 4), nn.SiLU()), nn.Linear(4, 2)), (3, 7, 5, 3)),
+}
+
+
+@pytest.mark.parametrize("adapts", ["", "features", "head", "weight", "bias"])
+@pytest.mark.parametrize("name", BASES)
+def test_values_are_those_of_vmap_whatever_is_stacked(name, adapts):
+    make, size = BASES[name]
+    base, x = make(), torch.randn(size)
+    params = random_params(base, 3, [name for name, _ in base.named_parameters() if adapts in name])
+    assert stacked.knows(base, x)
+    expected = over_tasks(lambda p, x: torch.func.functional_call(base, p, (x,)), params, x, engine="vectorised")
+    torch.testing.assert_close(stacked.forward(base, params, x), expected)
+
+
+def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vmap():
+    x = torch.zeros(2, 3, 4)
+    assert not stacked.knows(Conv4(TaskSpec("classification", (1, 28, 28), 5)), torch.zeros(2, 3, 1, 28, 28))
+    assert not stacked.knows(BaseLayer(nn.Flatten(0), nn.Linear(4, 2)), x)
+    hooked = BaseLayer(nn.Linear(4, 4), nn.Linear(4, 2))
+    hooked.head.register_forward_hook(lambda module, inputs, output: output + 1)
+    assert not stacked.knows(hooked, x)
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert not stacked.knows(BaseLayer(Doubled(4, 4), nn.Linear(4, 2)), x)
+
+
+def test_meta_gradients_are_those_of_the_loop():
+    task = Sinusoid(k_shot=4, k_query=3)
+    layer = MAML(MLP(task.spec, hidden=[6]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2)
+    episode = task.sample(3, "train", torch.Generator().manual_seed(0))
+    found = {}
+    for engine in ("vectorised", "loop"):
+        layer.engine = engine
+        meta_gradient(layer, episode)
+        found[engine] = {name: p.grad for name, p in layer.named_parameters()}
+    torch.testing.assert_close(found["vectorised"], found["loop"])
