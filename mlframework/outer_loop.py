@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
@@ -15,10 +16,13 @@ from mlframework.compiled import Gradients
 from mlframework.engine import Engine, choose_engine, fork_rng
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
+from mlframework.memory import PeakMemory
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tuning import fastest
 
 __all__ = ["MissingGradient", "NotFinite", "OuterLoop", "meta_gradient"]
+
+log = logging.getLogger(__name__)
 
 
 class MissingGradient(UserError):
@@ -119,7 +123,10 @@ class OuterLoop:
         chunk: tasks at a time; None takes the meta-batch whole, `auto` as many as are fastest, and then `engine=auto`
             means the faster one.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
-        capture: `auto`, `true` or `false`: whether the step becomes one compiled graph; see `mlframework.capture`.
+        capture: `auto`, `true` or `false`: whether the step is compiled; see `mlframework.capture`.
+        memory_limit: what a meta-gradient may take, in GB beside the data; None: whatever there is. It bounds
+            `chunk=auto`, and where a single task takes more, inner steps are checkpointed. What is predicted, from one
+            task and two, and what the first step takes are logged.
     """
 
     def __init__(
@@ -132,11 +139,17 @@ class OuterLoop:
         chunk: int | str | None = None,
         clip: float | None = None,
         capture: str | bool = "false",
+        memory_limit: float | None = None,
     ) -> None:
         if not (chunk in (None, "auto") or (isinstance(chunk, int) and chunk >= 1)):
             raise InvalidValue("chunk", chunk, "must be at least 1, null for all tasks at once, or auto")
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
+        if memory_limit is not None and not memory_limit > 0:
+            raise InvalidValue("memory_limit", memory_limit, "must be above 0 GB, or null for none")
+        if memory_limit is not None and chunk != "auto":
+            raise InvalidValue("memory_limit", memory_limit, "bounds chunk=auto, and chunk is given: leave one out")
+        self.memory_limit = memory_limit
         self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
         self.engine, self.chunk, self.clip = engine, chunk, clip
         self.vectorises = meta_layer.engine == "vectorised"
@@ -184,13 +197,39 @@ class OuterLoop:
 
     def fastest_pace(self, episode: Episode) -> Pace:
         """Tries what can be tried on a meta-batch; of what is about as fast, it takes what needs least memory."""
+        most = episode.num_tasks if self.memory_limit is None else self.most_tasks(episode, self.memory_limit * 1e9)
         engines = get_args(Engine) if self.engine == "auto" and self.vectorises else (self.meta_layer.engine,)
         loops = [Pace("loop", 1)] if "loop" in engines else []
-        chunks = [1, *(size for size in CHUNKS if size < episode.num_tasks), None]
+        chunks = sorted({1, most, *(size for size in CHUNKS if size < most)})
         paces = loops + ([Pace("vectorised", size) for size in chunks] if "vectorised" in engines else [])
         by_name = {f"{pace.engine} by {pace.chunk}": pace for pace in paces}
         ways = {name: functools.partial(self.try_out, pace, episode) for name, pace in by_name.items()}
-        return by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}", ways)]
+        pace = by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}, at most {most}", ways)]
+        if self.memory_limit is not None:
+            log.info("memory: measured %.3g MB, %s by %d", self.peak(pace, episode) / 1e6, *pace)
+        return pace
+
+    def most_tasks(self, episode: Episode, limit: float) -> int:
+        """How many tasks at a time stay within as many bytes; if it is none, inner steps are checkpointed, and 1."""
+        one, two = (self.peak(Pace(self.meta_layer.engine, None), episode.tasks(slice(count))) for count in (1, 2))
+        each = max(two - one, 1)
+        most = min(1 + int((limit - one) // each), episode.num_tasks)
+        if most < 1 and getattr(self.meta_layer, "checkpoint_steps", True) is False:
+            log.info("memory: a task takes %.3g MB, so inner steps are checkpointed", one / 1e6)
+            setattr(self.meta_layer, "checkpoint_steps", True)  # noqa: B010 - only some algorithms have it
+            return self.most_tasks(episode, limit)
+        if most < 1:
+            log.warning("memory: a single task takes %.3g MB, above memory_limit: it is taken alone", one / 1e6)
+        most = max(most, 1)
+        log.info("memory: predicted %.3g MB for %d tasks at a time", (one + (most - 1) * each) / 1e6, most)
+        return most
+
+    def peak(self, pace: Pace, episode: Episode) -> float:
+        """The most bytes that the tensors of a meta-gradient take."""
+        self.try_out(pace, episode)  # what is measured once, and gradients, are there before
+        with PeakMemory() as memory:
+            self.try_out(pace, episode)
+        return memory.peak
 
     def try_out(self, pace: Pace, episode: Episode) -> None:
         """Takes a meta-gradient, and leaves everything as it was but the gradients."""

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "outer.capture",
     "outer.engine",
     "outer.chunk",
+    "outer.memory_limit",
     "device",
     "threads",
     "allocator",

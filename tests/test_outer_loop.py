@@ -1,5 +1,6 @@
 """From the meta-loss to a step of the optimizer."""
 
+import logging
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from mlframework.base_layers import MLP
 from mlframework.errors import InvalidValue
 from mlframework.inner_updates import SGD, LearnedRates
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import MissingGradient, NotFinite, OuterLoop, meta_gradient
+from mlframework.outer_loop import MissingGradient, NotFinite, OuterLoop, Pace, meta_gradient
 from mlframework.tasks import Sinusoid
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -172,3 +173,56 @@ def test_frozen_parameters_are_not_missed_and_stay():
 def test_settings_that_make_no_sense_are_refused(field, value):
     with pytest.raises(InvalidValue, match=f"^{field}={value}: must be"):
         outer_loop(maml(), **{field: value})
+
+
+def sinusoid_loop(tasks=8, **settings):
+    task = Sinusoid(k_shot=5, k_query=5)
+    layer = MAML(
+        MLP(task.spec, hidden=[16]).float(), task, update=partial(SGD, lr=0.01), meta_gradient=Exact(), inner_steps=4
+    )
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    outer = OuterLoop(layer, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0), **settings)
+    episode = task.sample(tasks, "train", torch.Generator().manual_seed(0))
+    outer.prepare(episode)
+    return outer, episode
+
+
+def test_an_automatic_chunk_gives_the_meta_gradient_of_all_tasks_at_once():
+    outer, episode = sinusoid_loop(chunk="auto")
+    outer.step(episode)
+    found = [p.grad for p in outer.meta_layer.parameters()]
+    meta_gradient(outer.meta_layer, episode)
+    torch.testing.assert_close(found, [p.grad for p in outer.meta_layer.parameters()])
+    assert outer.pace(episode) == outer.pace(episode)
+
+
+def test_a_memory_limit_bounds_the_tasks_at_a_time_and_what_is_predicted_comes_about(caplog):
+    unlimited, episode = sinusoid_loop(chunk=None, tasks=32)
+    whole = unlimited.peak(Pace("vectorised", None), episode)
+    outer, _ = sinusoid_loop(chunk="auto", memory_limit=whole / 4e9)
+    with caplog.at_level(logging.INFO):
+        pace = outer.pace(episode)
+    assert pace.chunk is not None and 1 <= pace.chunk < 32
+    assert outer.peak(pace, episode) <= 1.1 * whole / 4
+    assert "predicted" in caplog.text and "measured" in caplog.text
+
+
+def test_where_a_single_task_takes_too_much_inner_steps_are_checkpointed(caplog):
+    outer, episode = sinusoid_loop(chunk="auto", memory_limit=1e-9)
+    with caplog.at_level(logging.INFO):
+        pace = outer.pace(episode)
+    assert outer.meta_layer.checkpoint_steps and pace.chunk == 1
+    assert "it is taken alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"chunk": "some"}, "null for all tasks at once, or auto"),
+        ({"chunk": "auto", "memory_limit": 0}, "must be above 0 GB"),
+        ({"chunk": 4, "memory_limit": 1.0}, "leave one out"),
+    ],
+)
+def test_wrong_memory_settings_say_what_would_be_right(settings, why):
+    with pytest.raises(InvalidValue, match=why):
+        sinusoid_loop(**settings)

@@ -8,15 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MixesExamples
+from mlframework.base_layers.convolution import tracked
+from mlframework.operators import normalise
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
+
+#: From as many numbers of a task on, the operator is faster than mean and variance, also twice differentiated.
+LARGE = 2**14
 
 
 class BatchStatistics(MixesExamples):
     """Batch normalisation by the statistics of the very examples it is given, always; it keeps no running averages.
 
     What stands beside an example therefore changes its prediction: a query set normalised as a whole is *transductive*.
-    Written from mean and variance, which is faster in a double backward than the native kernel; padding does not count.
+    Large inputs on the CPU are left to torch's own kernels, with a second derivative in closed form; others, and what
+    is traced or masked, are written from mean and variance. Padding does not count.
 
     Args:
         channels: size of axis 1.
@@ -37,6 +43,9 @@ class BatchStatistics(MixesExamples):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
+        if mask is None and fits(x, self.weight):
+            images = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
+            return normalise(images, self.weight, self.bias, self.eps)[0].view(x.shape)
         axes = (0, *range(2, x.dim()))
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
         if mask is None:
@@ -49,6 +58,18 @@ class BatchStatistics(MixesExamples):
             variance = (centred.square() * weight).sum(axes, keepdim=True) / count
         scale = self.weight.view(per_channel) * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias.view(per_channel), centred, scale)
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether the operator takes such tensors, and is worth it; torch.func.grad and its like do not take operators."""
+    return (
+        x.numel() >= LARGE
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch._C._len_torch_dispatch_stack()
+        and not (tracked(x) or tracked(weight))
+    )
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,0 +1,116 @@
+"""Batch statistics by torch's own kernels: the layer written from mean and variance, to every order and over tasks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from mlframework.base_layers import BatchStatistics, normalisation
+from mlframework.operators import normalise
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
+
+
+def random(*size):
+    return torch.randn(size).requires_grad_()
+
+
+def images(*leading, layout):
+    """Images `[..., 4, 3, 2, 5]` with channels last in memory, or not."""
+    x = torch.randn(*leading, 4, 2, 5, 3).movedim(-1, -3)
+    return (x if layout == LAST else x.contiguous()).requires_grad_()
+
+
+def native(x, weight, bias):
+    return normalise(x, weight, bias, 1e-5)[0]
+
+
+def plain(x, weight, bias):
+    """What the operator stands for."""
+    centred = x - x.mean((0, 2, 3), keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean((0, 2, 3), keepdim=True) + 1e-5)
+    return centred * inverse * weight[:, None, None] + bias[:, None, None]
+
+
+def derivatives(function, inputs, order):
+    """Gradients of functions of gradients, to an order."""
+    torch.manual_seed(1)
+    found = [function(*inputs)]
+    for _ in range(order):
+        total = sum((y.sin() * torch.randn_like(y, memory_format=CONTIGUOUS)).sum() for y in found)
+        found = torch.autograd.grad(total, inputs, create_graph=True)
+    return found
+
+
+@pytest.mark.parametrize("layout", [CONTIGUOUS, LAST])
+def test_the_operator_is_what_it_stands_for_to_third_order(layout):
+    inputs = images(layout=layout), random(3), random(3)
+    assert native(*inputs).stride() == inputs[0].stride()
+    for order in range(4):
+        torch.testing.assert_close(derivatives(native, inputs, order), derivatives(plain, inputs, order))
+    assert gradcheck(native, inputs)
+    assert gradgradcheck(native, inputs)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (1, 0, None), (None, 0, 0)])
+@pytest.mark.parametrize("layout", [CONTIGUOUS, LAST])
+def test_over_tasks_the_operator_is_what_it_stands_for(in_dims, layout):
+    x = images(*([] if in_dims[0] is None else [2]), layout=layout)
+    x = (x.transpose(0, 1) if in_dims[0] == 1 else x).detach().requires_grad_()
+    inputs = x, *(random(3) if dim is None else random(2, 3) for dim in in_dims[1:])
+    ours, expected = (torch.func.vmap(function, in_dims) for function in (native, plain))
+    for order in range(3):
+        torch.testing.assert_close(derivatives(ours, inputs, order), derivatives(expected, inputs, order))
+    assert gradgradcheck(ours, inputs, fast_mode=True)
+
+
+def test_over_tasks_channels_stay_last_in_memory():
+    x, weight = images(2, layout=LAST), random(3)
+    y = torch.func.vmap(native, (0, None, None))(x, weight, weight)
+    (by_x,) = torch.autograd.grad(y.square().sum(), x)
+    assert y.stride() == by_x.stride() == x.stride()
+
+
+def test_gradients_may_come_in_any_layout_or_be_vmapped():
+    x, weight = images(layout=LAST), random(3)
+    y, cotangents = native(x, weight, weight), torch.randn(2, *x.shape)
+    (together,) = torch.autograd.grad(y, x, cotangents, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, x, cotangent, retain_graph=True)[0] for cotangent in cotangents]
+    torch.testing.assert_close(together, torch.stack(one_by_one))
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 4, 6), (8, 3, 2, 3, 2)])
+def test_the_layer_is_torchs_batch_norm_either_way(monkeypatch, shape, large):
+    monkeypatch.setattr(normalisation, "LARGE", large)
+    layer, x = BatchStatistics(3), random(*shape)
+    nn.init.uniform_(layer.weight, 0.5, 2)
+    expected = nn.functional.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+    torch.testing.assert_close(layer(x), expected)
+    assert gradgradcheck(layer, x, fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own, in jacfwd
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vjp, torch.func.jacfwd])
+def test_torch_func_takes_large_inputs(monkeypatch, transform):
+    monkeypatch.setattr(normalisation, "LARGE", 0)
+    layer, x = BatchStatistics(3), images(layout=LAST).detach()
+
+    def loss(x):
+        return layer(x).sin().sum()
+
+    expected = torch.autograd.grad(loss(x.requires_grad_()), x)[0]
+    found = transform(loss, x)[1](torch.tensor(1.0))[0] if transform is torch.func.vjp else transform(loss)(x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_single_precision_is_as_exact_as_mean_and_variance(monkeypatch):
+    x, exact = images(layout=LAST).detach(), BatchStatistics(3)
+    results = []
+    for large in (0, 10**9):
+        monkeypatch.setattr(normalisation, "LARGE", large)
+        results.append(BatchStatistics(3).float()(x.float()).double())
+    for result in results:  # some units of the last place
+        torch.testing.assert_close(result, exact(x), rtol=1e-5, atol=1e-6)
