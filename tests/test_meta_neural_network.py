@@ -414,3 +414,14 @@ def test_a_setting_that_makes_no_network_is_named(kind, settings):
     with pytest.raises(InvalidValue) as raised:
         kind(MLP(classes().spec), classes(), **settings)
     assert raised.value.field == field
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("kind", [Prototypes, Matching, ConditionalNeuralProcess])
+def test_features_in_one_pass_give_the_meta_loss_of_adapting_and_judging(kind, norm):
+    task = classes()
+    layer, episode = kind(MLP(task.spec, hidden=[8], norm=norm), task, batch_norm="support"), drawn(task)
+    losses, metrics = layer.meta_loss(episode)
+    expected = layer.judge(layer.adapt(episode.support), episode)
+    torch.testing.assert_close(losses, expected["query_loss"])
+    torch.testing.assert_close(metrics, expected)

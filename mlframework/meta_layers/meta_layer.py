@@ -109,8 +109,11 @@ class MetaLayer(nn.Module, ABC):
 
     def judge(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy | None = None) -> Metrics:
         """The query loss and the task's metrics of adapted models, each `[tasks]`, named `query_...`."""
-        query = episode.query
         prediction = self.predict_query(adapted, episode, batch_norm or self.batch_norm)
+        return self.scored(adapted, prediction, episode.query)
+
+    def scored(self, adapted: Adapted, prediction: Tensor, query: Examples) -> Metrics:
+        """The query loss and metrics of predictions `[tasks, n, out_features]` for a query set; see `judge`."""
         scores = self.task.scores(prediction, query.y, query.mask)
         return {**{f"query_{name}": value for name, value in scores.items()}, **self.diagnostics(adapted)}
 

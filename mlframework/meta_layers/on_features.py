@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.episode import Examples, TaskSpec
-from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
+from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["OnFeatures", "feature_size"]
@@ -66,6 +66,20 @@ class OnFeatures(MetaLayer):
     def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
         features = self.features_of(x, mask)
         return self.outputs(adapted, features.flatten(1, -2)).unflatten(1, features.shape[1:-1])
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
+        """The query loss; the features of support and query are found in one pass where neither changes the other's."""
+        mixes = self.base_layer.mixes_examples
+        if self.prior is not None or (mixes and self.batch_norm != "support"):
+            return super().meta_loss(episode)
+        (support, query), both = episode, episode.joined()
+        # Where examples mix, the support set's statistics normalise all.
+        mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1) if mixes else self.needed(both.mask)
+        features = self.features_of(both.x, mask)
+        of_support, of_query = features.split([support.x.shape[1], query.x.shape[1]], dim=1)
+        adapted = self.fit(of_support, support)
+        metrics = self.scored(adapted, self.outputs(adapted, of_query), query)
+        return metrics["query_loss"], metrics
 
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""

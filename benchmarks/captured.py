@@ -1,0 +1,109 @@
+"""Captured and eager steps compared: `python benchmarks/captured.py [--only NAME ...] [--json FILE]`.
+
+Each algorithm is trained for 200 outer steps on small tasks; at every step the meta-gradient is found both ways from
+the same state, and the largest relative difference of the whole is kept. An algorithm that cannot be captured is listed
+with the reason. Each has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import mlframework.conf
+import torch
+from hydra import compose, initialize_config_module
+from rich.console import Console
+from rich.table import Table
+from solvers import machine
+
+from mlframework import build
+from mlframework.compiled import Gradients, eager_gradients
+from mlframework.errors import IncompatibleKind
+from mlframework.files import atomic
+
+STEPS, META_BATCH = 200, 4
+#: Small tasks, in the order in which an algorithm is tried on them.
+TASKS = ("task=sinusoid", "task=digits base_layer=mlp task.n_way=2 task.k_query=3", "task=text_lists base_layer=gru")
+ALGORITHMS = sorted(path.stem for path in (Path(mlframework.conf.__path__[0]) / "algorithm").glob("*.yaml"))
+
+
+def compare(algorithm: str) -> dict[str, Any]:
+    """An algorithm's record."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for overrides in TASKS:
+        with initialize_config_module("mlframework.conf", version_base="1.3"):
+            config = compose("train", [f"algorithm={algorithm}", "outer.capture=true", *overrides.split()])
+        task = build.build_task(config)
+        try:
+            layer = build.build_meta_layer(config, task)
+        except IncompatibleKind:
+            continue
+        return {"algorithm": algorithm, "task": overrides.split()[0], **differences(config, task, layer)}
+    return {"algorithm": algorithm, "refused": "takes none of the tasks"}
+
+
+def differences(config: Any, task: Any, layer: Any) -> dict[str, Any]:
+    outer = build.build_outer_loop(config, layer)
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("mlframework.capture")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for step in range(STEPS):
+        episode = task.sample(META_BATCH, "train", generator)
+        if step == 0:
+            outer.prepare(episode)
+            layer.train()
+        captured = outer.capture(episode)
+        (way,) = {type(way).__name__ for way in outer.capture.ways.values()}
+        if way == "function":
+            return {"refused": lines[-1].removeprefix("capture: eager steps instead: ")}
+        worst = max(worst, difference(captured, eager_gradients(layer, episode)))
+        outer.step(episode)
+    return {"way": {"WholeStep": "one graph", "method": "by units"}[way], "difference": worst, "said": lines[-1]}
+
+
+def difference(found: Gradients, expected: Gradients) -> float:
+    """Relative, of the whole meta-gradient."""
+    truth, other = (torch.cat([grad.flatten() for grad in g.by_name.values()]) for g in (expected, found))
+    return ((other - truth).norm() / truth.norm().clamp(min=1e-30)).item()
+
+
+def report(records: list[dict[str, Any]]) -> Table:
+    table = Table("algorithm", "task", "captured as", f"largest difference in {STEPS} steps")
+    for r in records:
+        if "refused" in r:
+            table.add_row(r["algorithm"], r.get("task", ""), f"not: {r['refused']}")
+        else:
+            table.add_row(r["algorithm"], r["task"], r["way"], f"{r['difference']:.1e}")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    options = parser.parse_args()
+    records = []
+    for algorithm in options.only:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            records.append(pool.apply(compare, (algorithm,)))
+        print(json.dumps(records[-1]), flush=True)
+    Console().print(report(records))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(options.json) as part:
+            part.write_text(json.dumps({"machine": machine([]), "steps": STEPS, "cells": records}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

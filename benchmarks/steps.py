@@ -1,0 +1,36 @@
+"""What the contenders of outer_step.py share: a step, its optimizer, its rates and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlframework.tasks import TaskDistribution
+
+__all__ = ["INNER_LR", "OUTER_LR", "Step", "adam", "gradients", "task_loss"]
+
+INNER_LR, OUTER_LR = 0.01, 1e-3
+
+#: Takes an outer step, and returns the meta-gradient it took, in the order of the base layer's parameters.
+Step = Callable[[], list[np.ndarray]]
+
+
+def adam(module: nn.Module) -> torch.optim.Adam:
+    """The optimizer of all that are written in torch."""
+    return torch.optim.Adam(module.parameters(), lr=OUTER_LR, fused=True)
+
+
+def gradients(module: nn.Module) -> list[np.ndarray]:
+    """What an outer step left in `.grad`."""
+    return [p.grad.numpy() for p in module.parameters() if p.grad is not None]
+
+
+def task_loss(task: TaskDistribution) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean loss of one task, of predictions `[n, ..., out_features]` and targets."""
+    if task.spec.kind == "regression":
+        return F.mse_loss
+    return lambda prediction, y: F.cross_entropy(prediction.reshape(y.numel(), -1), y.flatten())
