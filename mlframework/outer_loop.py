@@ -142,7 +142,7 @@ class OuterLoop:
         memory_limit: float | None = None,
     ) -> None:
         if not (chunk in (None, "auto") or (isinstance(chunk, int) and chunk >= 1)):
-            raise InvalidValue("chunk", chunk, "must be at least 1, null for all tasks at once, or auto")
+            raise InvalidValue("chunk", chunk, "must be at least 1, or null for all tasks at once, or auto")
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         if memory_limit is not None and not memory_limit > 0:

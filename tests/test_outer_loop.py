@@ -218,7 +218,7 @@ def test_where_a_single_task_takes_too_much_inner_steps_are_checkpointed(caplog)
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"chunk": "some"}, "null for all tasks at once, or auto"),
+        ({"chunk": "some"}, "or null for all tasks at once, or auto"),
         ({"chunk": "auto", "memory_limit": 0}, "must be above 0 GB"),
         ({"chunk": 4, "memory_limit": 1.0}, "leave one out"),
     ],
