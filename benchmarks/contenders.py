@@ -27,6 +27,7 @@ from steps import INNER_LR, Step, adam, gradients, task_loss
 from torch import nn
 from workloads import Workload
 
+from mlframework import allocator
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -46,8 +47,9 @@ INEXACT = {(LEARN2LEARN, "svm")}
 def ours(workload: Workload, *, capture: str) -> Step:
     """An outer step as a run takes it: metrics, the norm of the meta-gradient and the check that it is finite included.
 
-    The first step includes what a run does before its own: `prepare`.
+    The first step includes what a run does before its own: `prepare`. So is the allocator as it is in a run.
     """
+    allocator.tune()
     layer, episode = meta_layer(workload)
     optimizer = adam(layer)
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

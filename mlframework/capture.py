@@ -118,7 +118,7 @@ class Capture:
     def compiled(self, episode: Episode) -> Way:
         """The whole step as one graph, or its units where it is long and has any."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own making
+            warnings.simplefilter("ignore")  # of torch's own making
             if operations(self.meta_layer, episode) > MOST_OPERATIONS:
                 self.by_units(self.meta_layer, episode)
                 if self.units.units:

@@ -231,7 +231,7 @@ def tracing(meta_layer: MetaLayer) -> Iterator[None]:
     before, meta_layer.outer_step = meta_layer.outer_step, Watched(meta_layer.outer_step)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own making
+            warnings.simplefilter("ignore")  # of torch's own making
             yield
         if meta_layer.outer_step.touched:
             raise NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")

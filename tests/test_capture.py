@@ -6,11 +6,12 @@ from functools import partial
 import pytest
 import torch
 
+from mlframework import capture as capture_module
 from mlframework.base_layers import MLP
 from mlframework.capture import Capture
 from mlframework.compiled import WholeStep, eager_gradients
 from mlframework.errors import InvalidValue
-from mlframework.inner_updates import SGD
+from mlframework.inner_updates import SGD, LayerStepRates
 from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact
 from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import Sinusoid
@@ -65,3 +66,57 @@ def test_auto_stays_eager_where_the_run_is_too_short_to_gain():
 def test_another_word_names_the_right_ones():
     with pytest.raises(InvalidValue, match="must be one of auto, true, false"):
         Capture(maml(Exact()), "yes")
+
+
+@pytest.fixture
+def only_units(monkeypatch):
+    """No step is short enough to become one graph."""
+    monkeypatch.setattr(capture_module, "MOST_OPERATIONS", 0)
+
+
+#: The steps of plain gradient descent are one unit, those with rates of their own are three; and the query loss.
+@pytest.mark.parametrize(
+    ("update", "units"), [(partial(SGD, lr=0.1), 2), (partial(LayerStepRates, lr=0.1, steps=3), 4)]
+)
+def test_units_give_the_eager_meta_gradient_whether_or_not_a_step_knows_its_number(only_units, update, units, caplog):
+    task = Sinusoid(k_shot=3, k_query=3)
+    layer = MAML(MLP(task.spec, hidden=[6]), task, update=update, meta_gradient=Exact(), inner_steps=3)
+    capture = Capture(layer, "true")
+    with caplog.at_level(logging.WARNING):
+        for seed in range(2):
+            episode = episode_of(layer, seed)
+            found, expected = capture(episode), eager_gradients(layer, episode)
+            torch.testing.assert_close(found.by_name, expected.by_name)
+            torch.testing.assert_close(found.losses, expected.losses)
+    assert not caplog.records
+    assert len(capture.units.units) == units
+
+
+def test_checkpointed_steps_can_be_units(only_units, caplog):
+    task = Sinusoid(k_shot=3, k_query=3)
+    layer = MAML(
+        MLP(task.spec, hidden=[6]),
+        task,
+        update=partial(SGD, lr=0.1),
+        meta_gradient=Exact(),
+        inner_steps=2,
+        checkpoint_steps=True,
+    )
+    with caplog.at_level(logging.WARNING):
+        found = Capture(layer, "true")(episode_of(layer))
+    assert not caplog.records
+    torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+
+
+def test_a_graph_that_differs_is_refused(monkeypatch, caplog):
+    layer = maml(Exact())
+    monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode: twice_as_long)
+    with caplog.at_level(logging.WARNING):
+        found = Capture(layer, "true")(episode_of(layer))
+    assert "off the eager one" in caplog.text
+    torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+
+
+def twice_as_long(layer, episode):
+    found = eager_gradients(layer, episode)
+    return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})

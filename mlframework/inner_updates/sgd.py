@@ -25,7 +25,7 @@ class SGD(InnerUpdate):
         self.lr = positive("lr", lr)
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
-        return {name: p - self.lr * grads[name] for name, p in params.items()}, state
+        return {name: torch.sub(p, grads[name], alpha=self.lr) for name, p in params.items()}, state
 
 
 class Momentum(InnerUpdate):
@@ -46,4 +46,4 @@ class Momentum(InnerUpdate):
 
     def forward(self, params: Params, grads: Params, state: Params, step: int) -> tuple[Params, Params]:
         velocity = {name: self.momentum * state[name] + grads[name] for name in params}
-        return {name: p - self.lr * velocity[name] for name, p in params.items()}, {**state, **velocity}
+        return {name: torch.sub(p, velocity[name], alpha=self.lr) for name, p in params.items()}, {**state, **velocity}
