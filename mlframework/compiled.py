@@ -128,9 +128,10 @@ class Units:
         flat, structure = tree_flatten(args)
         # One way to lie in memory: parameters start as views that all tasks share.
         tensors = [leaf.contiguous() for leaf in flat if isinstance(leaf, Tensor)]
-        numbers = tuple(leaf for leaf in flat if not isinstance(leaf, Tensor))
+        numbers = tuple(leaf for leaf in flat if type(leaf) is int)
+        others = tuple(leaf for leaf in flat if not isinstance(leaf, Tensor) and type(leaf) is not int)
         shapes = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
-        key = (function.__qualname__, structure, shapes, torch.is_grad_enabled())
+        key = (function.__qualname__, structure, shapes, others, torch.is_grad_enabled())
         # A number like that of an inner step often makes no difference: one unit is then there for all.
         unit = self.units.get((key, None)) or self.units.get((key, numbers))
         if unit is None:

@@ -92,6 +92,17 @@ def test_units_give_the_eager_meta_gradient_whether_or_not_a_step_knows_its_numb
     assert len(capture.units.units) == units
 
 
+def test_steps_that_are_constants_are_units_of_their_own(only_units, caplog):
+    layer = maml(AnnealedOrder(1))
+    capture, episode = Capture(layer, "true"), episode_of(layer)
+    with caplog.at_level(logging.WARNING):
+        for layer.outer_step in (0, 1, 0):
+            expected = eager_gradients(layer, episode).by_name
+            torch.testing.assert_close(capture(episode).by_name, expected)
+    assert not caplog.records
+    assert len(capture.units.units) == 3
+
+
 def test_checkpointed_steps_can_be_units(only_units, caplog):
     task = Sinusoid(k_shot=3, k_query=3)
     layer = MAML(
