@@ -1,8 +1,8 @@
 """Writes the tables and plots of docs/performance.md from results/benchmarks/*.json: nothing there is typed by hand.
 
-`python scripts/performance.py` after `benchmarks/outer_step.py`, `scaling.py`, `inner_loop_memory.py` and `costs.py`
-have written outer_step*.json, scaling*.json, inner_loop_memory.json and costs.json there, by their `--json`. What is
-not there is left out, with a line that says so.
+`python scripts/performance.py` after `benchmarks/outer_step.py`, `scaling.py`, `inner_loop_memory.py`, `costs.py`,
+`captured.py` and `profile_step.py` have written outer_step*.json, scaling*.json, inner_loop_memory.json, costs.json,
+captured.json and profile*.json there, by their `--json`. What is not there is left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -254,6 +254,39 @@ def costs(runs: Sequence[Record]) -> str:
     return f"{facts(runs)}\n\n{table(headings, rows)}"
 
 
+def captured(runs: Sequence[Record]) -> str:
+    """A row for each algorithm: how it is captured, and how far it is from the eager step; or why it is not."""
+    if not runs:
+        return absent("captured")
+    rows = [
+        (f"`{cell['algorithm']}`", cell.get("task", "").removeprefix("task="), "no: " + cell["refused"], "")
+        if "refused" in cell
+        else (
+            f"`{cell['algorithm']}`",
+            cell["task"].removeprefix("task="),
+            cell["way"],
+            f"{cell['difference']:.0e}",
+        )
+        for run in runs
+        for cell in run["cells"]
+    ]
+    steps = runs[0]["steps"]
+    return table(("`algorithm=`", "on", "captured", f"largest relative difference in {steps} outer steps"), rows)
+
+
+def profile(runs: Sequence[Record]) -> str:
+    """A column for each profiled step: the share of each kind of work."""
+    if not runs:
+        return absent("profile_step")
+    found = [cell for run in runs for cell in run["cells"]]
+    kinds = sorted(
+        dict.fromkeys(kind for cell in found for kind in cell["shares"]),
+        key=lambda kind: -max(cell["shares"].get(kind, 0) for cell in found),
+    )
+    rows = [(kind, *(f"{cell['shares'].get(kind, 0):.0%}" for cell in found)) for kind in kinds]
+    return table(("share of the time", *(f"{cell['name']}, {cell['contender']}" for cell in found)), rows)
+
+
 def slashed(by: dict[tuple[str, int | None], Record], name: str, what: str, shown: str) -> list[str]:
     """One cell of the table: a figure at each number of inner steps, or the only one."""
     return [" / ".join(shown.format(cell[what]) for (algorithm, _), cell in by.items() if algorithm == name)]
@@ -500,6 +533,8 @@ def parts() -> Iterator[tuple[str, str]]:
     yield "scaling", scaling(measured)
     yield "memory", memory(results("inner_loop_memory"))
     yield "costs", costs(results("costs"))
+    yield "captured", captured(results("captured"))
+    yield "profile", profile(results("profile"))
     yield "model", model(measured)
 
 

@@ -128,6 +128,23 @@ def test_a_graph_that_differs_is_refused(monkeypatch, caplog):
     torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
 
 
+def test_a_graph_that_differs_where_a_rectifier_turns_over_is_taken(monkeypatch, caplog):
+    layer, episode = maml(Exact()), episode_of(maml(Exact()))
+
+    def jumps_there(layer, given):
+        return (
+            twice_as_long(layer, given)
+            if torch.equal(given.query.x, episode.query.x)
+            else eager_gradients(layer, given)
+        )
+
+    monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode: jumps_there)
+    capture = Capture(layer, "true")
+    with caplog.at_level(logging.WARNING):
+        capture(episode)
+    assert not caplog.records and list(capture.ways.values()) == [jumps_there]
+
+
 def twice_as_long(layer, episode):
     found = eager_gradients(layer, episode)
     return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})

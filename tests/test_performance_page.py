@@ -37,7 +37,15 @@ def test_the_page_has_what_the_script_makes_of_the_results(performance):
 
 
 def test_what_was_not_measured_is_named(performance):
-    for make in (performance.outer_step, performance.scaling, performance.memory, performance.costs, performance.model):
+    for make in (
+        performance.outer_step,
+        performance.scaling,
+        performance.memory,
+        performance.costs,
+        performance.model,
+        performance.captured,
+        performance.profile,
+    ):
         assert make([]).startswith("Not measured yet: `python benchmarks/")
 
 
