@@ -98,11 +98,11 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             records.append(pool.apply(compare, (algorithm,)))
         print(json.dumps(records[-1]), flush=True)
+        if options.json is not None:
+            with atomic(options.json) as part:
+                result = {"machine": machine([]), "steps": STEPS, "cells": records}
+                part.write_text(json.dumps(result, indent=2) + "\n")
     Console().print(report(records))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(options.json) as part:
-            part.write_text(json.dumps({"machine": machine([]), "steps": STEPS, "cells": records}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

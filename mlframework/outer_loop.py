@@ -109,7 +109,7 @@ class Pace(NamedTuple):
 
 
 #: Tasks at a time, beside one and all, that `chunk=auto` tries.
-CHUNKS = (4, 16)
+CHUNKS = (4, 16, 64)
 
 
 class OuterLoop:
