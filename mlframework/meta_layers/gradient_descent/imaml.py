@@ -103,6 +103,7 @@ class Implicit(MetaGradient):
     """
 
     uses_query_losses = False
+    can_be_captured = False
 
     def __init__(self, cg_steps: int = 5, tolerance: float = 0.1) -> None:
         if cg_steps < 1:

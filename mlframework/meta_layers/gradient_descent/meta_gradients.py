@@ -23,6 +23,8 @@ class MetaGradient(ABC):
 
     #: Whether query losses are differentiated at all, so that it matters how those after each step weigh.
     uses_query_losses: bool = True
+    #: Whether a compiled step can be told from a wrong one: not where rounding decides how the inner loop goes.
+    can_be_captured: bool = True
 
     @abstractmethod
     def constant_steps(self, inner_steps: int, outer_step: int) -> int:
