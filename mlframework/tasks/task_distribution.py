@@ -74,7 +74,7 @@ class TaskDistribution(ABC):
         Args:
             prediction: `[tasks, n, ..., out_features]`.
             y: as in `loss`.
-            mask: `[tasks, n, ...]`, 1 counts, 0 does not.
+            mask: `[tasks, n, ...]`, 1 counts, 0 does not; not read where the spec says that tasks are not ragged.
 
         Returns:
             Names to tensors `[tasks]`; `loss` is among them.

@@ -23,7 +23,7 @@ class MetaGradient(ABC):
 
     #: Whether query losses are differentiated at all, so that it matters how those after each step weigh.
     uses_query_losses: bool = True
-    #: Whether a compiled step can be told from a wrong one: not where rounding decides how the inner loop goes.
+    #: Whether a step may be compiled: not where compiled and eager steps were seen to drift apart.
     can_be_captured: bool = True
 
     @abstractmethod
