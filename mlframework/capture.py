@@ -134,7 +134,7 @@ class Capture:
         """The whole step as one graph, or its units where it is long and has any."""
         gradient = getattr(self.meta_layer, "meta_gradient", None)
         if not getattr(gradient, "can_be_captured", True):
-            raise NotCapturable(f"rounding decides how the inner loop of {type(gradient).__name__} goes")
+            raise NotCapturable(f"compiled and eager steps of {type(gradient).__name__} were seen to drift apart")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own making
             if operations(self.meta_layer, episode) > MOST_OPERATIONS:
