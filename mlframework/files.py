@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic", "cache_folder", "write_part"]
+__all__ = ["atomic", "cache_folder", "write_first", "write_part"]
 
 
 def cache_folder() -> Path:
@@ -25,6 +25,18 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_first(path: Path, text: str) -> None:
+    """Writes a file unless there is one: of several writers the first wins, and nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(part, path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 
-from mlframework.files import atomic, cache_folder
+from mlframework.files import cache_folder, write_first
 
 __all__ = ["fastest", "is_known"]
 
@@ -30,30 +31,33 @@ log = logging.getLogger(__name__)
 def fastest(question: str, ways: Mapping[str, Callable[[], object]]) -> str:
     """The name of the fastest way; of those that are about as fast, the first.
 
-    What was measured is kept in the cache folder, so that a run that goes on later takes the same steps.
+    What was measured is kept in the cache folder, so that a run that goes on later takes the same steps. Of processes
+    that measure at once, the first to end has answered for all.
 
     Args:
         question: all that the answer depends on, but for the machine, torch and its number of threads.
         ways: by name; each is called a few times.
     """
-    asked = with_threads(question)
+    asked = in_full(question)
     if not is_known(question) or KNOWN[asked] not in ways:
         seconds = {name: shortest(way) for name, way in ways.items()}
         limit = min(seconds.values()) * (1 + MARGIN)
-        KNOWN[asked] = next(name for name in ways if seconds[name] <= limit)
-        remember()
+        KNOWN[asked] = settled(asked, next(name for name in ways if seconds[name] <= limit), ways)
     return KNOWN[asked]
 
 
 def is_known(question: str) -> bool:
     """Whether an answer is at hand, from this process or an earlier one."""
-    if with_threads(question) not in KNOWN:
-        KNOWN.update(remembered())
-    return with_threads(question) in KNOWN
+    asked = in_full(question)
+    if asked not in KNOWN and (answer := remembered(asked)) is not None:
+        KNOWN[asked] = answer
+    return asked in KNOWN
 
 
-def with_threads(question: str) -> str:
-    return f"{question}, threads {torch.get_num_threads()}"
+def in_full(question: str) -> str:
+    """A question with the machine, torch and its threads."""
+    machine = platform.processor() or platform.machine()
+    return f"{question}, {machine}, torch {torch.__version__}, threads {torch.get_num_threads()}"
 
 
 def shortest(way: Callable[[], object]) -> float:
@@ -66,23 +70,31 @@ def shortest(way: Callable[[], object]) -> float:
     return min(seconds[1:] or seconds)
 
 
-def cache_file() -> Path:
-    """Where answers are kept, on this kind of machine with this version of torch."""
-    return cache_folder() / f"fastest-{platform.processor() or platform.machine()}-{torch.__version__}.json"
+def cache_file(asked: str) -> Path:
+    """Where the answer to a question is kept."""
+    return cache_folder() / "fastest" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
 
 
-def remembered() -> dict[str, str]:
+def remembered(asked: str) -> str | None:
+    """The answer that is kept, if there is one."""
     try:
-        found = json.loads(cache_file().read_text())
-    except (OSError, ValueError):  # not there, or damaged by something outside: measured anew
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(cache_file(asked).read_text())
+        return found["fastest"] if isinstance(found["fastest"], str) else None
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged by something outside: measured anew
+        return None
 
 
-def remember() -> None:
-    """Adds what was measured to the cache; one that cannot be written is done without."""
+def settled(asked: str, answer: str, ways: Collection[str]) -> str:
+    """Keeps an answer, or gives the one that another process has kept meanwhile.
+
+    A cache that cannot be written is done without.
+    """
+    file, text = cache_file(asked), json.dumps({"question": asked, "fastest": answer})
     try:
-        with atomic(cache_file()) as part:
-            part.write_text(json.dumps({**remembered(), **KNOWN}, indent=0))
+        if file.exists() and remembered(asked) not in ways:  # damaged, or of another version
+            file.unlink(missing_ok=True)
+        write_first(file, text)
     except OSError as error:
-        log.warning("what is fastest is measured anew in every process: %s cannot be written (%s)", cache_file(), error)
+        log.warning("what is fastest is measured anew in every process: %s cannot be written (%s)", file, error)
+    kept = remembered(asked)
+    return kept if kept in ways else answer
