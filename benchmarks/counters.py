@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,17 +18,20 @@ __all__ = ["Operations", "PeakMemory"]
 ours = torch.ops.mlframework
 
 
-@register_flop_formula([ours.convolve, ours.by_input], get_raw=True)
+@register_flop_formula(
+    [ours.convolve, ours.convolve_by_input, ours.unfolded, ours.unfolded_by_input],
+    get_raw=True,
+)
 def convolution(images: Tensor, weight: Tensor, *args: Any, out_val: Tensor) -> int:
     """Operations of a convolution or of its gradient by the images: each result of the former takes a weight's row."""
     results = out_val if len(args) == 2 else images
-    return 2 * results.numel() * weight[0].numel()
+    return 2 * results.numel() * math.prod(weight.shape[-3:])
 
 
-@register_flop_formula([ours.by_weight], get_raw=True)
+@register_flop_formula([ours.convolve_by_weight, ours.unfolded_by_weight], get_raw=True)
 def weight_gradient(grad: Tensor, images: Tensor, *args: Any, out_val: Tensor) -> int:
     """Operations of a convolution's gradient by the weight."""
-    return 2 * grad.numel() * out_val[0].numel()
+    return 2 * grad.numel() * math.prod(out_val.shape[-3:])
 
 
 class Operations(TorchDispatchMode):

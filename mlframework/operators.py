@@ -1,20 +1,23 @@
-"""Operators of convolution and normalisation, differentiable to any order, and batched over tasks by `vmap`.
+"""Operators of convolution, differentiable to any order, and batched over tasks by `vmap`.
 
-Compilers do not look into them, which is what makes them fast: what is fused with a gather is computed as often as the
-gather reads it.
+Images are `[..., n, channels, height, width]`, weights `[..., out, channels, *kernel]`, channels last in memory; axes
+in front are tasks. Eagerly an operator runs as it stands here; a compiler gets what stands for it in `TRACED`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "convolve", "normalise", "patches", "sizes"]
+__all__ = ["TRACED", "Pair", "convolve", "define", "named", "sizes", "unfolded"]
 
 LIBRARY = torch.library.Library("mlframework", "DEF")
+
+#: By operator, what a compiler traces in its place.
+TRACED: dict[Any, Callable[..., Any]] = {}
 
 #: Numbers for height and width.
 Pair = Sequence[int]
@@ -25,17 +28,39 @@ def sizes(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[int, 
     return tuple((i + 2 * p - k) // s + 1 for i, k, s, p in zip(image, kernel, stride, padding, strict=True))
 
 
-# Patches and their sum, the adjoint of each other: the derivative of either, to any order, is the other.
+def define(
+    schema: str, function: Callable[..., Any], fake: Callable[..., Any], traced: Callable[..., Any] | None = None
+) -> str:
+    """Registers an operator, and returns its name.
+
+    Args:
+        schema: its name and types.
+        function: runs it.
+        fake: gives tensors like its results, for tracing.
+        traced: what compilers trace in its place; None: they do not look into it.
+    """
+    name = f"mlframework::{LIBRARY.define(schema)}"
+    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake)
+    if traced is not None:
+        TRACED[named(name).default] = traced
+    return name
 
 
-def gather_patches(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+def named(name: str) -> Any:
+    """The operator of a name."""
+    return getattr(torch.ops.mlframework, name.partition("::")[2])
+
+
+# Patches and their sum, the adjoint of each other, of images `[n, height, width, channels]`.
+
+
+def patches(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """`[n, height, width, channels]` to the patches that a kernel sees, `[n, positions, kernel * channels]`."""
     n, *image, channels = x.shape
     (height, width), (high, wide) = sizes(image, kernel, stride, padding), kernel
     if any(padding):
-        (top, left), inside = padding, x
-        x = x.new_zeros(n, image[0] + 2 * top, image[1] + 2 * left, channels)
-        x[:, top : top + image[0], left : left + image[1]] = inside
+        x = torch.constant_pad_nd(x, [0, 0, padding[1], padding[1], padding[0], padding[0]])
     x = x.contiguous()
     per_image, per_row, per_pixel, _ = x.stride()
     # Pixels that stand side by side in memory are copied in one go.
@@ -75,66 +100,165 @@ def overlap(offset: int, size: int, positions: int, stride: int, padding: int) -
     return max(first * stride + offset - padding, 0), min(first, positions), max(last - first, 0)
 
 
-def define(schema: str, function: Callable[..., Any], fake: Callable[..., Tensor] | None = None) -> str:
-    """Registers an operator that compilers do not look into; `fake` gives the shape of its result, for tracing."""
-    name = f"mlframework::{LIBRARY.define(schema)}"
-    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    if fake is not None:
-        torch.library.register_fake(name, fake)
-    return name
+def traced_overlay(rows: Tensor, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """`overlay` without writing to a place twice, so that it can be fused."""
+    (high, wide), (down, across), (top, left) = kernel, stride, padding
+    n, channels = len(rows), rows.shape[-1] // (high * wide)
+    taps = rows.view(n, *sizes(image, kernel, stride, padding), high, wide, channels)
+    frame = tuple(-(-(i + p) // s) for i, p, s in zip(image, padding, stride, strict=True))
+
+    def under(y: int, z: int) -> Tensor:
+        """The pixels, of every `stride` one, that lie under the same elements of the kernel."""
+        parts = [
+            moved(taps[:, :, :, i, j], (i // down, j // across), frame)
+            for i in range(y, high, down)
+            for j in range(z, wide, across)
+        ]
+        return sum(parts[1:], parts[0]) if parts else rows.new_zeros(n, *frame, channels)
+
+    lines = [torch.stack([under(y, z) for z in range(across)], dim=3) for y in range(down)]
+    whole = torch.stack(lines, dim=2).contiguous()  # [n, height, down, width, across, channels]
+    per_line = frame[1] * across * channels
+    # By strides: what is read by its place in memory is there before, rather than computed by each who reads it.
+    return whole.as_strided(
+        (n, *image, channels), (frame[0] * down * per_line, per_line, channels, 1), top * per_line + left * channels
+    )
 
 
-def fake_patches(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    height, width = sizes(x.shape[1:3], kernel, stride, padding)
-    return x.new_empty(len(x), height * width, kernel[0] * kernel[1] * x.shape[-1])
+def moved(x: Tensor, by: Pair, frame: Pair) -> Tensor:
+    """Images `[n, height, width, channels]`, down and across, in a frame of zeros; what leaves it is lost."""
+    below, right = (size - offset - now for size, offset, now in zip(frame, by, x.shape[1:3], strict=True))
+    return torch.constant_pad_nd(x, [0, 0, by[1], right, by[0], below])
 
-
-def fake_overlay(rows: Tensor, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    return rows.new_empty(len(rows), *image, rows.shape[-1] // (kernel[0] * kernel[1]))
-
-
-def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keeps an operator's arguments: tensors for the backward pass, and the numbers that follow."""
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
-    ctx.save_for_backward(*tensors)
-    ctx.numbers = inputs[len(tensors) :]
-
-
-def keep_shape(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.image, ctx.numbers = inputs[0].shape[1:3], inputs[-3:]
-
-
-def over_rows(name: str) -> None:
-    """Registers that an operator's rows are independent, so that tasks join them."""
-
-    def joined(info: Any, in_dims: Sequence[int | None], x: Tensor, *numbers: Any) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0] or 0, 0)
-        return getattr(torch.ops.mlframework, name.partition("::")[2])(x.flatten(0, 1), *numbers).unflatten(
-            0, x.shape[:2]
-        ), 0
-
-    torch.library.register_vmap(name, joined)
-
-
-PATCHES = define("patches(Tensor x, int[] kernel, int[] stride, int[] padding) -> Tensor", gather_patches, fake_patches)
-OVERLAY = define(
-    "overlay(Tensor rows, int[] image, int[] kernel, int[] stride, int[] padding) -> Tensor", overlay, fake_overlay
-)
-torch.library.register_autograd(
-    PATCHES,
-    lambda ctx, grad: (torch.ops.mlframework.overlay(grad, ctx.image, *ctx.numbers), None, None, None),
-    setup_context=keep_shape,
-)
-torch.library.register_autograd(
-    OVERLAY,
-    lambda ctx, grad: (torch.ops.mlframework.patches(grad, *ctx.numbers), None, None, None, None),
-    setup_context=keep_shape,
-)
-over_rows(PATCHES)
-over_rows(OVERLAY)
 
 # A convolution and its gradients by input and by weight. Each is linear in both arguments, and the derivatives of any
 # are the other two.
+
+CONVOLVE = "(Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor"
+BY_INPUT = "_by_input(Tensor grad, Tensor weight, int[] image, int[] stride, int[] padding) -> Tensor"
+BY_WEIGHT = "_by_weight(Tensor grad, Tensor x, int[] kernel, int[] stride, int[] padding) -> Tensor"
+
+
+def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keeps an operator's arguments for the backward pass: two tensors, and the numbers that follow."""
+    ctx.save_for_backward(*inputs[:2])
+    ctx.numbers = inputs[2:]
+
+
+def register_derivatives(*names: str) -> None:
+    """Registers those of a convolution, of its gradient by input and of that by weight."""
+    convolve, by_input, by_weight = map(named, names)
+
+    def convolve_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (needs_x, needs_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            by_input(grad, weight, x.shape[-2:], *ctx.numbers) if needs_x else None,
+            by_weight(grad, x, weight.shape[-2:], *ctx.numbers) if needs_weight else None,
+            *(None for _ in ctx.numbers),
+        )
+
+    def by_input_backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, weight), (needs_grad, needs_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            convolve(x, weight, *ctx.numbers[1:]) if needs_grad else None,
+            by_weight(grad, x, weight.shape[-2:], *ctx.numbers[1:]) if needs_weight else None,
+            *(None for _ in ctx.numbers),
+        )
+
+    def by_weight_backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, x), (needs_grad, needs_x, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            convolve(x, weight, *ctx.numbers[1:]) if needs_grad else None,
+            by_input(grad, weight, x.shape[-2:], *ctx.numbers[1:]) if needs_x else None,
+            *(None for _ in ctx.numbers),
+        )
+
+    backwards = (convolve_backward, by_input_backward, by_weight_backward)
+    for name, backward in zip(names, backwards, strict=True):
+        torch.library.register_autograd(name, backward, setup_context=keep)
+
+
+def register_tasks(name: str, joined: Callable[..., Tensor], *, second: bool) -> None:
+    """Registers how an operator runs over tasks.
+
+    Args:
+        name: of the operator.
+        joined: runs it on two arguments that both have tasks in front.
+        second: whether its second argument is per image, as the first is; else it is a weight, which all images share,
+            so that where it is the same for all tasks, they are images like others.
+    """
+    operator = named(name)
+
+    def run(info: Any, in_dims: Sequence[int | None], a: Tensor, b: Tensor, *numbers: Any) -> tuple[Tensor, int]:
+        a, b = (t if dim is None else t.movedim(dim, 0) for t, dim in zip((a, b), in_dims[:2], strict=True))
+        if not second and in_dims[1] is None and b.dim() == 4:
+            return operator(a.flatten(0, 1), b, *numbers).unflatten(0, a.shape[:2]), 0
+        both = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t
+            for t, dim in zip((a, b), in_dims[:2], strict=True)
+        )
+        return joined(*both, *numbers), 0
+
+    torch.library.register_vmap(name, run)
+
+
+# Unfolded: the patches as rows of a matrix, times the weights; over tasks a batched product.
+
+
+def matrix(weight: Tensor) -> Tensor:
+    """Weights as matrices `[..., out, kernel * channels]`."""
+    return weight.movedim(-3, -1).contiguous().flatten(-3)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Images as rows `[..., n * positions, channels]`."""
+    return x.movedim(-3, -1).contiguous().flatten(-4, -2)
+
+
+def seen(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """Images as rows of patches `[..., n * positions, kernel * channels]`."""
+    last = x.movedim(-3, -1).contiguous()
+    rows = patches(last.view(-1, *last.shape[-3:]), kernel, stride, padding)
+    return rows.view(*x.shape[:-4], -1, rows.shape[-1])
+
+
+def run_unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """`[..., n, channels, height, width]` to `[..., n, out, ...]`."""
+    y = seen(x, weight.shape[-2:], stride, padding) @ matrix(weight).mT
+    return y.unflatten(-2, (x.shape[-4], *sizes(x.shape[-2:], weight.shape[-2:], stride, padding))).movedim(-1, -3)
+
+
+def run_unfolded_by_input(
+    grad: Tensor, weight: Tensor, image: Pair, stride: Pair, padding: Pair, overlay: Callable[..., Tensor] = overlay
+) -> Tensor:
+    """The gradient by the images, `[..., n, channels, *image]`, of that by the result `[..., n, out, ...]`."""
+    rows = pixels(grad) @ matrix(weight)
+    rows = rows.view(-1, grad.shape[-2] * grad.shape[-1], rows.shape[-1])
+    x = overlay(rows, image, weight.shape[-2:], stride, padding)
+    return x.unflatten(0, grad.shape[:-3]).movedim(-1, -3)
+
+
+def run_unfolded_by_weight(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """The gradient by the weights, `[..., out, channels, *kernel]`."""
+    weight = pixels(grad).mT @ seen(x, kernel, stride, padding)
+    return weight.unflatten(-1, (*kernel, x.shape[-3])).movedim(-1, -3)
+
+
+def traced_by_input(grad: Tensor, weight: Tensor, image: Pair, stride: Pair, padding: Pair) -> Tensor:
+    return run_unfolded_by_input(grad, weight, image, stride, padding, traced_overlay)
+
+
+UNFOLDED = (
+    define(f"unfolded{CONVOLVE}", run_unfolded, run_unfolded, run_unfolded),
+    define(f"unfolded{BY_INPUT}", run_unfolded_by_input, traced_by_input, traced_by_input),
+    define(f"unfolded{BY_WEIGHT}", run_unfolded_by_weight, run_unfolded_by_weight, run_unfolded_by_weight),
+)
+register_derivatives(*UNFOLDED)
+for name in UNFOLDED:
+    register_tasks(name, named(name), second=name == UNFOLDED[2])
+
+
+# Native: torch's own kernels, which compilers do not look into; tasks with weights of their own follow each other.
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -148,13 +272,14 @@ def run_convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tens
 
 def by_input(grad: Tensor, weight: Tensor, image: Pair, stride: Pair, padding: Pair) -> Tensor:
     """The gradient by the images, `[n, channels, *image]`, of that by the result `[n, out, ...]`."""
-    x = grad.new_empty(len(grad), weight.shape[1], *image).to(memory_format=torch.channels_last)
-    return channels_last(backward(grad, x, weight, stride, padding, 0))
+    return channels_last(
+        backward(grad, fake_by_input(grad, weight, image, stride, padding), weight, stride, padding, 0)
+    )
 
 
 def by_weight(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """The gradient by the weight, `[out, channels, *kernel]`."""
-    weight = grad.new_empty(grad.shape[1], x.shape[1], *kernel).to(memory_format=torch.channels_last)
+    weight = fake_by_weight(grad, x, kernel, stride, padding)
     return channels_last(backward(grad, channels_last(x), weight, stride, padding, 1))
 
 
@@ -174,89 +299,31 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pai
     )[which]
 
 
+def empty(like: Tensor, *size: int) -> Tensor:
+    """What `like` is made of, channels last in memory."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def fake_convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    size = sizes(x.shape[2:], weight.shape[2:], stride, padding)
-    return x.new_empty(len(x), len(weight), *size).to(memory_format=torch.channels_last)
+    return empty(x, len(x), len(weight), *sizes(x.shape[2:], weight.shape[2:], stride, padding))
 
 
 def fake_by_input(grad: Tensor, weight: Tensor, image: Pair, stride: Pair, padding: Pair) -> Tensor:
-    return grad.new_empty(len(grad), weight.shape[1], *image).to(memory_format=torch.channels_last)
+    return empty(grad, len(grad), weight.shape[1], *image)
 
 
 def fake_by_weight(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    return grad.new_empty(grad.shape[1], x.shape[1], *kernel).to(memory_format=torch.channels_last)
+    return empty(grad, grad.shape[1], x.shape[1], *kernel)
 
 
-CONVOLVE = define(
-    "convolve(Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor", run_convolve, fake_convolve
-)
-BY_INPUT = define(
-    "by_input(Tensor grad, Tensor weight, int[] image, int[] stride, int[] padding) -> Tensor", by_input, fake_by_input
-)
-BY_WEIGHT = define(
-    "by_weight(Tensor grad, Tensor x, int[] kernel, int[] stride, int[] padding) -> Tensor", by_weight, fake_by_weight
-)
+def one_by_one(name: str) -> Callable[..., Tensor]:
+    """An operator, for one task after the other."""
+    operator = named(name)
 
+    def run(a: Tensor, b: Tensor, *numbers: Any) -> Tensor:
+        return stacked([operator(*task, *numbers) for task in zip(a.unbind(), b.unbind(), strict=True)])
 
-def convolve_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (x, weight), ops = ctx.saved_tensors, torch.ops.mlframework
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    return (
-        ops.by_input(grad, weight, x.shape[2:], *ctx.numbers) if needs_x else None,
-        ops.by_weight(grad, x, weight.shape[2:], *ctx.numbers) if needs_weight else None,
-        None,
-        None,
-    )
-
-
-def by_input_backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
-    (grad, weight), ops, numbers = ctx.saved_tensors, torch.ops.mlframework, ctx.numbers[1:]
-    needs_grad, needs_weight = ctx.needs_input_grad[:2]
-    return (
-        ops.convolve(x, weight, *numbers) if needs_grad else None,
-        ops.by_weight(grad, x, weight.shape[2:], *numbers) if needs_weight else None,
-        None,
-        None,
-        None,
-    )
-
-
-def by_weight_backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-    (grad, x), ops, numbers = ctx.saved_tensors, torch.ops.mlframework, ctx.numbers[1:]
-    needs_grad, needs_x = ctx.needs_input_grad[:2]
-    return (
-        ops.convolve(x, weight, *numbers) if needs_grad else None,
-        ops.by_input(grad, weight, x.shape[2:], *numbers) if needs_x else None,
-        None,
-        None,
-        None,
-    )
-
-
-def task_by_task(name: str, *, second: bool) -> None:
-    """Registers how an operator runs over tasks.
-
-    Args:
-        name: of the operator.
-        second: whether its second argument is per image, as the first is; else it is a weight, which all images share,
-            so that where it is the same for all tasks, they are images like others.
-    """
-    operator = getattr(torch.ops.mlframework, name.partition("::")[2])
-
-    def run(info: Any, in_dims: Sequence[int | None], a: Tensor, b: Tensor, *numbers: Any) -> tuple[Tensor, int]:
-        a, b = (t if dim is None else t.movedim(dim, 0) for t, dim in zip((a, b), in_dims[:2], strict=True))
-        if not second and in_dims[1] is None:
-            return operator(a.flatten(0, 1), b, *numbers).unflatten(0, a.shape[:2]), 0
-        tasks = zip(
-            *(
-                t.unbind() if dim is not None else [t] * info.batch_size
-                for t, dim in ((a, in_dims[0]), (b, in_dims[1]))
-            ),
-            strict=True,
-        )
-        return stacked([operator(*task, *numbers) for task in tasks]), 0
-
-    torch.library.register_vmap(name, run)
+    return run
 
 
 def stacked(parts: list[Tensor]) -> Tensor:
@@ -266,218 +333,15 @@ def stacked(parts: list[Tensor]) -> Tensor:
     return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(0, 1, 4, 2, 3)
 
 
-torch.library.register_autograd(CONVOLVE, convolve_backward, setup_context=keep)
-torch.library.register_autograd(BY_INPUT, by_input_backward, setup_context=keep)
-torch.library.register_autograd(BY_WEIGHT, by_weight_backward, setup_context=keep)
-task_by_task(CONVOLVE, second=False)
-task_by_task(BY_INPUT, second=False)
-task_by_task(BY_WEIGHT, second=True)
-
-# Batch normalisation by torch's own kernels, for the CPU: images are `[..., n, channels, height, width]`, and numbers
-# of each channel `[..., channels]`; axes in front are tasks. Mean and inverse standard deviation are handed from
-# operator to operator to save time, but derivatives regard them as what they are, functions of the images.
-
-FORWARD = torch.ops.aten.native_batch_norm.out
-BACKWARD = torch.ops.aten.native_batch_norm_backward.default
-
-
-def dense(x: Tensor, like: Tensor) -> Tensor:
-    """Images in the memory format of others: contiguous, or else channels last."""
-    return x.contiguous() if like.is_contiguous() else x.movedim(-3, -1).contiguous().movedim(-1, -3)
-
-
-def by_task(images: Sequence[Tensor], numbers: Sequence[Tensor]) -> Any:
-    """The images and numbers of one task after the other."""
-    unbound = [x.view(-1, *x.shape[-4:]).unbind() for x in images]
-    return zip(*unbound, *(x.reshape(-1, x.shape[-1]).unbind() for x in numbers), strict=True)
-
-
-def run_normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Images normalised by their own statistics, scaled and shifted; then the mean and inverse standard deviation."""
-    x = dense(x, x)
-    y, mean, inverse = torch.empty_like(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
-    for one, out, scale, shift, mu, r in by_task([x, y], [weight, bias, mean, inverse]):
-        FORWARD(one, scale, shift, None, None, True, 0.0, eps, out=out, save_mean=mu, save_invstd=r)
-    return y, mean, inverse
-
-
-def sums(grad: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Over a channel's pixels, the sum of `grad` times `(x - mean) * inverse`, and that of `grad`."""
-    x = dense(x, x)
-    parts = [
-        BACKWARD(g, one, None, None, None, mu, r, True, 0.0, [False, True, True])[1:]
-        for g, one, mu, r in by_task([dense(grad, x), x], [mean, inverse])
-    ]
-    products, totals = (torch.stack(part).view(mean.shape) for part in zip(*parts, strict=True))
-    return products, totals
-
-
-def combined(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum of images times numbers of their channels, and a constant of each channel."""
-    (x, factor), *others = terms
-    result = torch.addcmul(spread(constant), x, spread(factor))
-    for x, factor in others:
-        result.addcmul_(x, spread(factor))
-    return result
-
-
-def spread(numbers: Tensor) -> Tensor:
-    return numbers[..., None, :, None, None]
-
-
-def pixels(x: Tensor) -> int:
-    """How many pixels each channel of a task has."""
-    return x.shape[-4] * x.shape[-2] * x.shape[-1]
-
-
-def run_normalise_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by images, weight and bias, of that by the normalised images."""
-    if x.dim() == 4:  # faster than what follows, unless its results would have to be stacked
-        x = dense(x, x)
-        return BACKWARD(dense(grad, x), x, weight, None, None, mean, inverse, True, eps, [True, True, True])
-    by_weight, by_bias = sums(grad, x, mean, inverse)
-    scale = weight * inverse
-    by_centred = -scale * inverse * by_weight / pixels(x)
-    by_x = combined(-scale * by_bias / pixels(x) - by_centred * mean, (grad, scale), (x, by_centred))
-    return by_x, by_weight, by_bias
-
-
-class Moments(NamedTuple):
-    """What the second derivative needs of images x, a gradient g and its cotangent v: averages over a channel's pixels.
-
-    Attributes:
-        x, g, v: the averages of the three, `[..., channels]`, as all that follow.
-        inverse: one over the standard deviation of x.
-        gx, vx: the averages of g x' and v x', where x' are the normalised images.
-        gv: the covariance of g and v.
-    """
-
-    x: Tensor
-    g: Tensor
-    v: Tensor
-    inverse: Tensor
-    gx: Tensor
-    vx: Tensor
-    gv: Tensor
-
-
-def plain_moments(grad: Tensor, cotangent: Tensor, x: Tensor, eps: float) -> Moments:
-    """The moments by operations that can be differentiated."""
-
-    def average(x: Tensor) -> Tensor:
-        return x.mean((-4, -2, -1))
-
-    mean, g, v = average(x), average(grad), average(cotangent)
-    centred = x - spread(mean)
-    inverse = torch.rsqrt(average(centred.square()) + eps)
-    normalised = centred * spread(inverse)
-    gx, vx = average(grad * normalised), average(cotangent * normalised)
-    return Moments(mean, g, v, inverse, gx, vx, average((grad - spread(g)) * cotangent))
-
-
-def normalise_twice(
-    cotangents: Sequence[Tensor], grad: Tensor, x: Tensor, weight: Tensor, moments: Moments
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by `grad`, `x` and `weight` of what `normalise_backward` makes of them.
-
-    With <> for the average over a channel's pixels, x' for the normalised images and n for the number of pixels, it
-    makes `weight * inverse` (g - <g> - x' <g x'>), n <g x'> and n <g>, whose cotangents are v, p and q.
-    """
-    (v, p, q), m = cotangents, moments
-    slope = weight * m.inverse
-    shared = (p - slope * m.vx) * m.inverse  # of x in the one gradient, of g in the other
-    by_grad = combined(q - slope * m.v - shared * m.x, (v, slope), (x, shared))
-    on_v = -slope * m.inverse * m.gx
-    on_x = (slope * (3 * m.gx * m.vx - m.gv) - p * m.gx) * m.inverse.square()
-    by_x = combined(-(on_x * m.x + shared * m.g + on_v * m.v), (x, on_x), (grad, shared), (v, on_v))
-    return by_grad, by_x, pixels(x) * m.inverse * (m.gv - m.gx * m.vx)
-
-
-def run_normalise_twice(
-    v: Tensor,
-    p: Tensor,
-    q: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    inverse: Tensor,
-    by_weight: Tensor,
-    by_bias: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`normalise_twice` by torch's own kernel, which sums over pixels in one pass, and by the sums known already."""
-    n = pixels(x)
-    grad, v = dense(grad, x), dense(v, x)
-    vx, totals = sums(v, x, mean, inverse)
-    gv, _ = sums(grad, v, totals / n, torch.ones_like(mean))
-    moments = Moments(mean, by_bias / n, totals / n, inverse, by_weight / n, vx / n, gv / n)
-    return normalise_twice((v, p, q), grad, x, weight, moments)
-
-
-NORMALISE = define(
-    "normalise(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)", run_normalise
+NATIVE = (
+    define(f"convolve{CONVOLVE}", run_convolve, fake_convolve, run_convolve),
+    define(f"convolve{BY_INPUT}", by_input, fake_by_input, by_input),
+    define(f"convolve{BY_WEIGHT}", by_weight, fake_by_weight, by_weight),
 )
-NORMALISE_BACKWARD = define(
-    "normalise_backward(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor inverse, float eps)"
-    " -> (Tensor, Tensor, Tensor)",
-    run_normalise_backward,
-)
-NORMALISE_TWICE = define(
-    "normalise_twice(Tensor v, Tensor p, Tensor q, Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor inverse,"
-    " Tensor by_weight, Tensor by_bias) -> (Tensor, Tensor, Tensor)",
-    run_normalise_twice,
-)
+register_derivatives(*NATIVE)
+for name in NATIVE:
+    register_tasks(name, one_by_one(name), second=name == NATIVE[2])
 
 
-def keep_normalise(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, ctx.eps = inputs
-    ctx.save_for_backward(x, weight, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def normalise_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.mlframework.normalise_backward(grad, *ctx.saved_tensors, ctx.eps), None
-
-
-def keep_normalise_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def normalise_backward_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    grad, x, weight, *known = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a third derivative may follow
-        found = normalise_twice(cotangents, grad, x, weight, plain_moments(grad, cotangents[0], x, ctx.eps))
-    else:
-        found = torch.ops.mlframework.normalise_twice(*cotangents, grad, x, weight, *known)
-    return *found, None, None, None
-
-
-def together(name: str) -> None:
-    """Registers that an operator takes tasks as axes in front of all its tensors."""
-    operator = getattr(torch.ops.mlframework, name.partition("::")[2])
-
-    def run(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        def in_front(value: Any, dim: int | None) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-
-        results = operator(*map(in_front, inputs, in_dims))
-        return results, (0,) * len(results)
-
-    torch.library.register_vmap(name, run)
-
-
-torch.library.register_autograd(NORMALISE, normalise_backward, setup_context=keep_normalise)
-torch.library.register_autograd(NORMALISE_BACKWARD, normalise_backward_backward, setup_context=keep_normalise_backward)
-together(NORMALISE)
-together(NORMALISE_BACKWARD)
-together(NORMALISE_TWICE)
-
-
-patches = torch.ops.mlframework.patches
 convolve = torch.ops.mlframework.convolve
-normalise = torch.ops.mlframework.normalise
+unfolded = torch.ops.mlframework.unfolded

@@ -6,7 +6,8 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from mlframework.base_layers import BatchStatistics, normalisation
-from mlframework.operators import normalise
+from mlframework.normalise import normalise
+from mlframework.operators import TRACED
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -64,6 +65,22 @@ def test_over_tasks_the_operator_is_what_it_stands_for(in_dims, layout):
     for order in range(3):
         torch.testing.assert_close(derivatives(ours, inputs, order), derivatives(expected, inputs, order))
     assert gradgradcheck(ours, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("leading", [(), (2,)])
+@pytest.mark.parametrize("layout", [CONTIGUOUS, LAST])
+def test_what_is_traced_is_what_the_operators_do(leading, layout):
+    ops = torch.ops.mlframework
+    x, grad, cotangent = (images(*leading, layout=layout).detach() for _ in range(3))
+    weight, bias, p, q = torch.randn(4, *leading, 3)
+    _, *statistics = ops.normalise(x, weight, bias, 1e-5)
+    _, *sums = ops.normalise_backward(grad, x, weight, *statistics, 1e-5)
+    for operator, *args in (
+        (ops.normalise, x, weight, bias, 1e-5),
+        (ops.normalise_backward, grad, x, weight, *statistics, 1e-5),
+        (ops.normalise_twice, cotangent, p, q, grad, x, weight, *statistics, *sums),
+    ):
+        torch.testing.assert_close(TRACED[operator.default](*args), operator(*args))
 
 
 def test_over_tasks_channels_stay_last_in_memory():

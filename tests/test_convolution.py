@@ -7,7 +7,9 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from mlframework.base_layers import convolution
+from mlframework.base_layers.conv4 import compared
 from mlframework.base_layers.convolution import METHODS, Convolution, Shape, method_for
+from mlframework.operators import TRACED, UNFOLDED, named
 
 #: Image, channels in and out, kernel, stride, padding: even and odd sizes, unequal sides, pixels no kernel reaches.
 CASES = [
@@ -57,6 +59,20 @@ def test_over_tasks_each_way_is_a_loop_over_them(method, in_dims):
     assert gradgradcheck(vectorised, (x, weight), fast_mode=True)
 
 
+@pytest.mark.parametrize("tasks", [(), (2,)])
+@pytest.mark.parametrize(("image", "inputs", "outputs", "kernel", "stride", "padding"), CASES)
+def test_what_is_traced_is_what_the_operators_do(tasks, image, inputs, outputs, kernel, stride, padding):
+    x, weight = random(*tasks, 3, inputs, *image).detach(), random(*tasks, outputs, inputs, *kernel).detach()
+    convolve, by_input, by_weight = (named(name) for name in UNFOLDED)
+    y = convolve(x, weight, stride, padding)
+    for operator, *args in (
+        (convolve, x, weight, stride, padding),
+        (by_input, y, weight, image, stride, padding),
+        (by_weight, y, x, kernel, stride, padding),
+    ):
+        torch.testing.assert_close(TRACED[operator.default](*args), operator(*args))
+
+
 @pytest.mark.parametrize("settings", [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}])
 def test_what_is_not_plain_is_left_to_torch(settings):
     ours, theirs = (kind(2, 4, 3, **{"padding": 1, **settings}) for kind in (Convolution, nn.Conv2d))
@@ -72,7 +88,7 @@ def test_torch_func_takes_it():
     torch.testing.assert_close(ours, expected)
 
 
-LARGE = Shape(1, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", True)
+LARGE = Shape(1, False, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", True)
 
 
 def test_large_convolutions_are_measured_and_small_ones_unfolded(monkeypatch):
@@ -95,3 +111,23 @@ def test_a_shape_knows_the_tasks_behind_vmap():
     torch.func.vmap(lambda x: see(x, weight[0]))(x)
     assert [(shape.tasks, shape.images) for shape in shapes] == [(3, 5), (1, 15)]
     assert all(shape.differentiated for shape in shapes)
+
+
+def test_weights_that_tasks_share_are_measured_to_first_order(monkeypatch):
+    asked = []
+    monkeypatch.setattr(convolution, "method_for", lambda shape: asked.append(shape) or "unfolded")
+    layer, x = Convolution(2, 3, 3), torch.zeros(4, 5, 2, 6, 6)
+    torch.func.vmap(layer)(x)
+    weights = {name: p.expand(4, *p.shape) for name, p in layer.named_parameters()}
+    torch.func.vmap(lambda weights, x: torch.func.functional_call(layer, weights, x))(weights, x)
+    assert [(shape.tasks, shape.shared, shape.images) for shape in asked] == [(1, True, 20), (4, False, 5)]
+
+
+@pytest.mark.parametrize("size", [4, 7])
+def test_pooling_that_is_compiled_gives_the_first_of_equal_pixels_the_gradient(size):
+    x = torch.randint(3, (2, 3, size, size)).double().requires_grad_()
+    ours, theirs = compared(x), F.max_pool2d(x, 2)
+    torch.testing.assert_close(ours, theirs)
+    cotangent = random(*theirs.shape)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, cotangent)[0] for y in (ours, theirs)))
+    assert compared(torch.full((1, 1, 2, 2), torch.nan)).isnan().all()

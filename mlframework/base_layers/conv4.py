@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack
 from mlframework.base_layers.convolution import Convolution
-from mlframework.base_layers.normalisation import NORMS
+from mlframework.base_layers.normalisation import NORMS, traced
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, nearest
 
@@ -64,7 +64,30 @@ def strided_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
 
 def pooled_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
     """Halves the image by max-pooling."""
-    return Stack(Convolution(inputs, outputs, 3, padding=1), norm, nn.MaxPool2d(2), nn.ReLU())
+    return Stack(Convolution(inputs, outputs, 3, padding=1), norm, MaxPool(2), nn.ReLU())
+
+
+class MaxPool(nn.MaxPool2d):
+    """`nn.MaxPool2d` of 2x2 pixels, of comparisons where it is compiled: those are fused with what stands beside them.
+
+    As there, of pixels that are equal the first one gets the gradient.
+
+    >>> MaxPool(2)(torch.arange(12.0).view(1, 1, 3, 4))
+    tensor([[[[5., 7.]]]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return compared(x) if torch._C._len_torch_dispatch_stack() and traced() else super().forward(x)
+
+
+def compared(x: Tensor) -> Tensor:
+    """The largest of each 2x2 pixels of images `[n, channels, height, width]`, channels last in memory."""
+    height, width = x.shape[-2] // 2, x.shape[-1] // 2
+    pixels = x[..., : 2 * height, : 2 * width].movedim(-3, -1).unflatten(-3, (height, 2)).unflatten(-2, (width, 2))
+    first, *others = (pixel for line in pixels.unbind(-4) for pixel in line.unbind(-2))
+    for other in others:
+        first = torch.where((other > first) | other.isnan(), other, first)
+    return first.movedim(-1, -3)
 
 
 class SpatialMean(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
-from mlframework.operators import Pair, convolve, patches, sizes
+from mlframework.operators import Pair, convolve, sizes, unfolded
 from mlframework.tuning import fastest, is_known
 
 __all__ = ["METHODS", "Convolution", "Shape", "method_for"]
@@ -39,24 +39,11 @@ class Convolution(nn.Conv2d):
             return super().forward(x)
         method = METHODS[method_for(Shape.of(x, self.weight, self.stride, self.padding))]
         y = method(x, self.weight, self.stride, self.padding)
-        return y if self.bias is None else y + self.bias[:, None, None]
+        # For each image, so that its gradient is summed image by image.
+        return y if self.bias is None else y + self.bias.expand(len(y), -1)[..., None, None]
 
 
-def unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Convolves by a product of matrices: images `[n, channels, height, width]` to `[n, out, ...]`, channels last."""
-    out, kernel = len(weight), weight.shape[2:]
-    height, width = sizes(x.shape[2:], kernel, stride, padding)
-    rows = patches(x.permute(0, 2, 3, 1), kernel, stride, padding)
-    matrix = weight.permute(2, 3, 1, 0).reshape(-1, out)
-    return (rows.flatten(0, 1) @ matrix).unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
-
-
-def native(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Convolves by torch's own kernels, in channels-last memory; tasks with weights of their own follow each other."""
-    return convolve(x, weight, stride, padding)
-
-
-METHODS: dict[str, Callable[[Tensor, Tensor, Pair, Pair], Tensor]] = {"unfolded": unfolded, "native": native}
+METHODS: dict[str, Callable[[Tensor, Tensor, Pair, Pair], Tensor]] = {"unfolded": unfolded, "native": convolve}
 
 
 class Shape(NamedTuple):
@@ -64,6 +51,7 @@ class Shape(NamedTuple):
 
     Attributes:
         tasks: that have weights of their own; 1 where all share them.
+        shared: whether all share them, under `vmap`: then nobody adapts them, and there is no second derivative.
         images: of each task.
         in_channels, out_channels: of the images, before and after.
         height, width: of the images.
@@ -73,6 +61,7 @@ class Shape(NamedTuple):
     """
 
     tasks: int
+    shared: bool
     images: int
     in_channels: int
     out_channels: int
@@ -92,6 +81,7 @@ class Shape(NamedTuple):
         tasks = vmapped(x) if vmapped(weight) > 1 else 1
         return cls(
             tasks,
+            functorch.is_batchedtensor(x) and not functorch.is_batchedtensor(weight),
             n if tasks > 1 else n * vmapped(x),
             channels,
             len(weight),
@@ -143,11 +133,11 @@ def method_for(shape: Shape) -> str:
     question = f"convolution {' '.join(map(str, shape))}"
     if torch._C._len_torch_dispatch_stack() and not is_known(question):
         return "native"
-    return fastest(question, {name: functools.partial(twice, name, shape) for name in METHODS})
+    return fastest(question, {name: functools.partial(differentiate, name, shape) for name in METHODS})
 
 
-def twice(method: str, shape: Shape) -> None:
-    """Convolves tensors of a shape, and takes the second derivative as an inner loop does."""
+def differentiate(method: str, shape: Shape) -> None:
+    """Convolves tensors of a shape, and takes the gradient, and where it is adapted the second one, as in a step."""
     dtype = getattr(torch, shape.dtype)
     images = (shape.tasks, shape.images, shape.in_channels, shape.height, shape.width)
     x = torch.ones(images, dtype=dtype, requires_grad=shape.differentiated)
@@ -159,5 +149,9 @@ def twice(method: str, shape: Shape) -> None:
 
     with torch.enable_grad():
         loss = torch.func.vmap(convolve)(x, weight).square().sum()
+        wanted = [x, weight] if shape.differentiated else [weight]
+        if shape.shared:
+            torch.autograd.grad(loss, wanted)
+            return
         (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-        torch.autograd.grad(gradient.square().sum(), [x, weight] if shape.differentiated else [weight])
+        torch.autograd.grad(gradient.square().sum(), wanted)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MixesExamples
 from mlframework.base_layers.convolution import tracked
-from mlframework.operators import normalise
+from mlframework.normalise import normalise
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
 
@@ -21,8 +21,8 @@ class BatchStatistics(MixesExamples):
     """Batch normalisation by the statistics of the very examples it is given, always; it keeps no running averages.
 
     What stands beside an example therefore changes its prediction: a query set normalised as a whole is *transductive*.
-    Large inputs on the CPU are left to torch's own kernels, with a second derivative in closed form; others, and what
-    is traced or masked, are written from mean and variance. Padding does not count.
+    Large inputs on the CPU, and what is compiled, have a second derivative in closed form, and the former torch's own
+    kernels; others, and what is masked, are written from mean and variance. Padding does not count.
 
     Args:
         channels: size of axis 1.
@@ -63,13 +63,17 @@ class BatchStatistics(MixesExamples):
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether the operator takes such tensors, and is worth it; torch.func.grad and its like do not take operators."""
     return (
-        x.numel() >= LARGE
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and not torch._C._len_torch_dispatch_stack()
+        and (traced() if torch._C._len_torch_dispatch_stack() else x.numel() >= LARGE)
         and not (tracked(x) or tracked(weight))
     )
+
+
+def traced() -> bool:
+    """Whether tensors stand for others, in a graph to be compiled."""
+    return torch._guards.detect_fake_mode() is not None
 
 
 class GroupNorm(nn.GroupNorm):
