@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework.base_layers.base_layer import BaseLayer, Stack
+from mlframework.base_layers.base_layer import BaseLayer, Composed, Stack
+from mlframework.base_layers.transformer import RMSNorm
 from mlframework.inner_loop import Params
+from mlframework.sequence_operators import across, to_unit_mean_square
 
-__all__ = ["forward", "knows"]
+__all__ = ["expanded", "forward", "knows"]
 
 #: Applies a module, given its own parameters (those that are stacked, else the module's) and inputs `[tasks, n, ...]`.
 Rule = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
@@ -28,10 +30,29 @@ def linear(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
     elif x.dim() == 3:
         y = torch.bmm(x, weight.mT)
     else:
-        y = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
+        y = across(x.flatten(1, -2), weight).unflatten(1, x.shape[1:-1])
     if bias is None:
         return y
-    return y + (bias if bias.dim() == 1 else bias.view(len(bias), *(1 for _ in x.shape[1:-1]), -1))
+    return y + per_task(bias, x)
+
+
+def per_task(vector: Tensor, x: Tensor) -> Tensor:
+    """A vector that all tasks share, or one of each, shaped to go with `x` `[tasks, n, ..., d]`."""
+    return vector if vector.dim() == 1 else vector.view(len(vector), *(1 for _ in x.shape[1:-1]), -1)
+
+
+def embedding(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    weight = params["weight"]
+    if weight.dim() == 2:
+        return F.embedding(x, weight)
+    # One table, of which each task has its own part.
+    first = torch.arange(len(weight), device=x.device) * weight.shape[1]
+    return F.embedding(x + first.view(-1, *(1 for _ in x.shape[1:])), weight.flatten(0, 1))
+
+
+def rms_norm(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    assert isinstance(module, RMSNorm)
+    return to_unit_mean_square(x, module.eps) * per_task(params["weight"], x)
 
 
 def flatten(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -44,6 +65,8 @@ def elementwise(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> T
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear,
+    nn.Embedding: embedding,
+    RMSNorm: rms_norm,
     nn.Flatten: flatten,
     nn.Identity: elementwise,
     nn.ReLU: elementwise,
@@ -57,10 +80,24 @@ RULES: dict[type[nn.Module], Rule] = {
 SEQUENCES = (BaseLayer.forward, Stack.forward, nn.Sequential.forward)
 
 
+def expanded(base_layer: nn.Module, params: Params, num_tasks: int) -> dict[str, Tensor]:
+    """Parameters `[*shape]` as stacks `[num_tasks, *shape]` that are all alike: views.
+
+    Weights of linear layers lie transposed, `[in, out]`, as their gradients for stacks do: steps along them, and
+    products with them, then go through memory from end to end.
+    """
+    linear = {f"{name}.weight" for name, module in base_layer.named_modules() if isinstance(module, nn.Linear)}
+    return {
+        name: p.mT.contiguous().expand(num_tasks, *p.mT.shape).mT if name in linear else p.expand(num_tasks, *p.shape)
+        for name, p in params.items()
+    }
+
+
 def knows(base_layer: BaseLayer, x: Tensor) -> bool:
     """Whether all modules of a base layer are among those that can be run on inputs `[tasks, n, ...]`."""
     return x.dim() >= 3 and all(
-        type(module).forward in SEQUENCES or (type(module) in RULES and plain(module))
+        type(module).forward in SEQUENCES
+        or ((type(module) in RULES or type(module).forward is Composed.forward) and plain(module))
         for module in base_layer.modules()
     )
 
@@ -68,22 +105,32 @@ def knows(base_layer: BaseLayer, x: Tensor) -> bool:
 def plain(module: nn.Module) -> bool:
     """Whether a module does what its class says, and nothing that a user hung on it."""
     whole = not isinstance(module, nn.Flatten) or (module.start_dim, module.end_dim) == (1, -1)
+    if isinstance(module, nn.Embedding):
+        whole = module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq
     return whole and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def forward(module: nn.Module, params: Params, x: Tensor, prefix: str = "") -> Tensor:
+def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, prefix: str = "") -> Tensor:
     """What a module that is known makes of inputs.
 
     Args:
         module: see `knows`.
         params: stacked parameters `[tasks, *shape]` by name; those that are missing are the module's own.
         x: `[tasks, n, ...]`.
+        mask: `[tasks, n, ...]`, what counts; None: all.
         prefix: of the names of the module's parameters.
     """
     if type(module) in RULES:
         own = {name: params.get(prefix + name, p) for name, p in module._parameters.items() if p is not None}
         return RULES[type(module)](module, own, x)
-    for name, child in module._modules.items():
+
+    def run(name: str, x: Tensor) -> Tensor:
+        child = module._modules[name]
         assert child is not None
-        x = forward(child, params, x, f"{prefix}{name}.")
+        return forward(child, params, x, mask, prefix=f"{prefix}{name}.")
+
+    if isinstance(module, Composed):
+        return module.through(run, x, mask)
+    for name in module._modules:
+        x = run(name, x)
     return x

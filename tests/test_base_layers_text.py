@@ -10,11 +10,12 @@ from torch import nn
 
 from mlframework.base_layers import GRU, BaseLayer, Transformer
 from mlframework.base_layers.recall import recalled, recalling
-from mlframework.base_layers.transformer import angles, turned
+from mlframework.base_layers.transformer import angles
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, UserError
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.sequence_operators import turned
 from mlframework.tasks import TaskDistribution
 from mlframework.testing import check_meta_layer, directional_errors
 
@@ -151,7 +152,7 @@ def test_a_network_that_remembers_nothing_is_not_read_in_parts():
 def test_rotary_products_tell_the_distance_alone():
     query, key = torch.randn(1, 1, 9, 4)[:, :, :1].expand(-1, -1, 9, -1), torch.randn(1, 1, 1, 4).expand(-1, -1, 9, -1)
     turns = angles(key, None)
-    products = (turned(query, turns) @ turned(key, turns).mT)[0, 0]
+    products = (turned(query, *turns) @ turned(key, *turns).mT)[0, 0]
     for distance in range(9):
         along = products.diagonal(-distance)
         torch.testing.assert_close(along, along[:1].expand_as(along))

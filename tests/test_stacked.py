@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mlframework import stacked
-from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack
+from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack, Transformer
+from mlframework.base_layers.transformer import Block
 from mlframework.engine import over_tasks
 from mlframework.episode import TaskSpec
 from mlframework.inner_updates import SGD
@@ -38,6 +39,37 @@ def test_values_are_those_of_vmap_whatever_is_stacked(name, adapts):
     assert stacked.knows(base, x)
     expected = over_tasks(lambda p, x: torch.func.functional_call(base, p, (x,)), params, x, engine="vectorised")
     torch.testing.assert_close(stacked.forward(base, params, x), expected)
+
+
+TEXT = TaskSpec("sequence", (6,), 7)
+
+
+@pytest.mark.parametrize("adapts", ["", "embedding", "norm", "query", "contract", "head"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_transformers_are_those_of_vmap_whatever_is_stacked_and_masked(adapts, masked):
+    base, generator = Transformer(TEXT, width=8, depth=2, heads=2), torch.Generator().manual_seed(0)
+    x = torch.randint(7, (3, 4, 6), generator=generator)
+    mask = (torch.rand(3, 4, 6, generator=generator) < 0.7).float() if masked else None
+    params = random_params(base, 3, [name for name, _ in base.named_parameters() if adapts in name])
+    assert stacked.knows(base, x)
+    inputs = (x,) if mask is None else (x, mask)
+    expected = over_tasks(lambda p, *i: torch.func.functional_call(base, p, i), params, *inputs, engine="vectorised")
+    found = stacked.forward(base, params, x, mask)
+    counts = slice(None) if mask is None else mask > 0
+    torch.testing.assert_close(found[counts], expected[counts])
+
+
+def test_transformers_that_are_not_as_they_are_written_are_left_to_vmap():
+    x = torch.zeros(2, 3, 6, dtype=torch.long)
+    assert not stacked.knows(Transformer(TEXT, width=8, heads=2, positions="learned"), x)
+
+    class Other(Block):
+        def forward(self, x, mask=None):
+            return x
+
+    base = Transformer(TEXT, width=8, depth=1, heads=2)
+    base.features.block0 = Other(8, 2, rotary=True, depth=1)
+    assert not stacked.knows(base, x)
 
 
 def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vmap():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-__all__ = ["BaseLayer", "MixesExamples", "Stack", "TakesMask"]
+__all__ = ["BaseLayer", "Composed", "MixesExamples", "Run", "Stack", "TakesMask"]
+
+#: Calls the part of a module that has a name.
+Run = Callable[[str, Tensor], Tensor]
 
 
 class TakesMask(nn.Module):
@@ -18,6 +23,26 @@ class Stack(nn.Sequential, TakesMask):
         for module in self:
             x = call(module, x, mask)
         return x
+
+
+class Composed(TakesMask):
+    """A module whose parameters all belong to its parts, and which says how these are run, one task's or many's.
+
+    So that it can be run on parameters of each task without vmap; see `mlframework.stacked`.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.through(lambda name, x: call(getattr(self, name), x, mask), x, mask)
+
+    def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What it makes of inputs, which may have an axis of tasks in front.
+
+        Args:
+            run: calls a part, by its name.
+            x: `[..., n, *x_shape]`.
+            mask: `[..., n, *positions]`, which count; None: all.
+        """
+        raise NotImplementedError
 
 
 class MixesExamples(TakesMask):

@@ -7,14 +7,23 @@ from collections import OrderedDict
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework.base_layers.base_layer import BaseLayer, Stack, TakesMask
+from mlframework.base_layers.base_layer import BaseLayer, Composed, Run, Stack, TakesMask
 from mlframework.base_layers.recall import Recalls
 from mlframework.base_layers.sequences import check_sequence
 from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue
+from mlframework.sequence_operators import (
+    across,
+    along,
+    causal,
+    gelu,
+    least,
+    rotations,
+    to_unit_mean_square,
+    turned,
+)
 
 __all__ = ["Attention", "LearnedPositions", "RMSNorm", "Transformer"]
 
@@ -69,7 +78,7 @@ class Transformer(BaseLayer):
         super().__init__(Stack(layers), head)
 
 
-class Block(TakesMask):
+class Block(Composed):
     """Attention and a two-layer perceptron, each on the normalised residual stream, which it adds to.
 
     Args:
@@ -91,13 +100,13 @@ class Block(TakesMask):
         for linear in (self.attention.output, self.contract):
             linear.weight.data /= math.sqrt(2 * depth)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
-        x = x + self.attention(self.attention_norm(x), mask)
-        return x + self.contract(F.gelu(self.expand(self.mlp_norm(x))))
+    def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`[..., length, width]` to the same shape; `mask` `[..., length]`."""
+        x = x + run("attention", run("attention_norm", x))
+        return x + run("contract", gelu(run("expand", run("mlp_norm", x))))
 
 
-class Attention(TakesMask, Recalls):
+class Attention(Composed, Recalls):
     """Causal self-attention, written from products of matrices, which can be vmapped and differentiated twice.
 
     Args:
@@ -112,43 +121,43 @@ class Attention(TakesMask, Recalls):
         self.heads, self.rotary = heads, rotary
         self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`[n, length, width]` to the same shape; `mask` `[n, length]`."""
-        query, key, value = (self.parted(linear(x)) for linear in (self.query, self.key, self.value))
+    def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`[..., length, width]` to the same shape; `mask` `[..., length]`."""
+        query, key, value = (self.parted(run(name, x)) for name in ("query", "key", "value"))
+        query = query * query.shape[-1] ** -0.5
         counted = counted_so_far(self, x, mask)
         if self.rotary:
             turns = angles(query, counted)
-            query, key = turned(query, turns), turned(key, turns)
+            query, key = turned(query, *turns), turned(key, *turns)
         if self.memory:
             _, keys, values = self.memory
-            key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+            key, value = torch.cat([keys, key], dim=-2), torch.cat([values, value], dim=-2)
         if self.memory is not None and counted is not None:
             self.memory = (counted, key, value)
-        return self.output(attended(query, key, value, counted).transpose(1, 2).flatten(2))
+        return run("output", attended(query, key, value, counted).transpose(-2, -3).flatten(-2))
 
     def parted(self, x: Tensor) -> Tensor:
-        """`[n, length, width]` to heads: `[n, heads, length, width / heads]`."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """`[..., length, width]` to heads: `[..., heads, length, width / heads]`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) -> Tensor:
     """For each query, the mean of the values up to its own position, weighted by how well their keys fit.
 
     Args:
-        query: `[n, heads, length, d]`; the last `length` positions of those of the keys.
-        key, value: `[n, heads, read, d]`.
-        counted: `[n, read]`, which keys count; None: all.
+        query: `[..., heads, length, d]`, scaled; the last `length` positions of those of the keys.
+        key, value: `[..., heads, read, d]`.
+        counted: `[..., read]`, which keys count; None: all.
 
     Returns:
-        `[n, heads, length, d]`.
+        `[..., heads, length, d]`.
     """
-    length, read = query.shape[2], key.shape[2]
-    hidden = torch.ones(length, read, dtype=torch.bool, device=key.device).triu(read - length + 1)
+    nothing = causal(key, query.shape[-2], key.shape[-2])
     if counted is not None:
-        hidden = hidden | ~counted[:, None, None, :]
-    # Not minus infinity, whose softmax is not a number where nothing counts. It is added: filling takes longer.
-    nothing = torch.zeros_like(hidden, dtype=key.dtype).masked_fill(hidden, torch.finfo(key.dtype).min)
-    return ((query * query.shape[-1] ** -0.5) @ key.mT + nothing).softmax(-1) @ value
+        unread = torch.zeros_like(counted, dtype=key.dtype).masked_fill(~counted, least(key.dtype))
+        nothing = nothing + unread[..., None, None, :]
+    # It is added: filling takes longer.
+    return along((across(query, key) + nothing).softmax(-1), value)
 
 
 def counted_so_far(reader: Recalls, x: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -156,47 +165,40 @@ def counted_so_far(reader: Recalls, x: Tensor, mask: Tensor | None) -> Tensor | 
 
     Args:
         reader: its memory, if there is any, starts with the answer of the last call.
-        x: `[n, length, ...]`.
-        mask: `[n, length]`; None: all count.
+        x: `[..., length, width]`.
+        mask: `[..., length]`; None: all count.
 
     Returns:
-        `[n, read + length]`; None where all count and nothing is remembered.
+        `[..., read + length]`; None where all count and nothing is remembered.
     """
     if mask is None and reader.memory is None:
         return None
-    counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask > 0
-    return torch.cat([reader.memory[0], counted], dim=1) if reader.memory else counted
+    counted = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if mask is None else mask > 0
+    return torch.cat([reader.memory[0], counted], dim=-1) if reader.memory else counted
 
 
 def positions_of(length: int, counted: Tensor) -> Tensor:
-    """The number of each of the last `length` tokens among those that count: `[n, read]` to `[n, length]`."""
+    """The number of each of the last `length` tokens among those that count: `[..., read]` to `[..., length]`."""
     # What stands before the first one that counts is nobody's business, but must be a position.
-    return (counted.cumsum(1) - 1).clamp(min=0)[:, -length:]
+    return (counted.cumsum(-1) - 1).clamp(min=0)[..., -length:]
 
 
 def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
     """By what angles rotary attention turns queries and keys.
 
     Args:
-        x: `[n, heads, length, d]`.
-        counted: `[n, read]`, which positions count, the last of them those of `x`; None: all, and there are no others.
+        x: `[..., heads, length, d]`.
+        counted: `[..., read]`, which positions count, the last of them those of `x`; None: all, and these are all.
 
     Returns:
-        Cosines and sines, each `[length, d / 2]` or `[n, 1, length, d / 2]`.
+        Cosines and sines, each `[length, d / 2]` or `[..., 1, length, d / 2]`.
     """
-    *_, length, width = x.shape
-    rates = ROTARY_BASE ** -(torch.arange(0, width, 2, device=x.device, dtype=x.dtype) / width)
+    length = x.shape[-2]
     if counted is None:
-        turns = torch.arange(length, device=x.device).unsqueeze(-1) * rates
-    else:
-        turns = positions_of(length, counted)[:, None, :, None] * rates
-    return turns.cos(), turns.sin()
-
-
-def turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Each pair of numbers of `x` `[n, heads, length, d]` as a vector in the plane, turned by its angle."""
-    (cosine, sine), (first, second) = turns, x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+        return rotations(x, length, ROTARY_BASE)
+    positions = positions_of(length, counted).unsqueeze(-2)
+    cosines, sines = rotations(x, counted.shape[-1], ROTARY_BASE)
+    return cosines[positions], sines[positions]
 
 
 class LearnedPositions(TakesMask, Recalls):
@@ -242,4 +244,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to the same shape."""
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return to_unit_mean_square(x, self.eps) * self.weight

@@ -157,9 +157,8 @@ class MetaLayer(nn.Module, ABC):
             x: `[tasks, n, *x_shape]`.
             mask: `[tasks, n, ...]`, or None where all examples count.
         """
-        # What is known there takes no mask: its examples do not mix.
         if self.engine == "vectorised" and stacked.knows(self.base_layer, x):
-            return stacked.forward(self.base_layer, params, x)
+            return stacked.forward(self.base_layer, params, x, mask)
 
         def one_task(params: Params, *inputs: Tensor) -> Tensor:
             # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.

@@ -9,6 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from mlframework import stacked
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, masked_mean
 from mlframework.errors import InvalidValue
@@ -118,7 +119,7 @@ class MAML(MetaLayer):
         It is handed the support set for those who let it depend on that.
         """
         params = {name: attrgetter(name)(self.base_layer) for name in self.adapted_names}
-        return {name: p.expand(len(support.mask), *p.shape) for name, p in params.items()}
+        return stacked.expanded(self.base_layer, params, len(support.mask))
 
     def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
         """The stacked parameters after 0, 1, ..., `steps` inner steps, each on all rows or on the next `batch_size`."""
