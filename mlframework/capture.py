@@ -1,9 +1,9 @@
 """An outer step as compiled graphs: losses, metrics and meta-gradients with little or no python in between.
 
 A step of few operations becomes one graph; a longer one is compiled in the units that it repeats, so that compiling
-takes as long for fifty inner steps as for one. Before either is used, what it gives for the episode at hand is compared
-with the ordinary, eager way; what cannot be traced or compiled, or differs, is given up for this run, and one line says
-why.
+takes as long for fifty inner steps as for one. Before either is used, what it gives for the episode at hand, and for
+another, is compared with the ordinary, eager way; what cannot be traced or compiled, or differs, is given up for this
+run, and one line says why.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlframework.compiled import Gradients, NotCapturable, Units, WholeStep, eager_gradients
+from mlframework.agreement import Way, require_agreement
+from mlframework.compiled import End, Gradients, Units, WholeStep, averaged, concluded, eager_gradients
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -28,9 +27,6 @@ from mlframework.meta_layers.meta_layer import MetaLayer
 __all__ = ["CHOICES", "Capture"]
 
 CHOICES = ("auto", "true", "false")
-
-#: Relative difference of a whole meta-gradient from the eager one that rounding can explain.
-TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 #: Seconds that tracing and compiling are expected to take where nothing is cached, and what they make of a step.
 EXPECTED_SECONDS, EXPECTED_SPEEDUP = 60.0, 1.5
@@ -46,9 +42,6 @@ MOST_SHAPES = 8
 
 log = logging.getLogger(__name__)
 
-#: How the meta-gradient of an episode is found.
-Way = Callable[[MetaLayer, Episode], Gradients]
-
 
 class Capture:
     """Takes meta-gradients from compiled graphs where that pays, else eagerly.
@@ -57,30 +50,35 @@ class Capture:
         meta_layer: the algorithm, in training mode.
         wanted: `true`: at the first episode of each shape; `false`: never; `auto`: once `steps_left` is known and large
             enough that the time saved is expected to exceed that of compiling.
+        clip: the largest norm of the gradient of a whole meta-batch; see `concluded`.
     """
 
-    def __init__(self, meta_layer: MetaLayer, wanted: str) -> None:
+    def __init__(self, meta_layer: MetaLayer, wanted: str, clip: float | None = None) -> None:
         if wanted not in CHOICES:
             raise InvalidValue("capture", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
-        self.meta_layer, self.wanted = meta_layer, wanted
+        self.meta_layer, self.wanted, self.clip = meta_layer, wanted, clip
         self.steps_left = 0
         self.ways: dict[Any, Way] = {}
         self.units = Units(meta_layer)
         self.times: dict[Any, list[float]] = {}
 
-    def __call__(self, episode: Episode) -> Gradients:
-        """The meta-gradient of an episode."""
-        if self.wanted == "false":
-            return eager_gradients(self.meta_layer, episode)
-        key = tuple((leaf.shape, leaf.dtype, leaf.device) for part in episode for leaf in part)
+    def __call__(self, episode: Episode, whole: bool = False) -> Gradients:
+        """The meta-gradient of an episode; if that is a whole meta-batch, with its conclusion."""
+        key = whole, *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part)
         if key not in self.ways and self.pays(key):
-            self.ways[key] = self.captured(episode)
+            self.ways[key] = self.captured(episode, whole)
         if key in self.ways:
             return self.ways[key](self.meta_layer, episode)
         began = time.perf_counter()
-        found = eager_gradients(self.meta_layer, episode)
+        found = self.eagerly(whole)(self.meta_layer, episode)
         self.times.setdefault(key, []).append(time.perf_counter() - began)
         return found
+
+    def end(self, whole: bool) -> End | None:
+        return (lambda found: concluded(averaged(found), self.clip)) if whole else None
+
+    def eagerly(self, whole: bool) -> Way:
+        return ended(eager_gradients, self.end(whole))
 
     def pays(self, key: Any) -> bool:
         """Whether compiling for a shape is worth its time, as far as can be known before."""
@@ -92,56 +90,50 @@ class Capture:
         saved = statistics.median(times[1 : TIMED_STEPS + 1]) * (1 - 1 / EXPECTED_SPEEDUP)  # the first one warms up
         return self.steps_left * saved > EXPECTED_SECONDS
 
-    def captured(self, episode: Episode) -> Way:
+    def captured(self, episode: Episode, whole: bool) -> Way:
         """A compiled way that was seen to give what the eager one gives; else that one, and a line that says why."""
+        eagerly = self.eagerly(whole)
         if len(self.ways) >= MOST_SHAPES:
             log.warning("capture: an episode of yet another shape; those of %d are compiled: eager", MOST_SHAPES)
-            return eager_gradients
+            return eagerly
         try:
-            eager_seconds, eager = timed(lambda: eager_gradients(self.meta_layer, episode))
+            eager_seconds = seconds_of(lambda: eagerly(self.meta_layer, episode))
             began = time.perf_counter()
-            way = self.compiled(episode)
+            way = self.compiled(episode, self.end(whole))
             way(self.meta_layer, episode)
             compiling = time.perf_counter() - began
-            seconds, found = timed(lambda: way(self.meta_layer, episode))
-            self.check(way, episode, found, eager)
+            seconds = seconds_of(lambda: way(self.meta_layer, episode))
+            require_agreement(self.meta_layer, way, eagerly, episode)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
-            return eager_gradients
+            return eagerly
         gain = eager_seconds - seconds
         pays = f"pays after {compiling / gain:.0f} steps" if gain > 0 else "no gain"
         speed = f"{eager_seconds * 1e3:.3g} -> {seconds * 1e3:.3g} ms for a meta-gradient"
         log.info("capture: compiled in %.1f s; %s (%s)", compiling, speed, pays)
-        return way if gain > 0 or self.wanted == "true" else eager_gradients
+        return way if gain > 0 or self.wanted == "true" else eagerly
 
-    def check(self, way: Way, episode: Episode, found: Gradients, eager: Gradients) -> None:
-        """Raises `NotCapturable` where a compiled way gives something else than the eager one.
+    def compiled(self, episode: Episode, end: End | None) -> Way:
+        """The whole step as one graph, or its units where it is long, or branches on values, and has any."""
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # takes a second to import
 
-        Where rounding turns over a rectifier or a maximum, a gradient jumps, by per cents of the whole; so what differs
-        is given another chance, with inputs that are a little larger or smaller.
-        """
-        off = difference(found, eager)
-        for scale in (1.01, 0.99):
-            if off <= TOLERANCES.get(eager.losses.dtype, 1e-2):
-                return
-            near = scaled(episode, scale)
-            off = difference(way(self.meta_layer, near), eager_gradients(self.meta_layer, near))
-        if not off <= TOLERANCES.get(eager.losses.dtype, 1e-2):
-            raise NotCapturable(f"the graph's meta-gradient is {off:.1e} off the eager one")
-
-    def compiled(self, episode: Episode) -> Way:
-        """The whole step as one graph, or its units where it is long and has any."""
-        gradient = getattr(self.meta_layer, "meta_gradient", None)
-        if not getattr(gradient, "can_be_captured", True):
-            raise NotCapturable(f"compiled and eager steps of {type(gradient).__name__} were seen to drift apart")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own making
-            if operations(self.meta_layer, episode) > MOST_OPERATIONS:
-                self.by_units(self.meta_layer, episode)
-                if self.units.units:
-                    return self.by_units
-            return WholeStep(self.meta_layer, episode)
+            if operations(self.meta_layer, episode) <= MOST_OPERATIONS:
+                try:
+                    return WholeStep(self.meta_layer, episode, end)
+                except GuardOnDataDependentSymNode:
+                    if not self.has_units(episode):
+                        raise
+            elif not self.has_units(episode):
+                return WholeStep(self.meta_layer, episode, end)
+            return ended(self.by_units, end)
+
+    def has_units(self, episode: Episode) -> bool:
+        """Whether there is something in a step that can be compiled by itself; it then is."""
+        self.by_units(self.meta_layer, episode)
+        return bool(self.units.units)
 
     def by_units(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         """The meta-gradient of a step whose units are compiled."""
@@ -150,6 +142,11 @@ class Capture:
             return eager_gradients(meta_layer, episode)
         finally:
             meta_layer.run = before
+
+
+def ended(way: Way, end: End | None) -> Way:
+    """A way with what follows from the gradients."""
+    return way if end is None else lambda meta_layer, episode: end(way(meta_layer, episode))
 
 
 class Operations(TorchDispatchMode):
@@ -169,35 +166,11 @@ def operations(meta_layer: MetaLayer, episode: Episode) -> int:
     return counter.count
 
 
-def timed(function: Callable[[], Gradients]) -> tuple[float, Gradients]:
-    """The shorter of two runs, in seconds, and what came of the last."""
+def seconds_of(function: Callable[[], Gradients]) -> float:
+    """The shorter of two runs."""
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        found = function()
+        function()
         seconds.append(time.perf_counter() - began)
-    return min(seconds), found
-
-
-def scaled(episode: Episode, scale: float) -> Episode:
-    """The same tasks with their inputs, where these are no tokens, times a number."""
-    support, query = (part._replace(x=part.x * scale if part.x.is_floating_point() else part.x) for part in episode)
-    return Episode(support, query)
-
-
-def difference(found: Gradients, eager: Gradients) -> float:
-    """How far losses and meta-gradient are from the eager ones, as a share of their norm.
-
-    Of the whole, because some parameters' gradients are zero but for rounding, as a bias before a batch norm.
-
-    Raises:
-        NotCapturable: they are not of the same parameters.
-    """
-    if found.by_name.keys() != eager.by_name.keys():
-        raise NotCapturable("the graph has gradients for other parameters than the eager step")
-
-    def whole(gradients: Gradients) -> Tensor:
-        return torch.cat([gradients.losses, *(grad.flatten() for grad in gradients.by_name.values())])
-
-    truth = whole(eager)
-    return ((whole(found) - truth).norm() / truth.norm().clamp(min=torch.finfo(truth.dtype).tiny)).item()
+    return min(seconds)

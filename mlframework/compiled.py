@@ -20,8 +20,19 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from mlframework.episode import Episode, Examples
 from mlframework.files import cache_folder
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.operators import TRACED
 
-__all__ = ["Gradients", "NotCapturable", "Units", "WholeStep", "eager_gradients"]
+__all__ = [
+    "Conclusion",
+    "End",
+    "Gradients",
+    "NotCapturable",
+    "Units",
+    "WholeStep",
+    "averaged",
+    "concluded",
+    "eager_gradients",
+]
 
 #: Stands for a tensor among the arguments of a function.
 TENSOR = object()
@@ -33,12 +44,60 @@ class Gradients(NamedTuple):
     Attributes:
         losses: the meta-loss of each task `[tasks]`.
         metrics: what is reported, `[tasks]` each.
-        by_name: for each meta-parameter that took part, the gradient of the *sum* of the losses.
+        by_name: for each meta-parameter that took part, the gradient of the *sum* of the losses; beside a conclusion,
+            what the optimizer steps along.
+        conclusion: what follows, where the episode is a whole meta-batch and that has been found as well.
     """
 
     losses: Tensor
     metrics: Metrics
     by_name: dict[str, Tensor]
+    conclusion: Conclusion | None = None
+
+
+class Conclusion(NamedTuple):
+    """What a meta-batch comes to, beside its gradient, before the optimizer moves anything; scalar tensors.
+
+    Attributes:
+        norm: of the whole meta-gradient, before clipping.
+        total: of losses and norm: finite if all of them are.
+        means: of the metrics over tasks.
+    """
+
+    norm: Tensor
+    total: Tensor
+    means: Metrics
+
+
+#: What follows from the gradients of a whole meta-batch.
+End = Callable[[Gradients], Gradients]
+
+
+def averaged(found: Gradients) -> Gradients:
+    """The gradient of the mean over tasks."""
+    grads = torch._foreach_div(list(found.by_name.values()), len(found.losses))
+    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)))
+
+
+def concluded(found: Gradients, clip: float | None) -> Gradients:
+    """A whole meta-batch's gradients, clipped, with their conclusion.
+
+    Args:
+        found: means over all tasks, detached; they stay as they are.
+        clip: the largest norm of the whole gradient, as in `torch.nn.utils.clip_grad_norm_`; None leaves it.
+    """
+    grads = list(found.by_name.values())
+    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    if clip is not None:
+        grads = list(torch._foreach_mul(grads, (clip / (norm + 1e-6)).clamp(max=1.0)))
+    means = {name: value.mean() for name, value in found.metrics.items()}
+    conclusion = Conclusion(norm, found.losses.sum() + norm, means)
+    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)), conclusion=conclusion)
+
+
+def norms(tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    """`torch._foreach_norm`, which inductor does not know, in operations that it does."""
+    return [tensor.square().sum().sqrt() for tensor in tensors]
 
 
 class NotCapturable(Exception):
@@ -49,9 +108,16 @@ def eager_gradients(meta_layer: MetaLayer, episode: Episode) -> Gradients:
     """The meta-gradient as autograd finds it; no `.grad` is touched."""
     learned = {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
     losses, metrics = meta_layer.meta_loss(episode)
-    found = torch.autograd.grad(losses.sum(), list(learned.values()), allow_unused=True)
-    by_name = {name: grad for name, grad in zip(learned, found, strict=True) if grad is not None}
+    found = torch.autograd.grad(losses, list(learned.values()), torch.ones_like(losses), allow_unused=True)
+    by_name = {
+        name: laid_out(grad, learned[name]) for name, grad in zip(learned, found, strict=True) if grad is not None
+    }
     return Gradients(losses.detach(), {name: value.detach() for name, value in metrics.items()}, by_name)
+
+
+def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient that lies in memory as its parameter does: fused optimizers walk through both side by side."""
+    return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)
 
 
 class WholeStep:
@@ -60,38 +126,48 @@ class WholeStep:
     Args:
         meta_layer: the algorithm, in training mode.
         episode: the first of its shape.
+        end: what follows from the gradients, as part of the graph: `concluded`, for whole meta-batches.
 
     Raises:
         NotCapturable: the step draws random numbers, or changes with the number of the outer step.
         Exception: whatever tracing and compiling raise.
     """
 
-    def __init__(self, meta_layer: MetaLayer, episode: Episode) -> None:
+    def __init__(self, meta_layer: MetaLayer, episode: Episode, end: End | None = None) -> None:
         keep_what_is_compiled()
         from torch._inductor.compile_fx import compile_fx
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        self.names: list[str] = []
+        #: The names of metrics and of gradients, in the order in which the graph gives them.
         self.metrics: list[str] = []
+        self.names: list[str] = []
         #: Parameters and buffers; finding them takes longer than a small step.
         self.held = list(tensors_of(meta_layer).values())
         inputs = self.inputs(episode)
         with tracing(meta_layer):
-            traced = make_fx(self.flat_step(meta_layer), tracing_mode="fake")(*inputs)
+            step = self.flat_step(meta_layer, end)
+            traced = make_fx(step, {torch.ops.aten._foreach_norm.Scalar: norms, **TRACED}, tracing_mode="fake")(*inputs)
             reject_random_numbers(traced, meta_layer)
             self.compiled: Callable[..., Any] = compile_fx(traced, inputs, config_patches=inductor_settings(meta_layer))  # type: ignore[assignment]
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         with torch.no_grad():
             losses, *found = self.compiled(*self.inputs(episode))
-        metrics = dict(zip(self.metrics, found, strict=False))
-        return Gradients(losses, metrics, dict(zip(self.names, found[len(metrics) :], strict=True)))
+        count, end = len(self.metrics), len(self.metrics) + len(self.names)
+        metrics, by_name = (
+            dict(zip(names, values, strict=True))
+            for names, values in ((self.metrics, found[:count]), (self.names, found[count:end]))
+        )
+        if len(found) == end:
+            return Gradients(losses, metrics, by_name)
+        norm, total, *means = found[end:]
+        return Gradients(losses, metrics, by_name, Conclusion(norm, total, dict(zip(metrics, means, strict=True))))
 
     def inputs(self, episode: Episode) -> list[Any]:
         return [tensor.detach() for tensor in (*self.held, *episode.support, *episode.query)]
 
-    def flat_step(self, meta_layer: MetaLayer) -> Callable[..., list[Tensor]]:
-        """A function of tensors to tensors: losses, metrics, gradients; notes what the latter are called."""
+    def flat_step(self, meta_layer: MetaLayer, end: End | None) -> Callable[..., list[Tensor]]:
+        """A function of tensors to the tensors of the result; notes what they are called."""
         names = list(tensors_of(meta_layer))
         learned = {name for name, p in meta_layer.named_parameters() if p.requires_grad}
 
@@ -100,12 +176,12 @@ class WholeStep:
             tensors = {name: t.detach().requires_grad_(name in learned) for name, t in zip(names, held, strict=True)}
             episode = Episode(Examples(*data[:3]), Examples(*data[3:]))
             with torch.nn.utils.stateless._reparametrize_module(meta_layer, tensors):
-                losses, metrics = meta_layer.meta_loss(episode)
-            wanted = [name for name in names if name in learned]
-            found = torch.autograd.grad(losses.sum(), [tensors[name] for name in wanted], allow_unused=True)
-            grads = {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
-            self.names[:], self.metrics[:] = grads, metrics
-            return [losses.detach(), *(value.detach() for value in metrics.values()), *grads.values()]
+                found = eager_gradients(meta_layer, episode)
+            self.metrics[:], self.names[:] = found.metrics, found.by_name
+            with torch.no_grad():
+                losses, metrics, by_name, conclusion = found if end is None else end(found)
+            last = () if conclusion is None else (conclusion.norm, conclusion.total, *conclusion.means.values())
+            return [losses, *metrics.values(), *by_name.values(), *last]
 
         return step
 
@@ -127,7 +203,7 @@ class Units:
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         flat, structure = tree_flatten(args)
         # One way to lie in memory: parameters start as views that all tasks share.
-        tensors = [leaf.contiguous() for leaf in flat if isinstance(leaf, Tensor)]
+        tensors = [packed(leaf) for leaf in flat if isinstance(leaf, Tensor)]
         numbers = tuple(leaf for leaf in flat if type(leaf) is int)
         others = tuple(leaf for leaf in flat if not isinstance(leaf, Tensor) and type(leaf) is not int)
         shapes = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
@@ -140,6 +216,11 @@ class Units:
             self.units[key, numbers if unit.depends_on_numbers else None] = unit
             return result
         return unit(tensors)
+
+
+def packed(x: Tensor) -> Tensor:
+    """A tensor without gaps; what has five axes is images, or weights of convolutions, and has channels last."""
+    return x.movedim(2, -1).contiguous().movedim(-1, 2) if x.dim() == 5 else x.contiguous()
 
 
 class Unit:
@@ -175,8 +256,9 @@ class Unit:
 
         def compiler(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             reject_random_numbers(graph, meta_layer)
+            keep_strides(graph)
             settings = inductor_settings(meta_layer)
-            with torch._inductor.config.patch(settings):
+            with torch._inductor.config.patch(settings), cached(inputs):
                 return compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False))
 
         self.compiled = aot_function(
@@ -184,7 +266,7 @@ class Unit:
             fw_compiler=compiler,
             bw_compiler=compiler,
             partition_fn=min_cut_rematerialization_partition,
-            decompositions=select_decomp_table(),
+            decompositions={**select_decomp_table(), **TRACED},
         )
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
@@ -204,14 +286,39 @@ class Unit:
         return any(number.touched for number in self.numbers)
 
 
+@contextmanager
+def cached(inputs: Sequence[Any]) -> Iterator[None]:
+    """Lets inductor take from its cache what it has compiled before, which it does only where it knows the shapes."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = torch._guards.detect_fake_mode(inputs)
+    if mode is None:
+        yield
+        return
+    mode.shape_env = mode.shape_env or ShapeEnv()
+    with torch._guards.tracing(torch._guards.TracingContext(mode)):
+        yield
+
+
+def keep_strides(graph: torch.fx.GraphModule) -> None:
+    """Tells inductor to let results lie in memory as they were traced: so the backward pass was told to take them."""
+    (output,) = graph.graph.find_nodes(op="output")
+    found = [index for index, node in enumerate(output.args[0]) if isinstance(node, torch.fx.Node)]
+    output.meta["user_visible_output_idxs"] = found
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def keep_what_is_compiled() -> None:
-    """Names the folder of what inductor compiles, unless the user has; it reads the name when it is imported."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    """Names the folder of what inductor compiles, unless the user has."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # torch names its own, which does not outlive the system's temporary files, as soon as there is an optimizer.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
 
 
 def inductor_settings(meta_layer: MetaLayer) -> dict[str, Any]:

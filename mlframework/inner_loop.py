@@ -108,7 +108,8 @@ def inner_loop(
 
 def gradients(losses: Tensor, params: Params, *, create_graph: bool) -> Params:
     """Each task's gradient of its loss `[tasks]`, without the parameters that the losses do not depend on."""
-    found = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=create_graph, allow_unused=True)
+    inputs, ones = list(params.values()), torch.ones_like(losses)
+    found = torch.autograd.grad(losses, inputs, ones, create_graph=create_graph, allow_unused=True)
     return {name: grad for name, grad in zip(params, found, strict=True) if grad is not None}
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mlframework.capture import Capture
-from mlframework.compiled import Gradients
+from mlframework.compiled import Gradients, concluded
 from mlframework.engine import Engine, choose_engine, fork_rng
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
@@ -63,20 +64,28 @@ def meta_gradient(
         MissingGradient: a meta-parameter took no part: it would never be learned, in silence.
     """
     parts = []
-    learned = {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
+    learned = learned_by(meta_layer)
     for p in learned.values():
         p.grad = None
     for part in episode.chunks(chunk or episode.num_tasks):
         if gradients_of is None:
             losses, metrics = meta_layer.meta_loss(part)
-            (losses.sum() / episode.num_tasks).backward()
+            losses.backward(torch.full_like(losses, 1 / episode.num_tasks))
         else:
-            losses, metrics, by_name = gradients_of(part)
+            losses, metrics, by_name, _ = gradients_of(part)
             accumulate(learned, by_name, episode.num_tasks)
         parts.append({**metrics, "meta_loss": losses})
-    report_missing(learned)
-    joined = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+    report_missing(name for name, p in learned.items() if p.grad is None)
+    joined = {
+        name: torch.cat([part[name] for part in parts]).detach() if len(parts) > 1 else value.detach()
+        for name, value in parts[0].items()
+    }
     return joined.pop("meta_loss"), joined
+
+
+def learned_by(meta_layer: MetaLayer) -> dict[str, nn.Parameter]:
+    """The meta-parameters by name."""
+    return {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
 
 
 def accumulate(learned: Mapping[str, Tensor], by_name: Mapping[str, Tensor], num_tasks: int) -> None:
@@ -86,10 +95,9 @@ def accumulate(learned: Mapping[str, Tensor], by_name: Mapping[str, Tensor], num
         p.grad = grad if p.grad is None else p.grad + grad
 
 
-def report_missing(learned: Mapping[str, Tensor]) -> None:
-    """Raises `MissingGradient` with the names of meta-parameters that got no gradient."""
-    missing = [name for name, p in learned.items() if p.grad is None]
-    if missing:
+def report_missing(names: Iterable[str]) -> None:
+    """Raises `MissingGradient` if there are names of meta-parameters that got no gradient."""
+    if missing := list(names):
         raise MissingGradient(
             f"no gradient reaches {', '.join(missing)}: "
             "what takes no part must be said, as in algorithm.frozen='<pattern>'"
@@ -111,6 +119,9 @@ class Pace(NamedTuple):
 #: Tasks at a time, beside one and all, that `chunk=auto` tries.
 CHUNKS = (4, 16, 64)
 
+#: Bytes up to which more tasks at a time were seen to make compiled steps faster, and beyond which slower.
+NEAR = 24e6
+
 
 class OuterLoop:
     """Steps an optimizer along meta-gradients.
@@ -121,7 +132,7 @@ class OuterLoop:
         scheduler: of the outer rate, stepped once per outer step.
         engine: `auto`, `vectorised` or `loop`; see `mlframework.engine`.
         chunk: tasks at a time; None takes the meta-batch whole, `auto` as many as are fastest, and then `engine=auto`
-            means the faster one.
+            means the faster one; compiled steps take as many as have their tensors near.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
         capture: `auto`, `true` or `false`: whether the step is compiled; see `mlframework.capture`.
         memory_limit: what a meta-gradient may take, in GB beside the data; None: whatever there is. It bounds
@@ -154,7 +165,8 @@ class OuterLoop:
         self.engine, self.chunk, self.clip = engine, chunk, clip
         self.vectorises = meta_layer.engine == "vectorised"
         self.found: dict[int, Pace] = {}
-        self.capture = Capture(meta_layer, str(capture).lower())
+        self.capture = Capture(meta_layer, str(capture).lower(), clip)
+        self.learned = learned_by(meta_layer)
 
     def prepare(self, episode: Episode) -> None:
         """Chooses the engine, by trying it on an episode."""
@@ -170,21 +182,32 @@ class OuterLoop:
         if not self.meta_layer.training:
             self.meta_layer.train()
         self.meta_layer.outer_step = self.scheduler.last_epoch
-        pace = self.pace(episode)
-        self.meta_layer.engine = pace.engine
-        way = None if self.capture.wanted == "false" else self.capture
-        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=pace.chunk, gradients_of=way)
-        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.stack(torch._foreach_norm([p.grad for p in learned if p.grad is not None])).norm()
-        if self.clip is not None:
-            nn.utils.clip_grads_with_norm_(learned, self.clip, norm)
-        if not torch.isfinite(losses.sum() + norm):
+        losses, _, by_name, conclusion = self.gradients(episode)
+        assert conclusion is not None
+        for name, grad in by_name.items():
+            self.learned[name].grad = grad
+        if not math.isfinite(conclusion.total):
             tasks = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
             raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
         lr = torch.tensor(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
-        return {**{name: value.mean() for name, value in metrics.items()}, "meta_grad_norm": norm.detach(), "lr": lr}
+        return {**conclusion.means, "meta_grad_norm": conclusion.norm, "lr": lr}
+
+    def gradients(self, episode: Episode) -> Gradients:
+        """What the optimizer steps along, and what else a meta-batch comes to."""
+        pace = self.pace(episode)
+        if self.meta_layer.engine != pace.engine:  # a module takes its time to set what it holds
+            self.meta_layer.engine = pace.engine
+        captured = self.capture.wanted != "false"
+        if captured and (pace.chunk is None or pace.chunk >= episode.num_tasks):
+            found = self.capture(episode, whole=True)
+            report_missing(self.learned.keys() - found.by_name.keys())
+            return found
+        way = self.capture if captured else None
+        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=pace.chunk, gradients_of=way)
+        by_name = {name: p.grad for name, p in self.learned.items() if p.grad is not None}
+        return concluded(Gradients(losses, metrics, by_name), self.clip)
 
     def pace(self, episode: Episode) -> Pace:
         """By which engine, and how many tasks at a time; measured at the first meta-batch of a size."""
@@ -192,32 +215,46 @@ class OuterLoop:
             assert not isinstance(self.chunk, str)
             return Pace(self.meta_layer.engine, self.chunk)
         if episode.num_tasks not in self.found:
-            self.found[episode.num_tasks] = self.fastest_pace(episode)
+            choose = self.near_pace if self.capture.wanted == "true" else self.fastest_pace
+            self.found[episode.num_tasks] = pace = choose(episode)
+            if self.memory_limit is not None:
+                log.info("memory: measured %.3g MB, %s by %d", self.peak(pace, episode) / 1e6, *pace)
         return self.found[episode.num_tasks]
+
+    def near_pace(self, episode: Episode) -> Pace:
+        """That of compiled steps, which cannot be tried out at once: as many tasks as have the tensors of a unit near.
+
+        The tensors of an inner step are about the share of a meta-gradient's that the number of inner steps makes.
+        """
+        engine, steps = self.meta_layer.engine, max(getattr(self.meta_layer, "inner_steps", 1), 1)
+        near = NEAR * steps / max(self.peak(Pace(engine, None), episode.tasks(slice(1))), 1)
+        most = max(min(self.most_tasks(episode), int(near)), 1)
+        # All parts of a meta-batch have one shape, for which there is one graph.
+        return Pace(engine, next(size for size in range(most, 0, -1) if episode.num_tasks % size == 0))
 
     def fastest_pace(self, episode: Episode) -> Pace:
         """Tries what can be tried on a meta-batch; of what is about as fast, it takes what needs least memory."""
-        most = episode.num_tasks if self.memory_limit is None else self.most_tasks(episode, self.memory_limit * 1e9)
+        most = self.most_tasks(episode)
         engines = get_args(Engine) if self.engine == "auto" and self.vectorises else (self.meta_layer.engine,)
         loops = [Pace("loop", 1)] if "loop" in engines else []
         chunks = sorted({1, most, *(size for size in CHUNKS if size < most)})
         paces = loops + ([Pace("vectorised", size) for size in chunks] if "vectorised" in engines else [])
         by_name = {f"{pace.engine} by {pace.chunk}": pace for pace in paces}
         ways = {name: functools.partial(self.try_out, pace, episode) for name, pace in by_name.items()}
-        pace = by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}, at most {most}", ways)]
-        if self.memory_limit is not None:
-            log.info("memory: measured %.3g MB, %s by %d", self.peak(pace, episode) / 1e6, *pace)
-        return pace
+        return by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}, at most {most}", ways)]
 
-    def most_tasks(self, episode: Episode, limit: float) -> int:
-        """How many tasks at a time stay within as many bytes; if it is none, inner steps are checkpointed, and 1."""
+    def most_tasks(self, episode: Episode) -> int:
+        """How many tasks at a time stay within the limit of memory; if it is none, inner steps are checkpointed: 1."""
+        if self.memory_limit is None:
+            return episode.num_tasks
+        limit = self.memory_limit * 1e9
         one, two = (self.peak(Pace(self.meta_layer.engine, None), episode.tasks(slice(count))) for count in (1, 2))
         each = max(two - one, 1)
         most = min(1 + int((limit - one) // each), episode.num_tasks)
         if most < 1 and getattr(self.meta_layer, "checkpoint_steps", True) is False:
             log.info("memory: a task takes %.3g MB, so inner steps are checkpointed", one / 1e6)
             setattr(self.meta_layer, "checkpoint_steps", True)  # noqa: B010 - only some algorithms have it
-            return self.most_tasks(episode, limit)
+            return self.most_tasks(episode)
         if most < 1:
             log.warning("memory: a single task takes %.3g MB, above memory_limit: it is taken alone", one / 1e6)
         most = max(most, 1)

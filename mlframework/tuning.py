@@ -97,4 +97,4 @@ def settled(asked: str, answer: str, ways: Collection[str]) -> str:
     except OSError as error:
         log.warning("what is fastest is measured anew in every process: %s cannot be written (%s)", file, error)
     kept = remembered(asked)
-    return kept if kept in ways else answer
+    return answer if kept is None or kept not in ways else kept

@@ -259,19 +259,21 @@ def captured(runs: Sequence[Record]) -> str:
     if not runs:
         return absent("captured")
     rows = [
-        (f"`{cell['algorithm']}`", cell.get("task", "").removeprefix("task="), "no: " + cell["refused"], "")
+        (f"`{cell['algorithm']}`", cell.get("task", "").removeprefix("task="), "no: " + cell["refused"], "", "")
         if "refused" in cell
         else (
             f"`{cell['algorithm']}`",
             cell["task"].removeprefix("task="),
             cell["way"],
             f"{cell['difference']:.0e}",
+            f"{cell['difference_double']:.0e}" if "difference_double" in cell else "",
         )
         for run in runs
         for cell in run["cells"]
     ]
     steps = runs[0]["steps"]
-    return table(("`algorithm=`", "on", "captured", f"largest relative difference in {steps} outer steps"), rows)
+    largest = f"largest relative difference in {steps} outer steps"
+    return table(("`algorithm=`", "on", "captured", largest, "in float64"), rows)
 
 
 def profile(runs: Sequence[Record]) -> str:

@@ -8,7 +8,11 @@ from reference import loss_of
 from test_meta_gradients import NETWORKS, episode_of, gradients, images
 from torch import nn
 
+from mlframework import capture as capture_module
 from mlframework.base_layers import MLP, BaseLayer
+from mlframework.capture import Capture
+from mlframework.compiled import eager_gradients
+from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
 from mlframework.inner_updates import SGD, Adam, Momentum
 from mlframework.meta_layers.gradient_descent import MAML, Exact
@@ -301,3 +305,27 @@ def test_settings_that_make_no_sense_are_refused(setting):
     (field,) = setting
     with pytest.raises(InvalidValue, match=f"{field}=0"):
         Implicit(**setting)
+
+
+def test_captured_steps_are_the_eager_ones_in_float64(monkeypatch, caplog):
+    """In float32 rounding may drive them apart; a fault would be as large here."""
+    monkeypatch.setattr(capture_module, "MOST_OPERATIONS", 0)
+    task = Sinusoid(k_shot=3, k_query=3)
+    layer = MAML(
+        MLP(task.spec, hidden=[6]),
+        task,
+        update=partial(Proximal, rule=partial(BarzilaiBorwein, lr=0.01), strength=2.0),
+        meta_gradient=Implicit(cg_steps=2),
+        inner_steps=4,
+    ).double()
+    capture = Capture(layer, "true")
+    for seed in range(3):
+        episode = in_float64(task.sample(4, "train", torch.Generator().manual_seed(seed)))
+        found, expected = capture(episode), eager_gradients(layer, episode)
+        torch.testing.assert_close(found.by_name, expected.by_name, rtol=1e-7, atol=1e-9)
+    assert capture.units.units and "eager steps" not in caplog.text
+
+
+def in_float64(episode):
+    parts = (Examples(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in part)) for part in episode)
+    return Episode(*parts)

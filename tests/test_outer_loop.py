@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from mlframework import outer_loop as outer_loop_module
 from mlframework.base_layers import MLP
+from mlframework.compiled import WholeStep
 from mlframework.errors import InvalidValue
 from mlframework.inner_updates import SGD, LearnedRates
 from mlframework.meta_layers.gradient_descent import MAML, Exact
@@ -115,6 +117,24 @@ def test_clipping_shortens_long_gradients_to_its_limit_and_leaves_short_ones():
         assert float(metrics["meta_grad_norm"]) == pytest.approx(norm)
 
 
+def test_a_captured_step_clips_moves_and_reports_as_an_eager_one_and_refuses_what_is_not_finite():
+    (eager, expected), (captured, found) = (
+        (layer := maml(), outer_loop(layer, clip=0.1, capture=capture)) for capture in ("false", "true")
+    )
+    for seed in range(3):
+        episode = episode_of(eager, seed=seed)
+        torch.testing.assert_close(found.step(episode), expected.step(episode))
+        torch.testing.assert_close(parameters(captured), parameters(eager))
+    before, y = parameters(captured), episode.query.y.clone()
+    y[1] = float("inf")
+    with pytest.raises(NotFinite) as raised:
+        found.step(episode._replace(query=episode.query._replace(y=y)))
+    assert raised.value.tasks == [1]
+    assert parameters(captured).keys() == before.keys()
+    assert all(torch.equal(p, before[name]) for name, p in parameters(captured).items())
+    assert [type(way) for way in found.capture.ways.values()] == [WholeStep]
+
+
 def test_the_scheduler_steps_once_per_outer_step():
     outer = outer_loop(meta_layer := maml(), lr=0.1, gamma=0.5)
     for _ in range(3):
@@ -194,6 +214,16 @@ def test_an_automatic_chunk_gives_the_meta_gradient_of_all_tasks_at_once():
     meta_gradient(outer.meta_layer, episode)
     torch.testing.assert_close(found, [p.grad for p in outer.meta_layer.parameters()])
     assert outer.pace(episode) == outer.pace(episode)
+
+
+def test_compiled_steps_take_as_many_tasks_as_have_their_tensors_near_in_parts_of_one_shape(monkeypatch):
+    meta_layer = maml()
+    episode = episode_of(meta_layer)
+    outer = outer_loop(meta_layer, chunk="auto", capture="true")
+    alone = outer.peak(Pace("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
+    for near, chunk in [(1.0, 1), (2.5 * alone, 2), (4.5 * alone, 3), (1e12, 6)]:
+        monkeypatch.setattr(outer_loop_module, "NEAR", near)
+        assert outer.near_pace(episode) == Pace("vectorised", chunk)
 
 
 def test_a_memory_limit_bounds_the_tasks_at_a_time_and_what_is_predicted_comes_about(caplog):

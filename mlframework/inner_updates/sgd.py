@@ -25,7 +25,8 @@ class SGD(InnerUpdate):
         self.lr = positive("lr", lr)
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
-        return {name: torch.sub(p, grads[name], alpha=self.lr) for name, p in params.items()}, state
+        # `torch.sub` has a derivative of two operations, and of one pass more over what is stacked.
+        return {name: torch.add(p, grads[name], alpha=-self.lr) for name, p in params.items()}, state
 
 
 class Momentum(InnerUpdate):
@@ -46,4 +47,4 @@ class Momentum(InnerUpdate):
 
     def forward(self, params: Params, grads: Params, state: Params, step: int) -> tuple[Params, Params]:
         velocity = {name: self.momentum * state[name] + grads[name] for name in params}
-        return {name: torch.sub(p, velocity[name], alpha=self.lr) for name, p in params.items()}, {**state, **velocity}
+        return {name: torch.add(p, velocity[name], alpha=-self.lr) for name, p in params.items()}, {**state, **velocity}

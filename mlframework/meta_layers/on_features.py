@@ -83,7 +83,7 @@ class OnFeatures(MetaLayer):
 
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
-        return self.call_base_layer({}, x, mask)
+        return self.run(self.call_base_layer, {}, x, mask)
 
 
 def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:

@@ -49,7 +49,7 @@ class TaskDistribution(ABC):
             `[...]`.
         """
         if self.spec.kind == "regression":
-            return (prediction - y).square().mean(-1)
+            return F.mse_loss(prediction, y, reduction="none").mean(-1)
         return F.cross_entropy(prediction.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
     def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -23,8 +23,6 @@ class MetaGradient(ABC):
 
     #: Whether query losses are differentiated at all, so that it matters how those after each step weigh.
     uses_query_losses: bool = True
-    #: Whether a step may be compiled: not where compiled and eager steps were seen to drift apart.
-    can_be_captured: bool = True
 
     @abstractmethod
     def constant_steps(self, inner_steps: int, outer_step: int) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
@@ -116,8 +117,8 @@ class KernelMachine(OnFeatures):
         }
 
     def warn_of(self, solution: Solution) -> None:
-        """One line for the first tasks that did not converge; TensorBoard has the others."""
-        if self.warned or bool(solution.converged.all()):
+        """One line for the first tasks that did not converge; TensorBoard has the others, and a graph's."""
+        if self.warned or isinstance(solution.converged, FakeTensor) or bool(solution.converged.all()):
             return
         self.warned = True
         log.warning(

@@ -1,0 +1,32 @@
+"""Where a solver branches on values, the features of a whole meta-batch are compiled, and the solver stays eager."""
+
+import logging
+
+import pytest
+import torch
+
+from mlframework.base_layers import MLP
+from mlframework.capture import Capture
+from mlframework.compiled import eager_gradients
+from mlframework.meta_layers.svm.kernels import Linear
+from mlframework.meta_layers.svm.ridge import Ridge
+from mlframework.meta_layers.svm.support_vectors import CrammerSingerSVM
+from mlframework.tasks import ArrayTasks, ClassIndexed
+
+
+#: A closed form is one graph with the features.
+@pytest.mark.parametrize(("algorithm", "units"), [(Ridge, 0), (CrammerSingerSVM, 1)])
+def test_features_are_one_unit_where_the_solver_cannot_be_part_of_the_graph(algorithm, units, caplog):
+    torch.manual_seed(0)
+    data = ClassIndexed.from_labels(torch.rand(40, 5), torch.arange(4).repeat(10))
+    task = ArrayTasks({"train": data}, n_way=2, k_shot=2, k_query=2)
+    layer = algorithm(MLP(task.spec, hidden=[6]), task, kernel=Linear())
+    capture = Capture(layer, "true")
+    with caplog.at_level(logging.WARNING):
+        for seed in range(3):
+            episode = task.sample(3, "train", torch.Generator().manual_seed(seed))
+            found, expected = capture(episode), eager_gradients(layer, episode)
+            torch.testing.assert_close(found.losses, expected.losses)
+            torch.testing.assert_close(found.by_name, expected.by_name)
+    assert not [record for record in caplog.records if record.name.startswith("mlframework")]
+    assert len(capture.units.units) == units
