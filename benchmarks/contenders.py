@@ -28,12 +28,14 @@ from torch import nn
 from workloads import Workload
 
 from mlframework import allocator
+from mlframework.base_layers import BaseLayer
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.meta_layers.svm import CrammerSingerSVM, Linear, Ridge
 from mlframework.outer_loop import OuterLoop
+from mlframework.tasks import TaskDistribution
 
 __all__ = ["CAPTURED", "CONTENDERS", "INEXACT", "PLAIN", "cannot"]
 
@@ -67,17 +69,23 @@ def ours(workload: Workload, *, capture: str) -> Step:
 
 def meta_layer(workload: Workload) -> tuple[MetaLayer, Any]:
     """The algorithm, and the meta-batch; of heads only the features are learned."""
-    task, base_layer, episode = workload.make()
+    # What is learned is made in float32, as a run makes it.
+    task, base_layer, _ = workload._replace(double=False).make()
+    layer = algorithm(workload, task, base_layer)
+    return layer.double() if workload.double else layer, workload.make()[2]
+
+
+def algorithm(workload: Workload, task: TaskDistribution, base_layer: BaseLayer) -> MetaLayer:
     if workload.head is None:
         rule = functools.partial(SGD, lr=INNER_LR)
         gradient = FirstOrder() if workload.first_order else Exact()
-        return MAML(base_layer, task, update=rule, meta_gradient=gradient, inner_steps=workload.inner_steps), episode
+        return MAML(base_layer, task, update=rule, meta_gradient=gradient, inner_steps=workload.inner_steps)
     make = {
         "prototypes": Prototypes,
         "ridge": functools.partial(Ridge, kernel=Linear(1.0), reg=REG, scale=SCALE, learn=()),
         "svm": functools.partial(CrammerSingerSVM, kernel=Linear(), c=C, reg=1.0, scale=1.0, learn=()),
     }[workload.head]
-    return make(base_layer, task, batch_norm="transductive"), episode
+    return make(base_layer, task, batch_norm="transductive")
 
 
 def by_hand(workload: Workload) -> Step:

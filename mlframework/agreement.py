@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from mlframework.compiled import Gradients, NotCapturable
 from mlframework.episode import Episode, Examples
 from mlframework.meta_layers.meta_layer import MetaLayer
 
-__all__ = ["Way", "require_agreement"]
+__all__ = ["Undecided", "Way", "in_float64", "require_agreement"]
 
 #: Relative differences from the eager losses, and from the eager meta-gradient as a whole, that rounding explains where
 #: nothing jumps.
@@ -23,6 +24,10 @@ COARSE = (1e-2, 1e-2)
 #: step may be: it is another draw, and jumps are of all sizes.
 NUDGES, ROUNDINGS, FARTHER = 4, 4, 3.0
 
+#: How far a meta-gradient may be off, with losses that agree, for it to be worth a look in float64: sums of many
+#: numbers are further off than roundings of parameters tell.
+NEARLY = 0.1
+
 #: How many tasks are tried alone.
 ALONE = 4
 
@@ -30,8 +35,12 @@ ALONE = 4
 Way = Callable[[MetaLayer, Episode], Gradients]
 
 
+class Undecided(NotCapturable):
+    """The difference may be rounding, and may not: rounding moves the eager meta-gradient too far, or nearly as far."""
+
+
 def require_agreement(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> None:
-    """Raises `NotCapturable` where a compiled way gives something else than the eager one.
+    """Raises `NotCapturable` where a compiled way gives something else than the eager one, or `Undecided`.
 
     Two episodes are tried: the one at hand, and the same with each task's inputs in reverse order, which are new to it.
     Where rounding turns over a rectifier or a maximum, a gradient jumps, by per cents of the whole. So a difference is
@@ -41,7 +50,7 @@ def require_agreement(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Ep
     tried = [agrees(meta_layer, way, eagerly, one) for one in (episode, reversed_inputs(episode))]
     alone = (repeated(episode, task) for task in range(min(ALONE, episode.num_tasks)))
     if not any(tried) and not any(agrees(meta_layer, way, eagerly, one) for one in alone):
-        raise NotCapturable("rounding moves the eager meta-gradient so far that the graph's cannot be judged by it")
+        raise Undecided("rounding moves the eager meta-gradient so far that the graph's cannot be judged by it")
 
 
 def agrees(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> bool:
@@ -57,7 +66,8 @@ def agrees(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> b
         return True
     scatter = scattered(meta_layer, eagerly, episode, eager)
     if not bool((off <= torch.maximum(limits, FARTHER * scatter)).all()):
-        raise NotCapturable(
+        doubtful = off[0] <= limits[0] and off[1] <= NEARLY
+        raise (Undecided if doubtful else NotCapturable)(
             f"the graph's losses and meta-gradient are {off[0]:.1e} and {off[1]:.1e} off the eager ones, "
             f"which rounding moves by {scatter[0]:.1e} and {scatter[1]:.1e}"
         )
@@ -88,6 +98,13 @@ def nudged(module: nn.Module, seed: int) -> Iterator[None]:
         with torch.no_grad():
             for p, kept in before:
                 p.copy_(kept)
+
+
+def in_float64(meta_layer: MetaLayer, episode: Episode) -> tuple[MetaLayer, Episode]:
+    """A copy of an algorithm, of the same task distribution, and an episode, with far smaller roundings."""
+    double = copy.deepcopy(meta_layer, {id(meta_layer.task): meta_layer.task}).double()
+    parts = (Examples(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in part)) for part in episode)
+    return double, Episode(*parts)
 
 
 def reversed_inputs(episode: Episode) -> Episode:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlframework.agreement import Way, require_agreement
+from mlframework.agreement import Undecided, Way, in_float64, require_agreement
 from mlframework.compiled import End, Gradients, Units, WholeStep, averaged, concluded, eager_gradients
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
@@ -103,7 +103,7 @@ class Capture:
             way(self.meta_layer, episode)
             compiling = time.perf_counter() - began
             seconds = seconds_of(lambda: way(self.meta_layer, episode))
-            require_agreement(self.meta_layer, way, eagerly, episode)
+            self.check(way, eagerly, episode, whole)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
@@ -113,6 +113,17 @@ class Capture:
         speed = f"{eager_seconds * 1e3:.3g} -> {seconds * 1e3:.3g} ms for a meta-gradient"
         log.info("capture: compiled in %.1f s; %s (%s)", compiling, speed, pays)
         return way if gain > 0 or self.wanted == "true" else eagerly
+
+    def check(self, way: Way, eagerly: Way, episode: Episode, whole: bool) -> None:
+        """Raises `NotCapturable` where a compiled way gives something else than the eager one.
+
+        Where float32 cannot tell, the same step compiled in float64 has to agree.
+        """
+        try:
+            require_agreement(self.meta_layer, way, eagerly, episode)
+        except Undecided:
+            double, same = in_float64(self.meta_layer, episode)
+            require_agreement(double, Capture(double, "true", self.clip).compiled(same, self.end(whole)), eagerly, same)
 
     def compiled(self, episode: Episode, end: End | None) -> Way:
         """The whole step as one graph, or its units where it is long, or branches on values, and has any."""

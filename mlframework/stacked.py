@@ -84,8 +84,10 @@ def expanded(base_layer: nn.Module, params: Params, num_tasks: int) -> dict[str,
     """Parameters `[*shape]` as stacks `[num_tasks, *shape]` that are all alike: views.
 
     Weights of linear layers lie transposed, `[in, out]`, as their gradients for stacks do: steps along them, and
-    products with them, then go through memory from end to end.
+    products with them, then go through memory from end to end. For a single task, turning them over would not pay.
     """
+    if num_tasks == 1:
+        return {name: p.unsqueeze(0) for name, p in params.items()}
     linear = {f"{name}.weight" for name, module in base_layer.named_modules() if isinstance(module, nn.Linear)}
     return {
         name: p.mT.contiguous().expand(num_tasks, *p.mT.shape).mT if name in linear else p.expand(num_tasks, *p.shape)

@@ -9,6 +9,7 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mlframework import capture as capture_module
+from mlframework.agreement import Undecided, require_agreement
 from mlframework.base_layers import MLP, Conv4
 from mlframework.capture import Capture
 from mlframework.compiled import WholeStep, eager_gradients, keep_what_is_compiled
@@ -152,6 +153,26 @@ def test_a_graph_that_differs_is_refused(monkeypatch, caplog):
         found = Capture(layer, "true")(episode_of(layer))
     assert "off the eager one" in caplog.text
     torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(monkeypatch, caplog, wrong):
+    def undecided_in_float32(layer, way, eagerly, episode):
+        if next(layer.parameters()).dtype == torch.float32:
+            raise Undecided("rounding moves it too far")
+        require_agreement(layer, way, eagerly, episode)
+
+    layer = maml(Exact())
+    monkeypatch.setattr(capture_module, "require_agreement", undecided_in_float32)
+    if wrong:
+        monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode, end: twice_as_long)
+    capture = Capture(layer, "true")
+    with caplog.at_level(logging.WARNING):
+        found = capture(episode_of(layer))
+    assert ("off the eager ones" in caplog.text) == wrong
+    assert [type(way) is WholeStep for way in capture.ways.values()] == [not wrong]
+    torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+    assert {p.dtype for p in layer.parameters()} == {torch.float32}
 
 
 def twice_as_long(layer, episode):
