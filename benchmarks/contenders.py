@@ -29,6 +29,7 @@ from workloads import Workload
 
 from mlframework import allocator
 from mlframework.base_layers import BaseLayer
+from mlframework.episode import Episode
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -52,7 +53,11 @@ def ours(workload: Workload, *, capture: str) -> Step:
     The first step includes what a run does before its own: `prepare`. So is the allocator as it is in a run.
     """
     allocator.tune()
-    layer, episode = meta_layer(workload)
+    return outer_step(*meta_layer(workload), capture=capture)
+
+
+def outer_step(layer: MetaLayer, episode: Episode, *, capture: str) -> Step:
+    """`OuterLoop.step` on one meta-batch."""
     optimizer = adam(layer)
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     outer = OuterLoop(layer, optimizer, constant, chunk="auto", clip=None, capture=capture)
@@ -67,7 +72,7 @@ def ours(workload: Workload, *, capture: str) -> Step:
     return step
 
 
-def meta_layer(workload: Workload) -> tuple[MetaLayer, Any]:
+def meta_layer(workload: Workload) -> tuple[MetaLayer, Episode]:
     """The algorithm, and the meta-batch; of heads only the features are learned."""
     # What is learned is made in float32, as a run makes it.
     task, base_layer, _ = workload._replace(double=False).make()

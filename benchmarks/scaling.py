@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from contenders import CAPTURED, PLAIN
+from contenders import CAPTURED, PLAIN, outer_step
 from counters import Operations, PeakMemory
 from loops import plain_loop
 from solvers import machine
-from steps import INNER_LR, Step, adam, gradients
+from steps import INNER_LR, Step
 from turns import TOLERANCE, difference, first, memory, turn
 
 from mlframework.base_layers import MLP, BaseLayer, Conv4
@@ -35,7 +35,6 @@ from mlframework.episode import Episode
 from mlframework.files import atomic
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import OuterLoop
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid, TaskDistribution
 
 OURS = "ours"
@@ -115,16 +114,7 @@ def ours(cell: Cell, capture: str) -> Step:
     task, base_layer, episode = cell.make()
     rule = functools.partial(SGD, lr=INNER_LR)
     layer = MAML(base_layer, task, update=rule, meta_gradient=Exact(), inner_steps=cell.inner_steps)
-    optimizer = adam(layer)
-    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    outer = OuterLoop(layer, optimizer, constant, chunk="auto", clip=None, capture=capture)
-    outer.prepare(episode)
-
-    def step() -> list[Any]:
-        outer.step(episode)
-        return gradients(base_layer)
-
-    return step
+    return outer_step(layer, episode, capture=capture)
 
 
 CONTENDERS: dict[str, Callable[[Cell], Step]] = {
