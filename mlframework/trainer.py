@@ -13,6 +13,7 @@ from mlframework import checkpoint
 from mlframework.checkpoint import Progress
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
+from mlframework.interrupt import deferred_interrupt
 from mlframework.judging import Interval, TaskSet, judge_tasks
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -97,8 +98,16 @@ class Trainer:
         self.checkpoint_every, self.log_every = checkpoint_every, log_every
 
     def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
-        """Trains from where `progress` stands to the last step."""
-        with training_progress(self.steps, progress.step) as bar, self.episodes(training) as episodes:
+        """Trains from where `progress` stands to the last step.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint.
+        """
+        with (
+            training_progress(self.steps, progress.step) as bar,
+            deferred_interrupt() as interrupt,
+            self.episodes(training) as episodes,
+        ):
             clock = resumed = time.perf_counter()
             spent = progress.seconds
             for step in range(progress.step + 1, self.steps + 1):
@@ -110,9 +119,12 @@ class Trainer:
                 if step % self.validate_every == 0 or step == self.steps:
                     progress = self.validate(training, logger, bar, progress)
                     clock = time.perf_counter()
-                if step % self.checkpoint_every == 0 or step == self.steps:
+                interrupted = interrupt.asked
+                if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
                     self.save(training, progress)
                 bar.advance_to(step)
+                if interrupted:
+                    raise KeyboardInterrupt
         return progress
 
     def check_monitor(self, metrics: Collection[str]) -> None:
