@@ -61,13 +61,13 @@ def outer_step(layer: MetaLayer, episode: Episode, *, capture: str) -> Step:
     optimizer = adam(layer)
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     outer = OuterLoop(layer, optimizer, constant, chunk="auto", clip=None, capture=capture)
-    unprepared = [episode]
+    unprepared, learned = [episode], list(layer.parameters())
 
     def step() -> list[Any]:
         if unprepared:
             outer.prepare(unprepared.pop())
         outer.step(episode)
-        return gradients(layer)
+        return gradients(learned)
 
     return step
 
@@ -155,11 +155,11 @@ def with_metalearn(workload: Workload) -> Step:
         device=torch.device("cpu"),
     )
     (sx, sy, _), (qx, qy, _) = episode
-    episodes = itertools.repeat((sx, sy, qx, qy))
+    episodes, learned = itertools.repeat((sx, sy, qx, qy)), list(model.parameters())
 
     def step() -> list[Any]:
         algorithm.step(episodes)
-        return gradients(model)
+        return gradients(learned)
 
     return step
 

@@ -104,7 +104,7 @@ def loop(workload: Workload, query_loss: QueryLoss, wrap: Callable[[Any], nn.Mod
     """
     task, base_layer, episode = workload.make()
     loss_of, module = task_loss(task), wrap(in_torch(base_layer))
-    optimizer = adam(module)
+    optimizer, learned = adam(module), list(module.parameters())
     (sx, sy, _), (qx, qy, _) = episode
 
     def step() -> list[Any]:
@@ -112,7 +112,7 @@ def loop(workload: Workload, query_loss: QueryLoss, wrap: Callable[[Any], nn.Mod
         for examples in zip(sx, sy, qx, qy, strict=True):
             (query_loss(module, loss_of, *examples) / workload.tasks).backward()
         optimizer.step()
-        return gradients(module)
+        return gradients(learned)
 
     return step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ def adam(module: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(module.parameters(), lr=OUTER_LR, fused=True)
 
 
-def gradients(module: nn.Module) -> list[np.ndarray]:
-    """What an outer step left in `.grad`."""
-    return [p.grad.numpy() for p in module.parameters() if p.grad is not None]
+def gradients(learned: Iterable[Tensor]) -> list[np.ndarray]:
+    """What an outer step left in `.grad`; to go through a module for its parameters may take as long as a step."""
+    return [p.grad.numpy() for p in learned if p.grad is not None]
 
 
 def task_loss(task: TaskDistribution) -> Callable[[Tensor, Tensor], Tensor]:

@@ -21,6 +21,7 @@ from mlframework.episode import Episode, Examples
 from mlframework.files import cache_folder
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.operators import TRACED
+from mlframework.products import merge_products
 
 __all__ = [
     "Conclusion",
@@ -148,6 +149,8 @@ class WholeStep:
             step = self.flat_step(meta_layer, end)
             traced = make_fx(step, {torch.ops.aten._foreach_norm.Scalar: norms, **TRACED}, tracing_mode="fake")(*inputs)
             reject_random_numbers(traced, meta_layer)
+            merge_products(traced.graph)
+            traced.recompile()
             self.compiled: Callable[..., Any] = compile_fx(traced, inputs, config_patches=inductor_settings(meta_layer))  # type: ignore[assignment]
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:

@@ -19,6 +19,7 @@ from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.memory import PeakMemory
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.optimizer_step import optimizer_step
 from mlframework.tuning import fastest
 
 __all__ = ["MissingGradient", "NotFinite", "OuterLoop", "meta_gradient"]
@@ -190,7 +191,7 @@ class OuterLoop:
             tasks = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
             raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
         lr = torch.tensor(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
+        optimizer_step(self.optimizer)
         self.scheduler.step()
         return {**conclusion.means, "meta_grad_norm": conclusion.norm, "lr": lr}
 

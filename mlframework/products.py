@@ -1,0 +1,156 @@
+"""Fewer and larger products of matrices in a traced step than one for each task.
+
+A traced step holds `bmm`, a product for each task. Where all tasks share the right factor, as the weights before the
+first inner step, their left factors are one tall matrix; where only the sum over tasks is wanted, as for the gradient
+of shared weights, it is one product over the examples of all tasks. Products with a vector are left alone: inductor
+makes loops of them, together with what is around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["merge_products"]
+
+aten = torch.ops.aten
+
+
+def merge_products(graph: fx.Graph) -> None:
+    """Rewrites a graph of aten's operations, whose nodes know their fake tensors."""
+    for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
+        share_factor(graph, node)
+    for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
+        sum_inside(graph, node)
+    graph.eliminate_dead_code()
+
+
+def share_factor(graph: fx.Graph, node: fx.Node) -> None:
+    """A product whose right factor is the same for all tasks becomes one of all tasks' rows with it."""
+    left, right = factors(node)
+    (tasks, n, k), m = value(left).shape, value(right).shape[2]
+    if tasks == 1 or 1 in (k, m) or not stacks(value(left)) or not is_shared(right):
+        return
+    with graph.inserting_before(node):
+        rows = call(graph, aten.view.default, left, [tasks * n, k])
+        product = call(graph, aten.mm.default, rows, shared_by_all(graph, right))
+        node.replace_all_uses_with(call(graph, aten.view.default, product, [tasks, n, m]))
+
+
+def is_shared(node: fx.Node) -> bool:
+    """Whether it is the same for all tasks `[tasks, ...]`, and known to be so."""
+    return value(node).stride(0) == 0 or (len(parts := parts_of(node)) == 1 and is_shared(parts[0]))
+
+
+def shared_by_all(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """What is the same for all tasks, once."""
+    if value(node).stride(0) == 0:
+        return call(graph, aten.select.int, node, 0, 0)
+    return without_tasks(graph, node, [shared_by_all(graph, part) for part in parts_of(node)])
+
+
+def sum_inside(graph: fx.Graph, node: fx.Node) -> None:
+    """A sum over tasks of products, and of what is made of products, becomes products over the examples of all."""
+    summed, axes, keep, *_ = *node.args, False
+    assert isinstance(summed, fx.Node)
+    if axes != [0] or len(value(summed)) == 1 or not holds_products(summed):
+        return
+    with graph.inserting_before(node):
+        total = sum_of(graph, summed)
+        node.replace_all_uses_with(call(graph, aten.unsqueeze.default, total, 0) if keep else total)
+
+
+def holds_products(node: fx.Node) -> bool:
+    """Whether `sum_of` finds a product of which only the sum is wanted."""
+    return len(node.users) == 1 and (is_summable(node) or any(map(holds_products, parts_of(node))))
+
+
+def is_summable(node: fx.Node) -> bool:
+    """Whether it is a product whose factors lie in memory as if all examples were one task's."""
+    if node.target is not aten.bmm.default:
+        return False
+    left, right = map(value, factors(node))
+    return 1 not in (left.shape[1], right.shape[2]) and stacks(left.mT) and stacks(right)
+
+
+def sum_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The sum over tasks of a node `[tasks, ...]`."""
+    if not holds_products(node):
+        return call(graph, aten.sum.dim_IntList, node, [0])
+    if not is_summable(node):
+        return without_tasks(graph, node, [sum_of(graph, part) for part in parts_of(node)])
+    left, right = factors(node)
+    (tasks, n, k), m = value(left).shape, value(right).shape[2]
+    columns = call(graph, aten.view.default, call(graph, aten.transpose.int, left, 1, 2), [tasks * k, n])
+    rows = call(graph, aten.view.default, right, [tasks * k, m])
+    return call(graph, aten.mm.default, call(graph, aten.transpose.int, columns, 0, 1), rows)
+
+
+#: Linear operations that keep the numbers of each task together where they keep the first axis, and the arguments
+#: after the tensors that they have without it.
+PER_TASK: dict[Any, Callable[[Any], list[Any]]] = {
+    aten.add.Tensor: lambda node: [],
+    **dict.fromkeys((aten.mul.Scalar, aten.mul.Tensor), lambda node: [node.args[1]]),
+    aten.clone.default: lambda node: [],
+    **dict.fromkeys(
+        (aten.view.default, aten._unsafe_view.default, aten.expand.default),
+        lambda node: [list(value(node).shape[1:])],
+    ),
+    aten.transpose.int: lambda node: [axis % value(node).dim() - 1 for axis in node.args[1:]],
+    aten.permute.default: lambda node: [[axis - 1 for axis in node.args[1][1:]]],
+}
+
+
+def parts_of(node: fx.Node) -> list[fx.Node]:
+    """The tensors `[tasks, ...]` that a node is made of, task by task and linearly; none where it is made otherwise."""
+    target, parts, args = node.target, node.all_input_nodes, cast("Any", node.args)
+    if target not in PER_TASK or not all(value(part).shape[:1] == value(node).shape[:1] for part in parts):
+        return []
+    axes = value(node).dim()
+    if target is aten.add.Tensor:
+        linear = len(parts) == 2 and value(parts[0]).shape == value(parts[1]).shape
+    elif target in (aten.mul.Scalar, aten.mul.Tensor):
+        linear = isinstance(args[1], int | float)
+    elif target is aten.expand.default:
+        linear = value(parts[0]).dim() == axes
+    elif target is aten.transpose.int:
+        linear = all(axis % axes for axis in args[1:])
+    elif target is aten.permute.default:
+        linear = args[1][0] == 0
+    else:
+        linear = axes > 1
+    return parts if linear else []
+
+
+def without_tasks(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.Node:
+    """A node's operation on parts that have no axis of tasks."""
+    target: Any = node.target
+    # What was views may have to be copied.
+    remade = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
+    return call(graph, remade, *parts, *PER_TASK[target](node), **node.kwargs)
+
+
+def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The factors `[tasks, n, k]` and `[tasks, k, m]` of a product."""
+    left, right = node.args
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    return left, right
+
+
+def value(node: fx.Node) -> Tensor:
+    return node.meta["val"]
+
+
+def stacks(x: Tensor) -> bool:
+    """Whether `[tasks, n, m]` is `[tasks * n, m]` without a copy."""
+    return x.stride(0) == x.shape[1] * x.stride(1)
+
+
+def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node that knows its fake tensor."""
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args), **kwargs)
+    return node
