@@ -24,9 +24,9 @@ COARSE = (1e-2, 1e-2)
 #: step may be: it is another draw, and jumps are of all sizes.
 NUDGES, ROUNDINGS, FARTHER = 4, 4, 3.0
 
-#: How far a meta-gradient may be off, with losses that agree, for it to be worth a look in float64: sums of many
-#: numbers are further off than roundings of parameters tell.
-NEARLY = 0.1
+#: How far losses and meta-gradient may be off for them to be worth a look in float64: sums of many numbers are further
+#: off than roundings of parameters tell.
+NEARLY = (1e-3, 0.1)
 
 #: How many tasks are tried alone.
 ALONE = 4
@@ -66,7 +66,7 @@ def agrees(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> b
         return True
     scatter = scattered(meta_layer, eagerly, episode, eager)
     if not bool((off <= torch.maximum(limits, FARTHER * scatter)).all()):
-        doubtful = off[0] <= limits[0] and off[1] <= NEARLY
+        doubtful = bool((off <= torch.tensor(NEARLY)).all())
         raise (Undecided if doubtful else NotCapturable)(
             f"the graph's losses and meta-gradient are {off[0]:.1e} and {off[1]:.1e} off the eager ones, "
             f"which rounding moves by {scatter[0]:.1e} and {scatter[1]:.1e}"

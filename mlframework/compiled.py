@@ -118,7 +118,11 @@ def eager_gradients(meta_layer: MetaLayer, episode: Episode) -> Gradients:
 
 def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
     """A gradient that lies in memory as its parameter does: fused optimizers walk through both side by side."""
-    return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)
+    if grad.stride() == parameter.stride():
+        return grad
+    order = sorted(range(grad.dim()), key=parameter.stride, reverse=True)
+    back = [order.index(axis) for axis in range(grad.dim())]
+    return grad.permute(order).contiguous().permute(back)
 
 
 class WholeStep:
@@ -135,10 +139,6 @@ class WholeStep:
     """
 
     def __init__(self, meta_layer: MetaLayer, episode: Episode, end: End | None = None) -> None:
-        keep_what_is_compiled()
-        from torch._inductor.compile_fx import compile_fx
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         #: The names of metrics and of gradients, in the order in which the graph gives them.
         self.metrics: list[str] = []
         self.names: list[str] = []
@@ -146,16 +146,15 @@ class WholeStep:
         self.held = list(tensors_of(meta_layer).values())
         inputs = self.inputs(episode)
         with tracing(meta_layer):
-            step = self.flat_step(meta_layer, end)
-            traced = make_fx(step, {torch.ops.aten._foreach_norm.Scalar: norms, **TRACED}, tracing_mode="fake")(*inputs)
-            reject_random_numbers(traced, meta_layer)
-            merge_products(traced.graph)
-            traced.recompile()
-            self.compiled: Callable[..., Any] = compile_fx(traced, inputs, config_patches=inductor_settings(meta_layer))  # type: ignore[assignment]
+            graph = traced(self.flat_step(meta_layer, end), inputs)
+            merge_products(graph.graph)
+            graph.recompile()
+            fakes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+            self.compiled = compiled(graph, fakes, meta_layer)
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         with torch.no_grad():
-            losses, *found = self.compiled(*self.inputs(episode))
+            losses, *found = self.compiled(self.inputs(episode))
         count, end = len(self.metrics), len(self.metrics) + len(self.names)
         metrics, by_name = (
             dict(zip(names, values, strict=True))
@@ -187,6 +186,32 @@ class WholeStep:
             return [losses, *metrics.values(), *by_name.values(), *last]
 
         return step
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """A function of tensors as a graph of what inductor knows, without operations in place."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    known = {**select_decomp_table(), torch.ops.aten._foreach_norm.Scalar: norms, **TRACED}
+    graph = make_fx(function, known, tracing_mode="fake")(*inputs)
+    if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in graph.graph.nodes):
+        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
+    return graph
+
+
+def compiled(
+    graph: torch.fx.GraphModule, inputs: Sequence[Any], meta_layer: MetaLayer
+) -> Callable[[list[Tensor]], Any]:
+    """What inductor makes of a graph; it is called with a list of inputs, which it empties."""
+    keep_what_is_compiled()
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    reject_random_numbers(graph, meta_layer)
+    keep_strides(graph)
+    settings = inductor_settings(meta_layer)
+    with torch._inductor.config.patch(settings), cached(inputs):
+        return compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False))
 
 
 class Units:
@@ -238,9 +263,7 @@ class Unit:
     def __init__(
         self, meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[Any], structure: TreeSpec
     ) -> None:
-        keep_what_is_compiled()
         from functorch.compile import aot_function, min_cut_rematerialization_partition
-        from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
 
         self.meta_layer, self.held = meta_layer, list(tensors_of(meta_layer).values())
@@ -258,11 +281,7 @@ class Unit:
             return leaves
 
         def compiler(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            reject_random_numbers(graph, meta_layer)
-            keep_strides(graph)
-            settings = inductor_settings(meta_layer)
-            with torch._inductor.config.patch(settings), cached(inputs):
-                return compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False))
+            return compiled(graph, inputs, meta_layer)
 
         self.compiled = aot_function(
             flattened,

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def merge_products(graph: fx.Graph) -> None:
-    """Rewrites a graph of aten's operations, whose nodes know their fake tensors."""
+    """Rewrites a graph of the operations that inductor knows, whose nodes have their fake tensors."""
     for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
         share_factor(graph, node)
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
@@ -84,9 +84,9 @@ def sum_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
         return without_tasks(graph, node, [sum_of(graph, part) for part in parts_of(node)])
     left, right = factors(node)
     (tasks, n, k), m = value(left).shape, value(right).shape[2]
-    columns = call(graph, aten.view.default, call(graph, aten.transpose.int, left, 1, 2), [tasks * k, n])
+    columns = call(graph, aten.view.default, call(graph, aten.permute.default, left, [0, 2, 1]), [tasks * k, n])
     rows = call(graph, aten.view.default, right, [tasks * k, m])
-    return call(graph, aten.mm.default, call(graph, aten.transpose.int, columns, 0, 1), rows)
+    return call(graph, aten.mm.default, call(graph, aten.permute.default, columns, [1, 0]), rows)
 
 
 #: Linear operations that keep the numbers of each task together where they keep the first axis, and the arguments
@@ -99,7 +99,6 @@ PER_TASK: dict[Any, Callable[[Any], list[Any]]] = {
         (aten.view.default, aten._unsafe_view.default, aten.expand.default),
         lambda node: [list(value(node).shape[1:])],
     ),
-    aten.transpose.int: lambda node: [axis % value(node).dim() - 1 for axis in node.args[1:]],
     aten.permute.default: lambda node: [[axis - 1 for axis in node.args[1][1:]]],
 }
 
@@ -116,8 +115,6 @@ def parts_of(node: fx.Node) -> list[fx.Node]:
         linear = isinstance(args[1], int | float)
     elif target is aten.expand.default:
         linear = value(parts[0]).dim() == axes
-    elif target is aten.transpose.int:
-        linear = all(axis % axes for axis in args[1:])
     elif target is aten.permute.default:
         linear = args[1][0] == 0
     else:

@@ -7,10 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from mlframework.base_layers import MLP
-from mlframework.compiled import eager_gradients
+from mlframework.compiled import eager_gradients, traced
 from mlframework.episode import Episode, Examples
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
@@ -30,12 +29,12 @@ W = data(OUT, IN, seed=2)
 
 def merged(function, *inputs):
     """What is left of products by name, in a graph that gives what it did before."""
-    traced = make_fx(function, tracing_mode="fake")(*inputs)
-    merge_products(traced.graph)
-    traced.graph.lint()
-    traced.recompile()
-    torch.testing.assert_close(traced(*inputs), function(*inputs), rtol=1e-12, atol=1e-12)
-    named = (getattr(node.target, "__name__", "").split(".")[0] for node in traced.graph.nodes)
+    graph = traced(function, inputs)
+    merge_products(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    torch.testing.assert_close(graph(*inputs), function(*inputs), rtol=1e-12, atol=1e-12)
+    named = (getattr(node.target, "__name__", "").split(".")[0] for node in graph.graph.nodes)
     return Counter(name for name in named if name in ("bmm", "mm", "sum"))
 
 
