@@ -19,9 +19,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mlframework.episode import Episode, Examples
 from mlframework.files import cache_folder
+from mlframework.graph_passes import lay_out, merge_products
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.operators import TRACED
-from mlframework.products import merge_products
 
 __all__ = [
     "Conclusion",
@@ -148,7 +148,6 @@ class WholeStep:
         with tracing(meta_layer):
             graph = traced(self.flat_step(meta_layer, end), inputs)
             merge_products(graph.graph)
-            graph.recompile()
             fakes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
             self.compiled = compiled(graph, fakes, meta_layer)
 
@@ -209,6 +208,8 @@ def compiled(
 
     reject_random_numbers(graph, meta_layer)
     keep_strides(graph)
+    lay_out(graph.graph)
+    graph.recompile()
     settings = inductor_settings(meta_layer)
     with torch._inductor.config.patch(settings), cached(inputs):
         return compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False))

@@ -1,4 +1,4 @@
-"""Products of traced steps that are merged give what a product for each task gives."""
+"""What traced steps are turned into gives what they gave."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from mlframework.base_layers import MLP
 from mlframework.compiled import eager_gradients, traced
 from mlframework.episode import Episode, Examples
+from mlframework.graph_passes import lay_out, merge_products
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.products import merge_products
 from mlframework.tasks import Sinusoid
 
 TASKS, EXAMPLES, IN, OUT = 4, 6, 5, 3
@@ -112,3 +112,38 @@ def test_a_meta_gradient_has_products_of_both_kinds():
 
     found = merged(step, support.x, support.y, query.x, query.y, *(p.detach() for p in layer.parameters()))
     assert found["mm"] >= 4, "forward and backward of the first step, and two gradients of the hidden weights"
+
+
+IMAGES = data(2, 5, 4, 3).permute(0, 3, 1, 2)
+
+
+def elementwise(function, *inputs):
+    """Of each elementwise operation, whether its result lies in the order of its axes; the graph gives what it did."""
+    graph = traced(function, inputs)
+    lay_out(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    found, expected = graph(*inputs), function(*inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert found.stride() == expected.stride()
+    nodes = [node for node in graph.graph.nodes if torch.Tag.pointwise in getattr(node.target, "tags", ())]
+    return [node.meta["val"].is_contiguous() for node in nodes]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.relu(),
+        lambda x: (x * x[:1, :, :1, :1]).tanh() - x,
+        lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+        lambda x: x.relu().permute(0, 2, 3, 1).sin(),
+        lambda x: torch.add(x, x.square(), alpha=-0.1),
+        lambda x: x * x.sum(),
+    ],
+)
+def test_elementwise_operations_go_through_memory_in_its_order(function):
+    assert all(elementwise(function, IMAGES))
+
+
+def test_what_has_parts_of_fewer_axes_stays():
+    assert elementwise(lambda x: x * x[0, 0, 0], IMAGES) == [False]

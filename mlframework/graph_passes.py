@@ -1,9 +1,13 @@
-"""Fewer and larger products of matrices in a traced step than one for each task.
+"""What a traced step is turned into before it is compiled: the same numbers, by operations that are faster.
 
-A traced step holds `bmm`, a product for each task. Where all tasks share the right factor, as the weights before the
-first inner step, their left factors are one tall matrix; where only the sum over tasks is wanted, as for the gradient
-of shared weights, it is one product over the examples of all tasks. Products with a vector are left alone: inductor
-makes loops of them, together with what is around them.
+`merge_products`: a traced step holds `bmm`, a product of matrices for each task. Where all tasks share the right
+factor, as the weights before the first inner step, their left factors are one tall matrix; where only the sum over
+tasks is wanted, as for the gradient of shared weights, it is one product over the examples of all tasks. Products with
+a vector are left alone: inductor makes loops of them, together with what is around them.
+
+`lay_out`: a result of operations on images with channels last has its axes in another order than its memory. What
+inductor fuses it lays out anew, by what is read most, or else in the order of the axes; the next to read it then goes
+through it crosswise. So such operations are done on permuted axes, whose order is that of memory.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-__all__ = ["merge_products"]
+__all__ = ["lay_out", "merge_products"]
 
 aten = torch.ops.aten
 
@@ -128,6 +132,29 @@ def without_tasks(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.No
     # What was views may have to be copied.
     remade = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
     return call(graph, remade, *parts, *PER_TASK[target](node), **node.kwargs)
+
+
+def lay_out(graph: fx.Graph) -> None:
+    """Lets elementwise operations whose results do not lie in the order of their axes go through them as they lie."""
+    for node in list(graph.nodes):
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) and isinstance(node.meta["val"], Tensor):
+            permute_axes(graph, node)
+    graph.eliminate_dead_code()
+
+
+def permute_axes(graph: fx.Graph, node: fx.Node) -> None:
+    """Makes an operation's first axis the one with the longest stride, and so on, and permutes the result back."""
+    x, parts = value(node), node.all_input_nodes
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    if x.is_contiguous() or not x.permute(order).is_contiguous():
+        return
+    if any(value(part).dim() not in (0, x.dim()) for part in parts):
+        return
+    with graph.inserting_before(node):
+        permuted = {p: call(graph, aten.permute.default, p, order) if value(p).dim() else p for p in parts}
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), permuted.__getitem__)
+        back = [order.index(axis) for axis in range(x.dim())]
+        node.replace_all_uses_with(call(graph, aten.permute.default, call(graph, node.target, *args, **kwargs), back))
 
 
 def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
