@@ -120,9 +120,9 @@ class Pace(NamedTuple):
 #: Tasks at a time, beside one and all, that `chunk=auto` tries.
 CHUNKS = (4, 16, 64)
 
-#: Bytes of a meta-gradient's tensors up to which more tasks at a time were seen to make compiled steps faster. Beyond,
-#: they win some per cent at most, and take memory.
-NEAR = 16e6
+#: Bytes up to which more tasks at a time were seen to make compiled steps faster; beyond, they gain some per cent at
+#: most, and take memory.
+NEAR = 9e6
 
 
 class OuterLoop:
@@ -224,9 +224,12 @@ class OuterLoop:
         return self.found[episode.num_tasks]
 
     def near_pace(self, episode: Episode) -> Pace:
-        """That of compiled steps, which cannot be tried out at once: as many tasks as have their tensors near."""
-        engine = self.meta_layer.engine
-        near = NEAR / max(self.peak(Pace(engine, None), episode.tasks(slice(1))), 1)
+        """That of compiled steps, which cannot be tried out at once: as many tasks as have the tensors of a unit near.
+
+        The tensors of an inner step are about the share of a meta-gradient's that the number of inner steps makes.
+        """
+        engine, steps = self.meta_layer.engine, max(getattr(self.meta_layer, "inner_steps", 1), 1)
+        near = NEAR * steps / max(self.peak(Pace(engine, None), episode.tasks(slice(1))), 1)
         most = max(min(self.most_tasks(episode), int(near)), 1)
         # All parts of a meta-batch have one shape, for which there is one graph.
         return Pace(engine, next(size for size in range(most, 0, -1) if episode.num_tasks % size == 0))

@@ -22,13 +22,13 @@ KNOWN: dict[str, str] = {}
 #: A way that takes as many seconds is run no more than once.
 LONG = 1.0
 
-#: By how much a way must be faster than those that stand before it, as a share: less is noise.
+#: Less is noise.
 MARGIN = 0.05
 
 log = logging.getLogger(__name__)
 
 
-def fastest(question: str, ways: Mapping[str, Callable[[], object]]) -> str:
+def fastest(question: str, ways: Mapping[str, Callable[[], object]], *, margin: float = MARGIN) -> str:
     """The name of the fastest way; of those that are about as fast, the first.
 
     What was measured is kept in the cache folder, so that a run that goes on later takes the same steps. Of processes
@@ -37,11 +37,12 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]]) -> str:
     Args:
         question: all that the answer depends on, but for the machine, torch and its number of threads.
         ways: by name; each is called a few times.
+        margin: by how much a way must be faster than those that stand before it, as a share.
     """
     asked = in_full(question)
     if not is_known(question) or KNOWN[asked] not in ways:
         seconds = {name: shortest(way) for name, way in ways.items()}
-        limit = min(seconds.values()) * (1 + MARGIN)
+        limit = min(seconds.values()) * (1 + margin)
         KNOWN[asked] = settled(asked, next(name for name in ways if seconds[name] <= limit), ways)
     return KNOWN[asked]
 

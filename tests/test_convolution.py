@@ -93,7 +93,7 @@ LARGE = Shape(1, False, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "c
 
 def test_large_convolutions_are_measured_and_small_ones_unfolded(monkeypatch):
     asked = []
-    monkeypatch.setattr(convolution, "fastest", lambda question, ways: asked.append(question) or "native")
+    monkeypatch.setattr(convolution, "fastest", lambda question, ways, margin: asked.append(question) or "native")
     assert method_for(LARGE) == "native"
     assert method_for(LARGE._replace(images=1, in_channels=1)) == "unfolded"
     assert len(asked) == 1 and "32 32" in asked[0]

@@ -220,7 +220,7 @@ def test_compiled_steps_take_as_many_tasks_as_have_their_tensors_near_in_parts_o
     meta_layer = maml()
     episode = episode_of(meta_layer)
     outer = outer_loop(meta_layer, chunk="auto", capture="true")
-    alone = outer.peak(Pace("vectorised", None), episode.tasks(slice(1)))
+    alone = outer.peak(Pace("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
     for near, chunk in [(1.0, 1), (2.5 * alone, 2), (4.5 * alone, 3), (1e12, 6)]:
         monkeypatch.setattr(outer_loop_module, "NEAR", near)
         assert outer.near_pace(episode) == Pace("vectorised", chunk)
