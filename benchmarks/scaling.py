@@ -30,6 +30,7 @@ from solvers import machine
 from steps import INNER_LR, Step
 from turns import TOLERANCE, difference, first, memory, turn
 
+from mlframework import allocator
 from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.episode import Episode
 from mlframework.files import atomic
@@ -110,7 +111,8 @@ GROWTHS = tuple(dict.fromkeys(cell.growth for cell in CELLS))
 
 
 def ours(cell: Cell, capture: str) -> Step:
-    """As a run takes its steps; `capture` is `outer.capture`."""
+    """As a run takes its steps, with the allocator as it is there; `capture` is `outer.capture`."""
+    allocator.tune()
     task, base_layer, episode = cell.make()
     rule = functools.partial(SGD, lr=INNER_LR)
     layer = MAML(base_layer, task, update=rule, meta_gradient=Exact(), inner_steps=cell.inner_steps)

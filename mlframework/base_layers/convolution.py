@@ -1,8 +1,9 @@
 """Convolution whose weights may differ from task to task.
 
-Two ways, each differentiable to any order. *Unfolded*: the patches as rows of a matrix, times the weights, which over
-tasks is one batched product of matrices. *Native*: torch's own convolution, one task after another. Small images are
-faster unfolded, large ones native; which it is for a shape is measured once, and remembered.
+Three ways, each differentiable to any order. *Unfolded*: the patches as rows of a matrix, times the weights, which over
+tasks is one batched product of matrices. *Native*: torch's kernels with channels last, one task after another. *Torch*:
+its convolution as it is, where there is one task, or weights that all share. Small images are faster unfolded, large
+ones by torch's kernels; which it is for a shape is measured once, and remembered.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ class Convolution(nn.Conv2d):
         return y if self.bias is None else y + self.bias.expand(len(y), -1)[..., None, None]
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor, Pair, Pair], Tensor]] = {"unfolded": unfolded, "native": convolve}
+def of_torch(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    return torch.conv2d(x, weight, None, list(stride), list(padding))
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor, Pair, Pair], Tensor]] = {
+    "unfolded": unfolded,
+    "torch": of_torch,
+    "native": convolve,
+}
 
 
 class Shape(NamedTuple):
@@ -120,7 +129,7 @@ def unwrapped(x: Tensor) -> Tensor:
 #: Below as many multiplications for each task, convolutions are not measured: they are unfolded.
 SMALL = 1_000_000
 
-#: By how much torch's own convolution has to be faster: what is unfolded is faster still in compiled steps.
+#: By how much torch's kernels have to be faster: what is unfolded is faster still in compiled steps.
 MARGIN = 0.2
 
 
@@ -136,7 +145,8 @@ def method_for(shape: Shape) -> str:
     question = f"convolution {' '.join(map(str, shape))}"
     if torch._C._len_torch_dispatch_stack() and not is_known(question):
         return "native"
-    return fastest(question, {name: functools.partial(differentiate, name, shape) for name in METHODS}, margin=MARGIN)
+    names = [name for name in METHODS if name != "torch" or shape.tasks == 1]
+    return fastest(question, {name: functools.partial(differentiate, name, shape) for name in names}, margin=MARGIN)
 
 
 def differentiate(method: str, shape: Shape) -> None:
