@@ -88,17 +88,12 @@ def concluded(found: Gradients, clip: float | None) -> Gradients:
         clip: the largest norm of the whole gradient, as in `torch.nn.utils.clip_grad_norm_`; None leaves it.
     """
     grads = list(found.by_name.values())
-    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    norm = torch.cat([grad.flatten() for grad in grads]).norm()
     if clip is not None:
         grads = list(torch._foreach_mul(grads, (clip / (norm + 1e-6)).clamp(max=1.0)))
     means = {name: value.mean() for name, value in found.metrics.items()}
     conclusion = Conclusion(norm, found.losses.sum() + norm, means)
     return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)), conclusion=conclusion)
-
-
-def norms(tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    """`torch._foreach_norm`, which inductor does not know, in operations that it does."""
-    return [tensor.square().sum().sqrt() for tensor in tensors]
 
 
 class NotCapturable(Exception):
@@ -192,8 +187,7 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.G
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    known = {**select_decomp_table(), torch.ops.aten._foreach_norm.Scalar: norms, **TRACED}
-    graph = make_fx(function, known, tracing_mode="fake")(*inputs)
+    graph = make_fx(function, {**select_decomp_table(), **TRACED}, tracing_mode="fake")(*inputs)
     if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in graph.graph.nodes):
         graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
     return graph

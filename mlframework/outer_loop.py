@@ -49,6 +49,7 @@ def meta_gradient(
     *,
     chunk: int | None = None,
     gradients_of: Callable[[Episode], Gradients] | None = None,
+    learned: Mapping[str, nn.Parameter] | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Sets `.grad` of every meta-parameter to the gradient of the meta-loss, averaged over tasks.
 
@@ -57,6 +58,7 @@ def meta_gradient(
         episode: the meta-batch.
         chunk: tasks at a time; each chunk's graph is freed before the next is built, so memory is that of one chunk.
         gradients_of: how an episode's gradients are found; by default eagerly, see `mlframework.capture`.
+        learned: the meta-parameters, for whom they are at hand: to find them takes a while in a small step.
 
     Returns:
         The meta-loss of each task `[tasks]` and the metrics, detached.
@@ -65,7 +67,7 @@ def meta_gradient(
         MissingGradient: a meta-parameter took no part: it would never be learned, in silence.
     """
     parts = []
-    learned = learned_by(meta_layer)
+    learned = learned_by(meta_layer) if learned is None else learned
     for p in learned.values():
         p.grad = None
     for part in episode.chunks(chunk or episode.num_tasks):
@@ -207,7 +209,9 @@ class OuterLoop:
             report_missing(self.learned.keys() - found.by_name.keys())
             return found
         way = self.capture if captured else None
-        losses, metrics = meta_gradient(self.meta_layer, episode, chunk=pace.chunk, gradients_of=way)
+        losses, metrics = meta_gradient(
+            self.meta_layer, episode, chunk=pace.chunk, gradients_of=way, learned=self.learned
+        )
         by_name = {name: p.grad for name, p in self.learned.items() if p.grad is not None}
         return concluded(Gradients(losses, metrics, by_name), self.clip)
 

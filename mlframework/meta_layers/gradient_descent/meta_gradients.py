@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,11 @@ class MetaGradient(ABC):
             for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
             if weight
         ]
-        losses = sum(weight * metrics["query_loss"] for weight, metrics in judged)
-        assert isinstance(losses, Tensor)
-        return losses, judged[-1][1]
+        # Few operations: of a small step, each is a good part.
+        weighted = [
+            metrics["query_loss"] * weight if weight != 1 else metrics["query_loss"] for weight, metrics in judged
+        ]
+        return functools.reduce(torch.add, weighted), judged[-1][1]
 
 
 class Exact(MetaGradient):
