@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["optimizer_step"]
+
+#: Where torch keeps hooks, by its own names: those of an optimizer and those of all. Where there is no such name any
+#: more, nothing is known about hooks.
+HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
 
 def optimizer_step(optimizer: Optimizer) -> None:
     """Does what `optimizer.step()` does.
 
-    In torch, a step of a fused Adam is mostly python: some 100 us, a fifth of a small captured outer step. From the
-    second step on its kernel is called here, unless somebody has hooked into the optimizer or asks for a variant.
+    In torch, a step of a fused Adam on a small network is mostly python, a good part of a captured outer step. From its
+    second step on its kernel is called here, unless somebody has hooked into it, or asks for a variant.
     """
     if not may_be_called_directly(optimizer):
         optimizer.step()
@@ -30,8 +35,8 @@ def may_be_called_directly(optimizer: Optimizer) -> bool:
     """Whether it is torch's fused Adam or AdamW, untouched, of parameters of one kind that have been stepped before."""
     if type(optimizer) not in (Adam, AdamW) or getattr(optimizer, "grad_scale", None) is not None:
         return False
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+    places = ((optimizer, HOOKS), (sys.modules[Optimizer.__module__], HOOKS_OF_ALL))
+    if any(getattr(place, name, True) for place, names in places for name in names):
         return False
     patched = vars(optimizer).get("step")  # by a scheduler, which wants to know that there was a first step
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
