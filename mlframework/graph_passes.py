@@ -135,7 +135,12 @@ def without_tasks(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.No
 
 
 def lay_out(graph: fx.Graph) -> None:
-    """Lets elementwise operations whose results do not lie in the order of their axes go through them as they lie."""
+    """Lets elementwise operations whose results do not lie in the order of their axes go through them as they lie.
+
+    Where there are convolutions of torch's, inductor lays out what they read and give, and is left alone.
+    """
+    if graph.find_nodes(op="call_function", target=aten.convolution.default):
+        return
     for node in list(graph.nodes):
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) and isinstance(node.meta["val"], Tensor):
             permute_axes(graph, node)
