@@ -56,6 +56,8 @@ def is_plain(group: Mapping[str, Any]) -> bool:
 def call_kernel(group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
     """The step of one group of parameters, in place."""
     learned = [p for p in group["params"] if p.grad is not None]
+    if not learned:
+        return
     states = [state[p] for p in learned]
     counts = [of["step"] for of in states]
     torch._foreach_add_(counts, 1)
