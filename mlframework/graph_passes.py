@@ -135,12 +135,7 @@ def without_tasks(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.No
 
 
 def lay_out(graph: fx.Graph) -> None:
-    """Lets elementwise operations whose results do not lie in the order of their axes go through them as they lie.
-
-    Where there are convolutions of torch's, inductor lays out what they read and give, and is left alone.
-    """
-    if graph.find_nodes(op="call_function", target=aten.convolution.default):
-        return
+    """Lets elementwise operations whose results do not lie in the order of their axes go through them as they lie."""
     for node in list(graph.nodes):
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) and isinstance(node.meta["val"], Tensor):
             permute_axes(graph, node)
@@ -158,6 +153,8 @@ def permute_axes(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_before(node):
         permuted = {p: call(graph, aten.permute.default, p, order) if value(p).dim() else p for p in parts}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), permuted.__getitem__)
+        if "memory_format" in kwargs:  # copies may say how they lie, in terms of their axes
+            kwargs = {**kwargs, "memory_format": torch.contiguous_format}
         back = [order.index(axis) for axis in range(x.dim())]
         node.replace_all_uses_with(call(graph, aten.permute.default, call(graph, node.target, *args, **kwargs), back))
 

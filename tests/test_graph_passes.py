@@ -139,6 +139,7 @@ def elementwise(function, *inputs):
         lambda x: x.relu().permute(0, 2, 3, 1).sin(),
         lambda x: torch.add(x, x.square(), alpha=-0.1),
         lambda x: x * x.sum(),
+        lambda x: x.mul(2).contiguous().relu().contiguous(memory_format=torch.channels_last),
     ],
 )
 def test_elementwise_operations_go_through_memory_in_its_order(function):

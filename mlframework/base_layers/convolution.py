@@ -136,21 +136,17 @@ MARGIN = 0.2
 def method_for(shape: Shape) -> str:
     """The faster method for a shape, as it was measured on this machine; what is small or not on a CPU is unfolded.
 
-    While a step is traced nothing can be measured: it has been taken before, eagerly. A compiler gets torch's kernels
-    with channels last: of torch's own convolution it would choose itself how the result lies in memory.
+    While a step is traced nothing can be measured: it has been taken before, eagerly.
     """
     height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
     products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
     if shape.device != "cpu" or products * shape.out_channels < SMALL:
         return "unfolded"
     question = f"convolution {' '.join(map(str, shape))}"
-    tracing = bool(torch._C._len_torch_dispatch_stack())
-    if tracing and not is_known(question):
+    if torch._C._len_torch_dispatch_stack() and not is_known(question):
         return "native"
     names = [name for name in METHODS if name != "torch" or shape.tasks == 1]
-    ways = {name: functools.partial(differentiate, name, shape) for name in names}
-    method = fastest(question, ways, margin=MARGIN)
-    return "native" if tracing and method == "torch" else method
+    return fastest(question, {name: functools.partial(differentiate, name, shape) for name in names}, margin=MARGIN)
 
 
 def differentiate(method: str, shape: Shape) -> None:
