@@ -258,7 +258,7 @@ class Unit:
     def __init__(
         self, meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[Any], structure: TreeSpec
     ) -> None:
-        from functorch.compile import aot_function, min_cut_rematerialization_partition
+        from functorch.compile import aot_function, default_partition, min_cut_rematerialization_partition
         from torch._inductor.decomposition import select_decomp_table
 
         self.meta_layer, self.held = meta_layer, list(tensors_of(meta_layer).values())
@@ -279,11 +279,14 @@ class Unit:
         def compiler(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             return compiled(graph, inputs, meta_layer)
 
+        # A step of an inner loop computes anew what is cheap, rather than keep it for each step. Of features, which are
+        # found once, that makes the backward pass twice as slow.
+        once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
         self.compiled = aot_function(
             flattened,
             fw_compiler=compiler,
             bw_compiler=compiler,
-            partition_fn=min_cut_rematerialization_partition,
+            partition_fn=default_partition if once else min_cut_rematerialization_partition,
             decompositions={**select_decomp_table(), **TRACED},
         )
 
@@ -344,6 +347,7 @@ def inductor_settings(meta_layer: MetaLayer) -> dict[str, Any]:
     if next(meta_layer.parameters()).device.type != "cpu":
         return {}
     settings: dict[str, Any] = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+    settings["layout_optimization"] = False  # a second opinion on how images lie, beside `lay_out`'s
     if platform.system() == "Linux" and platform.machine() == "x86_64":
         # inductor writes vectors itself, and turns the compiler's own vectorising off, on which its masks depend: they
         # are ten times slower without. The flag is handed over where it comes after the one that turns it off.

@@ -47,6 +47,8 @@ def over_tasks(function: Callable[..., Tensor], *args: Any, engine: Engine) -> T
     if engine == "vectorised":
         return torch.func.vmap(function, randomness="different")(*args)
     leaves, structure = tree_flatten(args)
+    if len(leaves[0]) == 1:  # views, which copy nothing
+        return function(*tree_unflatten([leaf.squeeze(0) for leaf in leaves], structure)).unsqueeze(0)
     # unbind rather than an index per task, whose backward fills a tensor of all tasks for each of them.
     tasks = zip(*(leaf.unbind() for leaf in leaves), strict=True)
     return torch.stack([function(*tree_unflatten(list(task), structure)) for task in tasks])

@@ -91,12 +91,14 @@ def test_torch_func_takes_it():
 LARGE = Shape(1, False, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", True)
 
 
-def test_large_convolutions_are_measured_and_small_ones_unfolded(monkeypatch):
+def test_large_convolutions_are_measured_and_small_ones_where_torchs_may_be_faster(monkeypatch):
     asked = []
-    monkeypatch.setattr(convolution, "fastest", lambda question, ways, margin: asked.append(question) or "native")
-    assert method_for(LARGE) == "native"
-    assert method_for(LARGE._replace(images=1, in_channels=1)) == "unfolded"
-    assert len(asked) == 1 and "32 32" in asked[0]
+    monkeypatch.setattr(convolution, "fastest", lambda question, ways, margin: asked.append(set(ways)) or "native")
+    small = LARGE._replace(images=1, in_channels=1)
+    assert method_for(LARGE) == method_for(small) == method_for(LARGE._replace(tasks=2)) == "native"
+    assert asked == [{"unfolded", "torch", "native"}] * 2 + [{"unfolded", "native"}]
+    assert method_for(small._replace(tasks=2)) == method_for(small, compiled=True) == "unfolded"
+    assert len(asked) == 3
 
 
 def test_a_shape_knows_the_tasks_behind_vmap():
@@ -115,7 +117,7 @@ def test_a_shape_knows_the_tasks_behind_vmap():
 
 def test_weights_that_tasks_share_are_measured_to_first_order(monkeypatch):
     asked = []
-    monkeypatch.setattr(convolution, "method_for", lambda shape: asked.append(shape) or "unfolded")
+    monkeypatch.setattr(convolution, "method_for", lambda shape, compiled: asked.append(shape) or "unfolded")
     layer, x = Convolution(2, 3, 3), torch.zeros(4, 5, 2, 6, 6)
     torch.func.vmap(layer)(x)
     weights = {name: p.expand(4, *p.shape) for name, p in layer.named_parameters()}

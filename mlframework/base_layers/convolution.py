@@ -19,7 +19,7 @@ from torch._C import _functorch as functorch
 from mlframework.operators import Pair, convolve, sizes, unfolded
 from mlframework.tuning import fastest, is_known
 
-__all__ = ["METHODS", "Convolution", "Shape", "method_for"]
+__all__ = ["METHODS", "Convolution", "Shape", "method_for", "traced", "tracked"]
 
 
 class Convolution(nn.Conv2d):
@@ -38,8 +38,10 @@ class Convolution(nn.Conv2d):
         # torch.func.grad and its like take no operators but torch's own.
         if not plain or isinstance(self.padding, str) or tracked(x) or tracked(self.weight):
             return super().forward(x)
-        method = METHODS[method_for(Shape.of(x, self.weight, self.stride, self.padding))]
-        y = method(x, self.weight, self.stride, self.padding)
+        name = method_for(Shape.of(x, self.weight, self.stride, self.padding), compiled=traced())
+        if name == "torch":
+            return super().forward(x)  # which adds the bias, too
+        y = METHODS[name](x, self.weight, self.stride, self.padding)
         # For each image, so that its gradient is summed image by image.
         return y if self.bias is None else y + self.bias.expand(len(y), -1)[..., None, None]
 
@@ -126,21 +128,31 @@ def unwrapped(x: Tensor) -> Tensor:
     return x
 
 
-#: Below as many multiplications for each task, convolutions are not measured: they are unfolded.
+def traced() -> bool:
+    """Whether tensors stand for others, in a graph to be compiled."""
+    return bool(torch._C._len_torch_dispatch_stack()) and torch._guards.detect_fake_mode() is not None
+
+
+#: Below as many multiplications for each task, operators of our own are not measured: they are unfolded.
 SMALL = 1_000_000
 
 #: By how much torch's kernels have to be faster: what is unfolded is faster still in compiled steps.
 MARGIN = 0.2
 
 
-def method_for(shape: Shape) -> str:
-    """The faster method for a shape, as it was measured on this machine; what is small or not on a CPU is unfolded.
+def method_for(shape: Shape, *, compiled: bool = False) -> str:
+    """The faster method for a shape, as it was measured on this machine; what is not on a CPU is unfolded.
 
     While a step is traced nothing can be measured: it has been taken before, eagerly.
+
+    Args:
+        shape: of the convolution.
+        compiled: whether it is to be part of a graph, where what is small is faster unfolded.
     """
     height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
     products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
-    if shape.device != "cpu" or products * shape.out_channels < SMALL:
+    small = products * shape.out_channels < SMALL and (compiled or shape.tasks > 1)
+    if shape.device != "cpu" or small:
         return "unfolded"
     question = f"convolution {' '.join(map(str, shape))}"
     if torch._C._len_torch_dispatch_stack() and not is_known(question):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MixesExamples
-from mlframework.base_layers.convolution import tracked
+from mlframework.base_layers.convolution import traced, tracked
 from mlframework.normalise import normalise
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
@@ -66,14 +66,9 @@ def fits(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and (traced() if torch._C._len_torch_dispatch_stack() else x.numel() >= LARGE)
+        and (traced() or x.numel() >= LARGE)
         and not (tracked(x) or tracked(weight))
     )
-
-
-def traced() -> bool:
-    """Whether tensors stand for others, in a graph to be compiled."""
-    return torch._guards.detect_fake_mode() is not None
 
 
 class GroupNorm(nn.GroupNorm):
