@@ -133,11 +133,21 @@ def differences(found: Gradients, eager: Gradients) -> Tensor:
     Of the whole, because some parameters' gradients are zero but for rounding, as a bias before a batch norm.
 
     Raises:
-        NotCapturable: they are not of the same parameters.
+        NotCapturable: they are not of the same parameters, or lie otherwise in memory, at which fused optimizers do not
+            look.
     """
     if found.by_name.keys() != eager.by_name.keys():
         raise NotCapturable("the graph has gradients for other parameters than the eager step")
+    for name, grad in found.by_name.items():
+        if not lies_as(grad, eager.by_name[name]):
+            raise NotCapturable(f"the graph's gradient of {name} lies otherwise in memory than the eager one")
     return torch.stack([share(found.losses, eager.losses), share(whole(found), whole(eager))]).cpu()
+
+
+def lies_as(x: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape have their numbers in the same order in memory."""
+    strides = zip(x.stride(), other.stride(), x.shape, strict=True)
+    return all(one == two or size == 1 for one, two, size in strides)
 
 
 def share(found: Tensor, eager: Tensor) -> Tensor:

@@ -58,6 +58,8 @@ class Capture:
             raise InvalidValue("capture", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
         self.meta_layer, self.wanted, self.clip = meta_layer, wanted, clip
         self.steps_left = 0
+        #: Whether Ctrl-C was pressed, which ends a compiler, too.
+        self.interrupted: Callable[[], bool] = lambda: False
         self.ways: dict[Any, Way] = {}
         self.units = Units(meta_layer)
         self.times: dict[Any, list[float]] = {}
@@ -105,6 +107,8 @@ class Capture:
             seconds = seconds_of(lambda: way(self.meta_layer, episode))
             self.check(way, eagerly, episode, whole)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
+            if self.interrupted():
+                raise KeyboardInterrupt from error
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
             return eagerly

@@ -274,7 +274,7 @@ class Unit:
             with torch.nn.utils.stateless._reparametrize_module(meta_layer, held):
                 leaves, self.results = tree_flatten(function(*args))
             # As the next unit takes them, so that nothing is copied in between.
-            return [packed(leaf) for leaf in leaves]
+            return [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
         def compiler(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             return compiled(graph, inputs, meta_layer)

@@ -41,7 +41,7 @@ def share_factor(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_before(node):
         rows = call(graph, aten.view.default, left, [tasks * n, k])
         product = call(graph, aten.mm.default, rows, shared_by_all(graph, right))
-        node.replace_all_uses_with(call(graph, aten.view.default, product, [tasks, n, m]))
+        replace(graph, node, call(graph, aten.view.default, product, [tasks, n, m]))
 
 
 def is_shared(node: fx.Node) -> bool:
@@ -60,11 +60,18 @@ def sum_inside(graph: fx.Graph, node: fx.Node) -> None:
     """A sum over tasks of products, and of what is made of products, becomes products over the examples of all."""
     summed, axes, keep, *_ = *node.args, False
     assert isinstance(summed, fx.Node)
-    if axes != [0] or len(value(summed)) == 1 or not holds_products(summed):
+    if axes != [0] or node.kwargs or value(summed).shape[:1] in ((), (1,)) or not holds_products(summed):
         return
     with graph.inserting_before(node):
         total = sum_of(graph, summed)
-        node.replace_all_uses_with(call(graph, aten.unsqueeze.default, total, 0) if keep else total)
+        replace(graph, node, call(graph, aten.unsqueeze.default, total, 0) if keep else total)
+
+
+def replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
+    """Puts a node in another's place, laid out in memory as that one, which is contiguous, was."""
+    if not value(by).is_contiguous():
+        by = call(graph, aten.clone.default, by, memory_format=torch.contiguous_format)
+    node.replace_all_uses_with(by)
 
 
 def holds_products(node: fx.Node) -> bool:
@@ -103,7 +110,7 @@ PER_TASK: dict[Any, Callable[[Any], list[Any]]] = {
         (aten.view.default, aten._unsafe_view.default, aten.expand.default),
         lambda node: [list(value(node).shape[1:])],
     ),
-    aten.permute.default: lambda node: [[axis - 1 for axis in node.args[1][1:]]],
+    aten.permute.default: lambda node: [[axis % value(node).dim() - 1 for axis in node.args[1][1:]]],
 }
 
 
@@ -119,6 +126,8 @@ def parts_of(node: fx.Node) -> list[fx.Node]:
         linear = isinstance(args[1], int | float)
     elif target is aten.expand.default:
         linear = value(parts[0]).dim() == axes
+    elif target is aten.clone.default:  # other formats are of four axes or five
+        linear = node.kwargs.get("memory_format") in (None, torch.contiguous_format, torch.preserve_format)
     elif target is aten.permute.default:
         linear = args[1][0] == 0
     else:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 __all__ = ["Interrupt", "deferred_interrupt"]
@@ -24,8 +24,9 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        # Not print: whom the signal has interrupted may be printing.
-        os.write(STDERR, b"\ninterrupted: stops after this step, or at once if interrupted again\n")
+        # Not print: whom the signal has interrupted may be printing. Who was reading may have been interrupted as well.
+        with suppress(OSError):
+            os.write(STDERR, b"\ninterrupted: stops after this step, or at once if interrupted again\n")
 
 
 @contextmanager

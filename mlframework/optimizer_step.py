@@ -38,8 +38,9 @@ def may_be_called_directly(optimizer: Optimizer) -> bool:
     places = ((optimizer, HOOKS), (sys.modules[Optimizer.__module__], HOOKS_OF_ALL))
     if any(getattr(place, name, True) for place, names in places for name in names):
         return False
-    patched = vars(optimizer).get("step")  # by a scheduler, which wants to know that there was a first step
-    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+    # A scheduler wraps it, to know that there was a first step; anybody else's is to be called.
+    own, step = type(optimizer).step, vars(optimizer).get("step")
+    if step is not None and getattr(step, "__wrapped__", None) is not own:
         return False
     learned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if len({(p.device, p.dtype) for p in learned}) != 1 or not all(map(optimizer.state.__contains__, learned)):
@@ -49,7 +50,8 @@ def may_be_called_directly(optimizer: Optimizer) -> bool:
 
 def is_plain(group: Mapping[str, Any]) -> bool:
     variants = group["amsgrad"] or group["capturable"] or group["differentiable"]
-    return bool(group["fused"]) and not variants and type(group["lr"]) is float and type(group["betas"][0]) is float
+    plain = type(group["lr"]) is float and type(group["betas"][0]) is float
+    return bool(group["fused"]) and plain and not variants and "decoupled_weight_decay" in group  # not in older torch
 
 
 @torch.no_grad()

@@ -101,20 +101,22 @@ class Trainer:
         """Trains from where `progress` stands to the last step.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint.
+            KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint, unless a compiler was at work.
         """
         with (
             training_progress(self.steps, progress.step) as bar,
             deferred_interrupt() as interrupt,
             self.episodes(training) as episodes,
         ):
+            training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
-            spent = progress.seconds
+            spent, reported = progress.seconds, progress.step
             for step in range(progress.step + 1, self.steps + 1):
                 metrics = self.outer_step(training, episodes.next(), step)
                 if step % self.log_every == 0 or step == self.steps:
-                    self.report(metrics, training, logger, bar, step, time.perf_counter() - clock)
-                    clock = time.perf_counter()
+                    rate = self.meta_batch * (step - reported) / (time.perf_counter() - clock)
+                    self.report(metrics, training, logger, bar, step, rate)
+                    clock, reported = time.perf_counter(), step
                 progress = progress._replace(step=step, seconds=spent + time.perf_counter() - resumed)
                 if step % self.validate_every == 0 or step == self.steps:
                     progress = self.validate(training, logger, bar, progress)
@@ -125,6 +127,8 @@ class Trainer:
                 bar.advance_to(step)
                 if interrupted:
                     raise KeyboardInterrupt
+        if interrupt.asked:  # after the last step
+            raise KeyboardInterrupt
         return progress
 
     def check_monitor(self, metrics: Collection[str]) -> None:
@@ -157,11 +161,10 @@ class Trainer:
         logger: TensorBoardLogger,
         bar: TrainingProgress,
         step: int,
-        seconds: float,
+        rate: float,
     ) -> None:
-        """A point of each training curve, and the end of the progress bar."""
+        """A point of each training curve, and the end of the progress bar, which tell the tasks per second as well."""
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
-        rate = self.meta_batch * self.log_every / seconds
         values["train/tasks_per_second"] = rate
         logger.scalars(values, step)
         bar.show(f"query loss {values['train/query_loss']:.4f}, {rate:.0f} tasks/s")

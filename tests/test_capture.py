@@ -15,7 +15,7 @@ from mlframework.capture import Capture
 from mlframework.compiled import WholeStep, eager_gradients, keep_what_is_compiled
 from mlframework.errors import InvalidValue
 from mlframework.inner_updates import SGD, LayerStepRates
-from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact
+from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact, FirstOrder
 from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
@@ -84,11 +84,19 @@ def test_what_is_compiled_is_kept_in_the_cache_folder_unless_the_user_names_anot
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
 
 
-def test_gradients_lie_in_memory_as_their_parameters_do_as_fused_optimizers_take_for_granted():
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        Prototypes,
+        partial(MAML, update=partial(SGD, lr=0.1), inner_steps=1, meta_gradient=FirstOrder()),
+        partial(MAML, update=partial(SGD, lr=0.1), inner_steps=1, meta_gradient=Exact()),
+    ],
+)
+def test_gradients_lie_in_memory_as_their_parameters_do_as_fused_optimizers_take_for_granted(algorithm):
     torch.manual_seed(0)
     data = ClassIndexed.from_labels(torch.rand(20, 1, 8, 8), torch.arange(2).repeat(10))
     task = ArrayTasks({"train": data}, n_way=2, k_shot=2, k_query=2)
-    layer = Prototypes(Conv4(task.spec, filters=4, downsample="stride"), task)
+    layer = algorithm(Conv4(task.spec, filters=4, downsample="stride"), task)
     episode = task.sample(2, "train", torch.Generator().manual_seed(0))
     for gradients in (eager_gradients(layer, episode), Capture(layer, "true")(episode)):
         strides = {name: strides_of(grad) for name, grad in gradients.by_name.items()}

@@ -114,6 +114,18 @@ def test_a_meta_gradient_has_products_of_both_kinds():
     assert found["mm"] >= 4, "forward and backward of the first step, and two gradients of the hidden weights"
 
 
+def test_a_sum_over_tasks_lies_in_memory_as_it_did():
+    """Whoever takes it was told so, and fused optimizers do not look."""
+    left, right = data(3, 4, 5), data(3, 4, 6)
+    graph = traced(lambda left, right: [torch.bmm(left.mT, right).mT.sum(0)], (left, right))
+    merge_products(graph.graph)
+    graph.recompile()
+    assert graph.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+    (found,) = graph(left, right)
+    torch.testing.assert_close(found, torch.bmm(left.mT, right).mT.sum(0))
+    assert found.is_contiguous()
+
+
 IMAGES = data(2, 5, 4, 3).permute(0, 3, 1, 2)
 
 
@@ -143,7 +155,8 @@ def elementwise(function, *inputs):
     ],
 )
 def test_elementwise_operations_go_through_memory_in_its_order(function):
-    assert all(elementwise(function, IMAGES))
+    found = elementwise(function, IMAGES)
+    assert found and all(found)
 
 
 def test_what_has_parts_of_fewer_axes_stays():

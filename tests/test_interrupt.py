@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
+from mlframework.capture import Capture
 from mlframework.interrupt import deferred_interrupt
 from mlframework.run import train_run
 from mlframework.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
+from mlframework.trainer import Trainer
 
 SHORT = [
     "base_layer.hidden=[8]",
@@ -79,6 +82,35 @@ def test_pressed_twice_it_stops_where_it_is(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, f"task._target_={__name__}.Interrupted", "+task.presses=2")
     assert not RunFolder(tmp_path).last.exists()
+
+
+def test_pressed_after_the_last_step_nothing_else_is_begun(tmp_path, monkeypatch):
+    save = Trainer.save
+    monkeypatch.setattr(Trainer, "save", lambda *args: (save(*args), signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "trainer.checkpoint_every=9")
+    assert last(tmp_path)["progress"]["step"] == 5
+
+
+def test_a_compiler_that_it_stops_is_not_taken_for_one_that_fails(tmp_path, monkeypatch):
+    def stopped(*args):
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("the compiler is gone")
+
+    monkeypatch.setattr(Capture, "compiled", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "outer.capture=true")
+    assert not RunFolder(tmp_path).last.exists(), "an eager step would not be the one that is taken after all"
+
+
+def test_nobody_may_be_there_to_read_that_it_stops(monkeypatch):
+    def gone(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", gone)
+    with deferred_interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+    assert interrupt.asked
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None], ids=["ignored", "another's"])

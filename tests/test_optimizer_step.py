@@ -90,7 +90,12 @@ def test_what_is_hooked_or_patched_or_new_is_left_to_the_optimizer():
     patched, _ = prepared()
     patched.step = lambda: seen.append("patch")
     optimizer_step(patched)
-    assert seen == ["hook", "patch"]
+    scheduled, _ = prepared()
+    own = type("Own", (), {"step": lambda self: seen.append("patch under a scheduler")})()
+    scheduled.step = own.step
+    torch.optim.lr_scheduler.ConstantLR(scheduled, factor=1.0)
+    optimizer_step(scheduled)
+    assert seen == ["hook", "patch", "patch under a scheduler"]
     learned[0].weight.grad = torch.zeros(4, 3)
     assert not may_be_called_directly(torch.optim.Adam(learned.parameters(), fused=True)), "it has no state yet"
 

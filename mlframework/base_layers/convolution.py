@@ -141,7 +141,7 @@ MARGIN = 0.2
 
 
 def method_for(shape: Shape, *, compiled: bool = False) -> str:
-    """The faster method for a shape, as it was measured on this machine; what is not on a CPU is unfolded.
+    """The faster method for a shape, as it was first measured on this machine; what is not on a CPU is unfolded.
 
     While a step is traced nothing can be measured: it has been taken before, eagerly.
 
@@ -154,10 +154,12 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
     small = products * shape.out_channels < SMALL and (compiled or shape.tasks > 1)
     if shape.device != "cpu" or small:
         return "unfolded"
-    question = f"convolution {' '.join(map(str, shape))}"
+    names = [name for name in METHODS if name != "torch" or shape.tasks == 1]
+    # Of float64 as of float32, so that a step that is checked in float64 is the same step.
+    described = " ".join(map(str, shape._replace(dtype="")))
+    question = f"convolution {described} by {' '.join(names)}, margin {MARGIN}"
     if torch._C._len_torch_dispatch_stack() and not is_known(question):
         return "native"
-    names = [name for name in METHODS if name != "torch" or shape.tasks == 1]
     return fastest(question, {name: functools.partial(differentiate, name, shape) for name in names}, margin=MARGIN)
 
 
