@@ -91,14 +91,16 @@ def test_torch_func_takes_it():
 LARGE = Shape(1, False, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", True)
 
 
-def test_large_convolutions_are_measured_and_small_ones_where_torchs_may_be_faster(monkeypatch):
+def test_large_convolutions_are_measured_and_small_ones_are_not(monkeypatch):
     asked = []
     monkeypatch.setattr(convolution, "fastest", lambda question, ways, margin: asked.append(set(ways)) or "native")
     small = LARGE._replace(images=1, in_channels=1)
-    assert method_for(LARGE) == method_for(small) == method_for(LARGE._replace(tasks=2)) == "native"
-    assert asked == [{"unfolded", "torch", "native"}] * 2 + [{"unfolded", "native"}]
+    assert method_for(LARGE) == method_for(LARGE._replace(tasks=2)) == "native"
+    assert asked == [{"unfolded", "torch", "native"}, {"unfolded", "native"}]
+    assert method_for(small) == "torch"
     assert method_for(small._replace(tasks=2)) == method_for(small, compiled=True) == "unfolded"
-    assert len(asked) == 3
+    assert method_for(small._replace(device="cuda")) == method_for(LARGE._replace(device="cuda")) == "unfolded"
+    assert len(asked) == 2
 
 
 def test_a_shape_knows_the_tasks_behind_vmap():

@@ -133,7 +133,7 @@ def traced() -> bool:
     return bool(torch._C._len_torch_dispatch_stack()) and torch._guards.detect_fake_mode() is not None
 
 
-#: Below as many multiplications for each task, operators of our own are not measured: they are unfolded.
+#: Below as many multiplications for each task, nothing is measured.
 SMALL = 1_000_000
 
 #: By how much torch's kernels have to be faster: what is unfolded is faster still in compiled steps.
@@ -143,6 +143,8 @@ MARGIN = 0.2
 def method_for(shape: Shape, *, compiled: bool = False) -> str:
     """The faster method for a shape, as it was first measured on this machine; what is not on a CPU is unfolded.
 
+    What is small is torch's where there is one task, whose calls take the shortest way, else unfolded.
+
     While a step is traced nothing can be measured: it has been taken before, eagerly.
 
     Args:
@@ -151,9 +153,8 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
     """
     height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
     products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
-    small = products * shape.out_channels < SMALL and (compiled or shape.tasks > 1)
-    if shape.device != "cpu" or small:
-        return "unfolded"
+    if shape.device != "cpu" or products * shape.out_channels < SMALL:
+        return "torch" if shape.device == "cpu" and shape.tasks == 1 and not compiled else "unfolded"
     names = [name for name in METHODS if name != "torch" or shape.tasks == 1]
     # Of float64 as of float32, so that a step that is checked in float64 is the same step.
     described = " ".join(map(str, shape._replace(dtype="")))
