@@ -120,7 +120,7 @@ class Trainer:
                 progress = progress._replace(step=step, seconds=spent + time.perf_counter() - resumed)
                 if step % self.validate_every == 0 or step == self.steps:
                     progress = self.validate(training, logger, bar, progress)
-                    clock = time.perf_counter()
+                    clock, reported = time.perf_counter(), step
                 interrupted = interrupt.asked
                 if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
                     self.save(training, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from commands import SHORT, call
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from mlframework import checkpoint
+from mlframework import checkpoint, trainer
 from mlframework.commands.train import main
 from mlframework.errors import FailedRun, InvalidValue, UserError
+from mlframework.logger import TensorBoardLogger
 from mlframework.run import evaluate_run, set_up, train_run
 from mlframework.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
@@ -58,6 +60,28 @@ class Bursting(Sinusoid):
             if self.draws >= 5:
                 episode.query.y[2] = float("inf")
         return episode
+
+
+def test_tasks_per_second_counts_the_steps_since_the_clock_was_set(tmp_path, monkeypatch):
+    """Of a second for each step and a minute for a validation, wherever reports, validations and breaks fall."""
+    now, rates = [0.0], {}
+
+    def taking(seconds, method):
+        def timed(*args):
+            now[0] += seconds
+            return method(*args)
+
+        return timed
+
+    monkeypatch.setattr(trainer, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(trainer.Trainer, "outer_step", taking(1.0, trainer.Trainer.outer_step))
+    monkeypatch.setattr(trainer.Trainer, "validate", taking(60.0, trainer.Trainer.validate))
+    monkeypatch.setattr(TensorBoardLogger, "scalars", lambda self, values, step: rates.setdefault(step, values))
+    settings = ("evaluation=none", "trainer.log_every=2", "trainer.validate_every=3", "trainer.checkpoint_every=1")
+    train(tmp_path, *settings, "trainer.steps=3")
+    train(tmp_path, *settings, "trainer.steps=8", "resume=true")
+    found = {step: values["train/tasks_per_second"] for step, values in rates.items()}
+    assert found == dict.fromkeys([2, 3, 4, 6, 8], 4.0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_task(tmp_path):
