@@ -19,7 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mlframework.episode import Episode, Examples
 from mlframework.files import cache_folder
-from mlframework.graph_passes import lay_out, merge_products
+from mlframework.graph_passes import lay_out, memory_order, merge_products
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.operators import TRACED
 
@@ -115,8 +115,7 @@ def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
     """A gradient that lies in memory as its parameter does: fused optimizers walk through both side by side."""
     if grad.stride() == parameter.stride():
         return grad
-    order = sorted(range(grad.dim()), key=parameter.stride, reverse=True)
-    back = [order.index(axis) for axis in range(grad.dim())]
+    order, back = memory_order(parameter)
     return grad.permute(order).contiguous().permute(back)
 
 

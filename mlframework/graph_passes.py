@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-__all__ = ["lay_out", "merge_products"]
+__all__ = ["lay_out", "memory_order", "merge_products"]
 
 aten = torch.ops.aten
 
@@ -154,7 +154,7 @@ def lay_out(graph: fx.Graph) -> None:
 def permute_axes(graph: fx.Graph, node: fx.Node) -> None:
     """Makes an operation's first axis the one with the longest stride, and so on, and permutes the result back."""
     x, parts = value(node), node.all_input_nodes
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    order, back = memory_order(x)
     if x.is_contiguous() or not x.permute(order).is_contiguous():
         return
     if any(value(part).dim() not in (0, x.dim()) for part in parts):
@@ -164,8 +164,13 @@ def permute_axes(graph: fx.Graph, node: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), permuted.__getitem__)
         if "memory_format" in kwargs:  # copies may say how they lie, in terms of their axes
             kwargs = {**kwargs, "memory_format": torch.contiguous_format}
-        back = [order.index(axis) for axis in range(x.dim())]
         node.replace_all_uses_with(call(graph, aten.permute.default, call(graph, node.target, *args, **kwargs), back))
+
+
+def memory_order(x: Tensor) -> tuple[list[int], list[int]]:
+    """Axes from the longest stride to the shortest, and the permutation that undoes this one."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return order, [order.index(axis) for axis in range(x.dim())]
 
 
 def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
