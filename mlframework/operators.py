@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 
-__all__ = ["TRACED", "Pair", "convolve", "define", "named", "sizes", "unfolded"]
+__all__ = ["TRACED", "Pair", "convolve", "define", "is_traced", "named", "sizes", "tracked", "unfolded"]
 
 LIBRARY = torch.library.Library("mlframework", "DEF")
 
@@ -50,6 +51,20 @@ def define(
 def named(name: str) -> Any:
     """The operator of a name."""
     return getattr(torch.ops.mlframework, name.partition("::")[2])
+
+
+def tracked(x: Tensor) -> bool:
+    """Whether a tensor is one that `torch.func.grad`, `jvp` or their like follows."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_traced() -> bool:
+    """Whether tensors stand for others, in a graph to be compiled."""
+    return bool(torch._C._len_torch_dispatch_stack()) and torch._guards.detect_fake_mode() is not None
 
 
 # Patches and their sum, the adjoint of each other, of images `[n, height, width, channels]`.

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack
-from mlframework.base_layers.convolution import Convolution, traced
+from mlframework.base_layers.convolution import Convolution
 from mlframework.base_layers.normalisation import NORMS
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, nearest
+from mlframework.operators import is_traced
 
 __all__ = ["Conv4"]
 
@@ -77,7 +78,7 @@ class MaxPool(nn.MaxPool2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return compared(x) if traced() else super().forward(x)
+        return compared(x) if is_traced() else super().forward(x)
 
 
 def compared(x: Tensor) -> Tensor:

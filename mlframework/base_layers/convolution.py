@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
-from mlframework.operators import Pair, convolve, sizes, unfolded
+from mlframework.operators import Pair, convolve, is_traced, sizes, tracked, unfolded
 from mlframework.tuning import fastest, is_known
 
-__all__ = ["METHODS", "Convolution", "Shape", "method_for", "traced", "tracked"]
+__all__ = ["METHODS", "Convolution", "Shape", "method_for"]
 
 
 class Convolution(nn.Conv2d):
@@ -38,7 +38,7 @@ class Convolution(nn.Conv2d):
         # torch.func.grad and its like take no operators but torch's own.
         if not plain or isinstance(self.padding, str) or tracked(x) or tracked(self.weight):
             return super().forward(x)
-        name = method_for(Shape.of(x, self.weight, self.stride, self.padding), compiled=traced())
+        name = method_for(Shape.of(x, self.weight, self.stride, self.padding), compiled=is_traced())
         if name == "torch":
             return super().forward(x)  # which adds the bias, too
         y = METHODS[name](x, self.weight, self.stride, self.padding)
@@ -112,25 +112,11 @@ def vmapped(x: Tensor) -> int:
     return unwrapped(x).numel() // max(x.numel(), 1)
 
 
-def tracked(x: Tensor) -> bool:
-    """Whether a tensor is one that `torch.func.grad`, `jvp` or their like follows."""
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_gradtrackingtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return torch.autograd.forward_ad._current_level >= 0
-
-
 def unwrapped(x: Tensor) -> Tensor:
     """The tensor behind one that `vmap` shows."""
     while functorch.is_functorch_wrapped_tensor(x):
         x = functorch.get_unwrapped(x)
     return x
-
-
-def traced() -> bool:
-    """Whether tensors stand for others, in a graph to be compiled."""
-    return bool(torch._C._len_torch_dispatch_stack()) and torch._guards.detect_fake_mode() is not None
 
 
 #: Below as many multiplications for each task, nothing is measured.

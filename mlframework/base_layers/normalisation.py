@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MixesExamples
-from mlframework.base_layers.convolution import traced, tracked
 from mlframework.normalise import normalise
+from mlframework.operators import is_traced, tracked
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
 
@@ -66,7 +66,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and (traced() or x.numel() >= LARGE)
+        and (is_traced() or x.numel() >= LARGE)
         and not (tracked(x) or tracked(weight))
     )
 
