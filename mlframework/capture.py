@@ -8,6 +8,7 @@ run, and one line says why.
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
 import textwrap
@@ -19,10 +20,12 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlframework.agreement import Undecided, Way, in_float64, require_agreement
-from mlframework.compiled import End, Gradients, Units, WholeStep, averaged, concluded, eager_gradients
+from mlframework.compiled import End, Gradients, WholeStep, averaged, concluded, eager_gradients
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
+from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.units import Units
 
 __all__ = ["CHOICES", "Capture"]
 
@@ -51,9 +54,12 @@ class Capture:
         wanted: `true`: at the first episode of each shape; `false`: never; `auto`: once `steps_left` is known and large
             enough that the time saved is expected to exceed that of compiling.
         clip: the largest norm of the gradient of a whole meta-batch; see `concluded`.
+        kept: what has been compiled, here or in other processes.
     """
 
-    def __init__(self, meta_layer: MetaLayer, wanted: str, clip: float | None = None) -> None:
+    def __init__(
+        self, meta_layer: MetaLayer, wanted: str, clip: float | None = None, kept: KeptGraphs | None = None
+    ) -> None:
         if wanted not in CHOICES:
             raise InvalidValue("capture", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
         self.meta_layer, self.wanted, self.clip = meta_layer, wanted, clip
@@ -61,12 +67,13 @@ class Capture:
         #: Whether Ctrl-C was pressed, which ends a compiler, too.
         self.interrupted: Callable[[], bool] = lambda: False
         self.ways: dict[Any, Way] = {}
-        self.units = Units(meta_layer)
+        self.kept = kept or KeptGraphs()
+        self.units = Units(meta_layer, self.kept)
         self.times: dict[Any, list[float]] = {}
 
     def __call__(self, episode: Episode, whole: bool = False) -> Gradients:
         """The meta-gradient of an episode; if that is a whole meta-batch, with its conclusion."""
-        key = whole, *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part)
+        key = whole, *looks(episode)
         if key not in self.ways and self.pays(key):
             self.ways[key] = self.captured(episode, whole)
         if key in self.ways:
@@ -99,16 +106,20 @@ class Capture:
             log.warning("capture: an episode of yet another shape; those of %d are compiled: eager", MOST_SHAPES)
             return eagerly
         try:
-            eager_seconds = seconds_of(lambda: eagerly(self.meta_layer, episode))
-            began = time.perf_counter()
-            way = self.compiled(episode, self.end(whole))
-            way(self.meta_layer, episode)
-            compiling = time.perf_counter() - began
-            seconds = seconds_of(lambda: way(self.meta_layer, episode))
-            self.check(way, eagerly, episode, whole)
+            with self.kept.checked():
+                eager_seconds = seconds_of(lambda: eagerly(self.meta_layer, episode))
+                began = time.perf_counter()
+                way = self.compiled(episode, whole)
+                way(self.meta_layer, episode)
+                compiling = time.perf_counter() - began
+                seconds = seconds_of(lambda: way(self.meta_layer, episode))
+                self.check(way, eagerly, episode, whole)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
             if self.interrupted():
                 raise KeyboardInterrupt from error
+            if self.kept.forget():  # of something that only seemed to be the same, perhaps
+                self.units.units.clear()
+                return self.captured(episode, whole)
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
             return eagerly
@@ -127,9 +138,10 @@ class Capture:
             require_agreement(self.meta_layer, way, eagerly, episode)
         except Undecided:
             double, same = in_float64(self.meta_layer, episode)
-            require_agreement(double, Capture(double, "true", self.clip).compiled(same, self.end(whole)), eagerly, same)
+            way = Capture(double, "true", self.clip, self.kept).compiled(same, whole)
+            require_agreement(double, way, eagerly, same)
 
-    def compiled(self, episode: Episode, end: End | None) -> Way:
+    def compiled(self, episode: Episode, whole: bool) -> Way:
         """The whole step as one graph, or its units where it is long, or branches on values, and has any."""
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # takes a second to import
 
@@ -137,13 +149,17 @@ class Capture:
             warnings.simplefilter("ignore")  # of torch's own making
             if operations(self.meta_layer, episode) <= MOST_OPERATIONS:
                 try:
-                    return WholeStep(self.meta_layer, episode, end)
+                    return self.whole_step(episode, whole)
                 except GuardOnDataDependentSymNode:
                     if not self.has_units(episode):
                         raise
             elif not self.has_units(episode):
-                return WholeStep(self.meta_layer, episode, end)
-            return ended(self.by_units, end)
+                return self.whole_step(episode, whole)
+            return ended(self.by_units, self.end(whole))
+
+    def whole_step(self, episode: Episode, whole: bool) -> WholeStep:
+        build = functools.partial(WholeStep, self.meta_layer, episode, self.end(whole))
+        return self.kept.get(build, self.meta_layer, "whole step", looks(episode), whole, self.clip)
 
     def has_units(self, episode: Episode) -> bool:
         """Whether there is something in a step that can be compiled by itself; it then is."""
@@ -157,6 +173,11 @@ class Capture:
             return eager_gradients(meta_layer, episode)
         finally:
             meta_layer.run = before
+
+
+def looks(episode: Episode) -> tuple[Any, ...]:
+    """What a graph takes for granted of an episode."""
+    return tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part)
 
 
 def ended(way: Way, end: End | None) -> Way:

@@ -6,6 +6,7 @@ inductor compiles what they find. Parameters and buffers of the meta layer are i
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import warnings
@@ -15,28 +16,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mlframework.episode import Episode, Examples
 from mlframework.files import cache_folder
 from mlframework.graph_passes import lay_out, memory_order, merge_products
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.operators import TRACED
+from mlframework.watched import Watched
 
 __all__ = [
     "Conclusion",
     "End",
     "Gradients",
     "NotCapturable",
-    "Units",
     "WholeStep",
     "averaged",
     "concluded",
     "eager_gradients",
 ]
-
-#: Stands for a tensor among the arguments of a function.
-TENSOR = object()
 
 
 class Gradients(NamedTuple):
@@ -137,17 +134,15 @@ class WholeStep:
         self.metrics: list[str] = []
         self.names: list[str] = []
         #: Parameters and buffers; finding them takes longer than a small step.
-        self.held = list(tensors_of(meta_layer).values())
-        inputs = self.inputs(episode)
+        self.held: list[Tensor] = []
         with tracing(meta_layer):
-            graph = traced(self.flat_step(meta_layer, end), inputs)
+            graph = traced(self.flat_step(meta_layer, end), self.inputs(meta_layer, episode))
             merge_products(graph.graph)
-            fakes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-            self.compiled = compiled(graph, fakes, meta_layer)
+            self.compiled = compiled(graph, meta_layer)
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         with torch.no_grad():
-            losses, *found = self.compiled(self.inputs(episode))
+            losses, *found = self.compiled(self.inputs(meta_layer, episode))
         count, end = len(self.metrics), len(self.metrics) + len(self.names)
         metrics, by_name = (
             dict(zip(names, values, strict=True))
@@ -158,7 +153,11 @@ class WholeStep:
         norm, total, *means = found[end:]
         return Gradients(losses, metrics, by_name, Conclusion(norm, total, dict(zip(metrics, means, strict=True))))
 
-    def inputs(self, episode: Episode) -> list[Any]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "held": []}
+
+    def inputs(self, meta_layer: MetaLayer, episode: Episode) -> list[Any]:
+        self.held = self.held or list(tensors_of(meta_layer).values())
         return [tensor.detach() for tensor in (*self.held, *episode.support, *episode.query)]
 
     def flat_step(self, meta_layer: MetaLayer, end: End | None) -> Callable[..., list[Tensor]]:
@@ -192,118 +191,61 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.G
     return graph
 
 
-def compiled(
-    graph: torch.fx.GraphModule, inputs: Sequence[Any], meta_layer: MetaLayer
-) -> Callable[[list[Tensor]], Any]:
-    """What inductor makes of a graph; it is called with a list of inputs, which it empties."""
-    keep_what_is_compiled()
+def compiled(graph: torch.fx.GraphModule, meta_layer: MetaLayer) -> CompiledGraph:
+    """What inductor makes of a graph, whose nodes have their fake tensors."""
     from torch._inductor.compile_fx import compile_fx_inner
 
     reject_random_numbers(graph, meta_layer)
     keep_strides(graph)
     lay_out(graph.graph)
     graph.recompile()
+    inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
     settings = inductor_settings(meta_layer)
-    with torch._inductor.config.patch(settings), cached(inputs):
-        return compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False))
+    with set_up(settings), cached(inputs):
+        return CompiledGraph(compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False)), settings)
 
 
-class Units:
-    """Compiles the functions that an algorithm calls through `run`, each with its backward pass, once for each shape.
-
-    What a step repeats, as the steps of an inner loop, is then compiled once, however often it is repeated. It is
-    called as a `Run`.
+class CompiledGraph:
+    """A compiled function of tensors. Pickled, it refers to what inductor keeps in its own folder.
 
     Args:
-        meta_layer: whose parameters and buffers the functions may use, beside their arguments.
+        code: what inductor has made.
+        settings: with which.
     """
 
-    def __init__(self, meta_layer: MetaLayer) -> None:
-        self.meta_layer = meta_layer
-        self.units: dict[Any, Unit] = {}
+    def __init__(self, code: Any, settings: dict[str, Any]) -> None:
+        self.code, self.settings = code, settings
+        # Straight to what was compiled: the way around it, for tracing and tuning, imports the compiler.
+        self.function: Callable[[list[Tensor]], Any] = getattr(code, "current_callable", None) or code
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        flat, structure = tree_flatten(args)
-        # One way to lie in memory: parameters start as views that all tasks share.
-        tensors = [packed(leaf) for leaf in flat if isinstance(leaf, Tensor)]
-        numbers = tuple(leaf for leaf in flat if type(leaf) is int)
-        others = tuple(leaf for leaf in flat if not isinstance(leaf, Tensor) and type(leaf) is not int)
-        shapes = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
-        key = (function.__qualname__, structure, shapes, others, torch.is_grad_enabled())
-        # A number like that of an inner step often makes no difference: one unit is then there for all.
-        unit = self.units.get((key, None)) or self.units.get((key, numbers))
-        if unit is None:
-            unit = Unit(self.meta_layer, function, flat, structure)
-            result = unit(tensors)
-            self.units[key, numbers if unit.depends_on_numbers else None] = unit
-            return result
-        return unit(tensors)
+    def __call__(self, inputs: list[Tensor]) -> Any:
+        """The results; the list is empty afterwards, so that nothing outlives its last use."""
+        return self.function(inputs)
 
+    def __getstate__(self) -> Any:
+        code = copy.copy(self.code)
+        code.prepare_for_serialization()
+        return code, self.settings
 
-def packed(x: Tensor) -> Tensor:
-    """A tensor without gaps; what has five axes is images, or weights of convolutions, and has channels last."""
-    return x.movedim(2, -1).contiguous().movedim(-1, 2) if x.dim() == 5 else x.contiguous()
+    def __setstate__(self, state: Any) -> None:
+        from torch._inductor.output_code import CompiledFxGraphConstants
+
+        code, settings = state
+        constants = CompiledFxGraphConstants()
+        with set_up(settings):
+            code.after_deserialization(constants)
+            code.post_compile((), constants, code.fx_kwargs)
+        self.__init__(code, settings)  # type: ignore[misc]
 
 
-class Unit:
-    """A compiled function of nests of tensors, with its backward pass, for arguments of one shape.
+@contextmanager
+def set_up(settings: dict[str, Any]) -> Iterator[None]:
+    """Inductor with settings, and with its folder."""
+    import torch._inductor.config
 
-    Args:
-        meta_layer, function: see `Units`.
-        flat: the arguments, flattened.
-        structure: how they were nested.
-    """
-
-    def __init__(
-        self, meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[Any], structure: TreeSpec
-    ) -> None:
-        from functorch.compile import aot_function, default_partition, min_cut_rematerialization_partition
-        from torch._inductor.decomposition import select_decomp_table
-
-        self.meta_layer, self.held = meta_layer, list(tensors_of(meta_layer).values())
-        self.results: TreeSpec | None = None
-        others = [TENSOR if isinstance(leaf, Tensor) else watched(leaf) for leaf in flat]
-        self.numbers = [leaf for leaf in others if isinstance(leaf, Watched)]
-        names = list(tensors_of(meta_layer))
-
-        def flattened(*inputs: Tensor) -> list[Tensor]:
-            tensors = iter(inputs[len(names) :])
-            args = tree_unflatten([next(tensors) if leaf is TENSOR else leaf for leaf in others], structure)
-            held = dict(zip(names, inputs, strict=False))
-            with torch.nn.utils.stateless._reparametrize_module(meta_layer, held):
-                leaves, self.results = tree_flatten(function(*args))
-            # As the next unit takes them, so that nothing is copied in between.
-            return [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-        def compiler(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            return compiled(graph, inputs, meta_layer)
-
-        # A step of an inner loop computes anew what is cheap, rather than keep it for each step. Of features, which are
-        # found once, that makes the backward pass twice as slow.
-        once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
-        self.compiled = aot_function(
-            flattened,
-            fw_compiler=compiler,
-            bw_compiler=compiler,
-            partition_fn=default_partition if once else min_cut_rematerialization_partition,
-            decompositions={**select_decomp_table(), **TRACED},
-        )
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        inputs = (*self.held, *tensors)
-        if self.results is None:
-            # Its own gradient may be taken twice over, so what the forward pass leaves must stay.
-            with tracing(self.meta_layer), torch._functorch.config.patch(donated_buffer=False):
-                leaves = self.compiled(*inputs)
-        else:
-            leaves = self.compiled(*inputs)
-        assert self.results is not None
-        return tree_unflatten(leaves, self.results)
-
-    @property
-    def depends_on_numbers(self) -> bool:
-        """Whether anybody computed with a number among the arguments while the function was traced."""
-        return any(number.touched for number in self.numbers)
+    keep_what_is_compiled()
+    with torch._inductor.config.patch(settings):
+        yield
 
 
 @contextmanager
@@ -373,28 +315,3 @@ def reject_random_numbers(graph: torch.fx.GraphModule, meta_layer: MetaLayer) ->
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise NotCapturable(f"{type(meta_layer).__name__} draws random numbers ({node.target})")
-
-
-class Watched(int):
-    """A number that knows whether anybody has computed or compared with it."""
-
-    touched = False
-
-
-def watched(value: Any) -> Any:
-    """A whole number to be watched; anything else as it is."""
-    return Watched(value) if type(value) is int else value
-
-
-def watch(name: str) -> Callable[..., Any]:
-    def method(self: Watched, *args: Any) -> Any:
-        self.touched = True
-        return getattr(int, name)(self, *args)
-
-    return method
-
-
-for operation in ("lt", "le", "gt", "ge", "eq", "ne", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
-    setattr(Watched, f"__{operation}__", watch(f"__{operation}__"))
-for operation in ("rtruediv", "floordiv", "mod", "pow", "rpow", "bool", "int", "float", "index", "hash", "neg"):
-    setattr(Watched, f"__{operation}__", watch(f"__{operation}__"))

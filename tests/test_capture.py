@@ -159,7 +159,13 @@ def test_checkpointed_steps_can_be_units(only_units, caplog):
     torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
 
 
-def test_a_graph_that_differs_is_refused(monkeypatch, caplog):
+@pytest.fixture
+def nothing_kept(monkeypatch, tmp_path):
+    """What other tests have compiled is not found."""
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
+
+
+def test_a_graph_that_differs_is_refused(nothing_kept, monkeypatch, caplog):
     layer = maml(Exact())
     monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode, end: twice_as_long)
     with caplog.at_level(logging.WARNING):
@@ -169,7 +175,7 @@ def test_a_graph_that_differs_is_refused(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(monkeypatch, caplog, wrong):
+def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kept, monkeypatch, caplog, wrong):
     def undecided_in_float32(layer, way, eagerly, episode):
         if next(layer.parameters()).dtype == torch.float32:
             raise Undecided("rounding moves it too far")

@@ -1,0 +1,174 @@
+"""What has been compiled, kept between processes: tracing a step anew takes seconds, even where all is compiled.
+
+A graph is kept by all that it can depend on: the algorithm with all its numbers, where it was traced, the sources that
+were loaded, torch, and the machine. What can be forgotten in such a list is found by the check that every graph goes
+through before it is used, see `mlframework.capture`: then it is traced anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+import sys
+import sysconfig
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlframework.compiled import tensors_of
+from mlframework.files import atomic, cache_folder
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.tuning import in_full
+
+__all__ = ["KeptGraphs"]
+
+Graph = TypeVar("Graph")
+
+log = logging.getLogger(__name__)
+
+
+class KeptGraphs:
+    """Graphs in the cache folder, found and kept only while somebody checks them."""
+
+    def __init__(self) -> None:
+        self.checking = False
+        #: The files of what was found, and what is to be kept where.
+        self.found: list[Path] = []
+        self.new: list[tuple[Path, Any]] = []
+
+    def get(self, build: Callable[[], Graph], meta_layer: MetaLayer, *question: Any) -> Graph:
+        """What is kept of a meta layer by a question, or else is built."""
+        file = file_of(meta_layer, question) if self.checking else None
+        if file is None:
+            return build()
+        try:
+            graph = pickle.loads(zlib.decompress(file.read_bytes()))
+            self.found.append(file)
+        except Exception as error:  # not there, of another version, damaged, or what it refers to is gone: all kinds
+            log.debug("capture: %s is traced anew: %s", question[0], error)
+            graph = build()
+            self.new.append((file, graph))
+        return graph
+
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Keeps what is new if all goes well."""
+        self.checking = True
+        try:
+            yield
+            for file, graph in self.new:
+                save(graph, file)
+            self.found.clear()
+        finally:
+            self.checking = False
+            self.new.clear()
+
+    def forget(self) -> bool:
+        """Removes what was found since the last check that went well; returns whether there was anything."""
+        some = bool(self.found)
+        for file in self.found:
+            file.unlink(missing_ok=True)
+        self.found.clear()
+        return some
+
+
+def save(graph: Any, file: Path) -> None:
+    """Keeps a graph; what cannot be kept is traced anew in every process."""
+    try:
+        content = zlib.compress(pickle.dumps(graph), level=1)
+        with atomic(file) as part:
+            part.write_bytes(content)
+    except Exception as error:  # a full disk, or something in a graph that cannot be pickled
+        log.debug("capture: %s is not kept: %s", file, error)
+
+
+def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
+    """Where the answer to a question is kept; None where not all that it depends on can be written down."""
+    # The number of the outer step makes no difference, or is refused; how functions are run is no question.
+    numbers = {name: value for name, value in vars(meta_layer).items() if name not in ("outer_step", "run")}
+    description = Description(tensors_of(meta_layer))
+    try:
+        text = description.of((question, type(meta_layer), numbers, flags()))
+        digest = hashlib.sha256(in_full("").encode() + text + sources(description.modules))
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError, OSError) as error:
+        log.debug("capture: %s is traced in every process: %s", question[0], error)
+        return None
+    return cache_folder() / "graphs" / f"{digest.hexdigest()[:32]}.pickle.z"
+
+
+class Description(pickle.Pickler):
+    """Writes values down to compare them, not to read them again: the same bytes in every process.
+
+    Args:
+        inputs: tensors that are inputs of graphs; of them only the shape matters.
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
+        self.file = io.BytesIO()
+        super().__init__(self.file, protocol=5)
+        self.fast = True  # each value as if it were met for the first time: which are one object is chance
+        self.inputs = {id(x): name for name, x in inputs.items()}
+        #: Where the classes and functions that were met are defined.
+        self.modules: set[str] = set()
+
+    def of(self, value: Any) -> bytes:
+        self.dump(value)
+        return self.file.getvalue()
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            looks = (tuple(value.shape), value.stride(), str(value.dtype), str(value.device), value.requires_grad)
+            name = self.inputs.get(id(value))
+            return looks, name or hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).hexdigest()
+        if isinstance(value, (set, frozenset)):
+            return type(value).__name__, sorted(map(repr, value))
+        if isinstance(value, (torch.dtype, torch.device)):
+            return str(value)
+        return None
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = value if isinstance(value, type) else type(value)
+        self.modules.update(parent.__module__ for parent in kind.__mro__)
+        if module := getattr(value, "__module__", None):  # of functions
+            self.modules.add(module)
+        return NotImplemented
+
+
+def flags() -> tuple[Any, ...]:
+    """What is set for all of torch."""
+    return (
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cpu.get_cpu_capability(),
+        sorted((k, v) for k, v in os.environ.items() if k.startswith("TORCH") and k != "TORCHINDUCTOR_CACHE_DIR"),
+    )
+
+
+def sources(modules: Iterable[str]) -> bytes:
+    """A digest of this package's files, of those of some modules, and of all that no installed package is of.
+
+    Of torch the version says enough.
+    """
+    places = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    files = {str(file) for file in Path(__file__).parent.rglob("*.py")}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        own = name in modules or not file.startswith(places)
+        if own and file.endswith(".py") and name.partition(".")[0] != "torch" and os.path.isfile(file):
+            files.add(file)
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.encode() + Path(file).read_bytes())
+    return digest.digest()

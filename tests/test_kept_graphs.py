@@ -1,0 +1,195 @@
+"""What has been compiled is found by the next process, unless anything has changed that it depends on."""
+
+import logging
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mlframework import capture as capture_module
+from mlframework import compiled, units
+from mlframework.base_layers import MLP
+from mlframework.capture import Capture, looks
+from mlframework.compiled import eager_gradients
+from mlframework.inner_updates import SGD
+from mlframework.kept_graphs import KeptGraphs, file_of
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.tasks import Sinusoid
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    """Nothing is kept from before."""
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
+    return tmp_path / "graphs"
+
+
+@pytest.fixture(params=["whole", "units"])
+def way(request, monkeypatch):
+    if request.param == "units":
+        monkeypatch.setattr(capture_module, "MOST_OPERATIONS", 0)
+    return request.param
+
+
+@pytest.fixture
+def no_tracing(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("traced")
+
+    def forbid():
+        monkeypatch.setattr(compiled, "traced", refuse)
+        monkeypatch.setattr(units, "traced", refuse)
+
+    return forbid
+
+
+def maml(lr=0.1, hidden=6, activation=nn.ReLU, steps=2):
+    torch.manual_seed(0)
+    task = Sinusoid(k_shot=3, k_query=3)
+    base_layer = MLP(task.spec, hidden=[hidden])
+    for name, module in list(base_layer.named_modules()):
+        if isinstance(module, nn.ReLU):
+            base_layer.set_submodule(name, activation())
+    return MAML(base_layer, task, update=partial(SGD, lr=lr), meta_gradient=Exact(), inner_steps=steps)
+
+
+def episode_of(layer, seed=0):
+    return layer.task.sample(4, "train", torch.Generator().manual_seed(seed))
+
+
+def said(caplog):
+    """What somebody is warned of."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def asked(layer):
+    return file_of(layer, ("whole step", looks(episode_of(layer))))
+
+
+def test_what_is_kept_is_used_without_tracing(way, own_folder, no_tracing, caplog):
+    first = Capture(maml(), "true")(episode_of(maml()))
+    assert len(list(own_folder.iterdir())) == (1 if way == "whole" else 2)
+    no_tracing()
+    layer = maml()
+    with caplog.at_level(logging.WARNING):
+        again = Capture(layer, "true")(episode_of(layer))
+    assert not said(caplog)
+    torch.testing.assert_close(again.by_name, first.by_name, rtol=0, atol=0)
+    with torch.no_grad():  # parameters are inputs
+        for p in layer.parameters():
+            p.add_(0.1)
+    other = Capture(layer, "true")(episode_of(layer))
+    torch.testing.assert_close(other.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+
+
+def test_another_process_finds_it_whatever_its_hashes():
+    script = "from tests.test_kept_graphs import *; print(asked(maml()).name)"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 0.2}, {"hidden": 7}, {"activation": nn.Tanh}, {"steps": 3}],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_an_algorithm_depends_on_makes_another_question(change):
+    assert asked(maml(**change)) != asked(maml())
+
+
+def test_what_a_step_is_given_or_what_changes_as_it_trains_makes_none():
+    layer = maml()
+    before = asked(layer)
+    layer.outer_step = 7
+    layer.run = print
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(2)
+            p.grad = torch.ones_like(p)
+    assert asked(layer) == before
+
+
+def test_another_line_in_a_file_of_the_users_own_is_another_question(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "of_ones_own.py"
+    file.write_text("from mlframework.inner_updates import SGD\nclass Own(SGD):\n    pass\n")
+    import of_ones_own
+
+    layer = maml()
+    layer.update = of_ones_own.Own({}, lr=0.1)
+    before = asked(layer)
+    file.write_text("from mlframework.inner_updates import SGD\nclass Own(SGD):\n    twice = True\n")
+    assert asked(layer) != before
+    monkeypatch.delitem(sys.modules, "of_ones_own")
+
+
+def test_a_graph_of_something_else_is_found_out_and_made_anew(way, own_folder, caplog):
+    layer = maml(lr=0.2)
+    expected = eager_gradients(layer, episode_of(layer)).by_name
+    Capture(layer, "true")(episode_of(layer))
+    files = sorted(own_folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    other = maml(lr=0.1)
+    Capture(other, "true")(episode_of(other))
+    wrong = sorted(set(own_folder.iterdir()) - set(files), key=lambda file: file.stat().st_mtime_ns)
+    for mine, theirs in zip(files, wrong, strict=True):
+        mine.write_bytes(theirs.read_bytes())
+    with caplog.at_level(logging.WARNING):
+        found = Capture(layer, "true")(episode_of(layer))
+    assert not said(caplog)
+    torch.testing.assert_close(found.by_name, expected, rtol=1e-4, atol=1e-4)
+    assert {file.read_bytes() for file in files} - {file.read_bytes() for file in wrong}
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_a_damaged_file_is_made_anew(own_folder, content):
+    layer = maml()
+    Capture(layer, "true")(episode_of(layer))
+    (file,) = own_folder.iterdir()
+    file.write_bytes(content)
+    found = Capture(layer, "true")(episode_of(layer))
+    torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+    assert len(file.read_bytes()) > len(content)
+
+
+def test_what_the_check_refuses_is_not_kept(own_folder, monkeypatch, caplog):
+    layer = maml()
+    monkeypatch.setattr(capture_module, "eager_gradients", lambda *args: twice(eager_gradients(*args)))
+    Capture(layer, "true")(episode_of(layer))
+    assert "off the eager ones" in caplog.text
+    assert not own_folder.exists()
+
+
+def twice(found):
+    return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})
+
+
+def test_what_cannot_be_written_down_is_built_in_every_process(own_folder):
+    layer, kept, built = maml(), KeptGraphs(), []
+    layer.something = lambda x: x
+    with kept.checked():
+        for _ in range(2):
+            kept.get(lambda: built.append(1), layer, "anything")
+    assert built == [1, 1]
+    assert not own_folder.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path / "file" / "folder"))
+    kept, built = KeptGraphs(), []
+    with kept.checked():
+        kept.get(lambda: built.append(1), maml(), "anything")
+    assert built == [1]
