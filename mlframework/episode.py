@@ -62,6 +62,8 @@ class Episode(NamedTuple):
 
     def chunks(self, size: int) -> Iterator[Episode]:
         """Episodes of at most `size` tasks that together are this one."""
+        if size >= self.num_tasks:
+            return iter((self,))
         return (self.tasks(slice(start, start + size)) for start in range(0, self.num_tasks, size))
 
     @classmethod

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer, Composed, Stack
 from mlframework.base_layers.transformer import RMSNorm
 from mlframework.inner_loop import Params
+from mlframework.operators import is_traced
 from mlframework.sequence_operators import across, to_unit_mean_square
 
 __all__ = ["expanded", "forward", "knows"]
@@ -27,6 +28,8 @@ def linear(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
     weight, bias = params["weight"], params.get("bias")
     if weight.dim() == 2:  # shared by all tasks
         y = F.linear(x, weight)
+    elif x.dim() == 3 and bias is not None and not is_traced():  # a compiler has the sum for nothing, with what follows
+        return torch.baddbmm(per_task(bias, x), x, weight.mT)
     elif x.dim() == 3:
         y = torch.bmm(x, weight.mT)
     else:
@@ -88,11 +91,17 @@ def expanded(base_layer: nn.Module, params: Params, num_tasks: int) -> dict[str,
     """
     if num_tasks == 1:
         return {name: p.unsqueeze(0) for name, p in params.items()}
-    linear = {f"{name}.weight" for name, module in base_layer.named_modules() if isinstance(module, nn.Linear)}
     return {
-        name: p.mT.contiguous().expand(num_tasks, *p.mT.shape).mT if name in linear else p.expand(num_tasks, *p.shape)
+        name: p.mT.contiguous().expand(num_tasks, *p.mT.shape).mT
+        if is_linear_weight(base_layer, name)
+        else p.expand(num_tasks, *p.shape)
         for name, p in params.items()
     }
+
+
+def is_linear_weight(module: nn.Module, name: str) -> bool:
+    owner, _, own = name.rpartition(".")
+    return own == "weight" and isinstance(module.get_submodule(owner), nn.Linear)
 
 
 def knows(base_layer: BaseLayer, x: Tensor) -> bool:

@@ -49,7 +49,8 @@ class TaskDistribution(ABC):
             `[...]`.
         """
         if self.spec.kind == "regression":
-            return F.mse_loss(prediction, y, reduction="none").mean(-1)
+            squares = F.mse_loss(prediction, y, reduction="none")
+            return squares.squeeze(-1) if squares.shape[-1] == 1 else squares.mean(-1)
         return F.cross_entropy(prediction.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
     def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
