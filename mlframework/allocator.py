@@ -7,7 +7,7 @@ import functools
 import sys
 from typing import Literal
 
-__all__ = ["Allocator", "tune"]
+__all__ = ["Allocator", "give_back", "tune"]
 
 #: As its makers ship it, or told by `tune` what a training needs.
 Allocator = Literal["tuned", "system"]
@@ -27,10 +27,22 @@ def tune() -> bool:
     Otherwise a large block is a new mapping each time, whose pages the system has to clear before they are used: on
     networks of convolutions a good part of a step.
     """
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
+    libc = glibc()
+    if libc is None:
         return False
     taken = [libc.mallopt(parameter, value) == 1 for parameter, value in SETTINGS.items()]
     return all(taken)
+
+
+def give_back() -> None:
+    """Returns to the system what is kept and not in use: after something that took far more than a step does."""
+    libc = glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc, on Linux."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -20,6 +20,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlframework.agreement import Undecided, Way, in_float64, require_agreement
+from mlframework.allocator import give_back
 from mlframework.compiled import End, Gradients, WholeStep, averaged, concluded, eager_gradients
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
@@ -76,6 +77,7 @@ class Capture:
         key = whole, *looks(episode)
         if key not in self.ways and self.pays(key):
             self.ways[key] = self.captured(episode, whole)
+            give_back()  # what compiling and checking took
         if key in self.ways:
             return self.ways[key](self.meta_layer, episode)
         began = time.perf_counter()

@@ -30,16 +30,39 @@ print(mapped(), allocator.tune(), mapped())
 """
 
 
+#: MB of RAM that a process has with much memory, without it, and after it was given back.
+RELEASED = """
+import torch
+from mlframework import allocator
+def resident():
+    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+allocator.tune()
+blocks = [torch.ones(2**20) for _ in range(100)]  # 4 MB each
+much = resident()
+del blocks
+kept = resident()
+allocator.give_back()
+print(much - kept, kept - resident())
+"""
+
+
 @pytest.fixture
 def told(monkeypatch):
     """What the C library is told."""
     calls: list[tuple[int, int]] = []
-    libc = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda *call: calls.append(call) or 1)
+    libc = SimpleNamespace(
+        gnu_get_libc_version=None, mallopt=lambda *call: calls.append(call) or 1, malloc_trim=lambda pad: 0
+    )
     monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: libc))
     monkeypatch.setattr(sys, "platform", "linux")
-    allocator.tune.cache_clear()
+    forget()
     yield calls
+    forget()
+
+
+def forget():
     allocator.tune.cache_clear()
+    allocator.glibc.cache_clear()
 
 
 def test_it_is_told_once_by_a_training_that_asks_for_it(told, tmp_path):
@@ -64,9 +87,10 @@ def test_a_resumed_run_may_change_it(told, tmp_path):
 def test_elsewhere_nothing_is_told(told, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not allocator.tune()
+    allocator.give_back()
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: SimpleNamespace()))  # as musl's
-    allocator.tune.cache_clear()
+    forget()
     assert not allocator.tune()
     assert not told
 
@@ -77,3 +101,10 @@ def test_elsewhere_nothing_is_told(told, monkeypatch):
 def test_a_large_block_comes_from_the_heap_afterwards():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "True", "0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="is glibc's")
+def test_what_is_kept_can_be_given_back():
+    done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True)
+    freed, given_back = map(int, done.stdout.split())
+    assert freed < 50 < 300 < given_back
