@@ -33,6 +33,9 @@ __all__ = ["KeptGraphs"]
 
 Graph = TypeVar("Graph")
 
+#: Numbers of an array above which it is data, of which a graph knows no more than the shape.
+LARGE = 2**20
+
 log = logging.getLogger(__name__)
 
 
@@ -128,9 +131,9 @@ class Description(pickle.Pickler):
         if isinstance(value, Tensor):
             looks = (tuple(value.shape), value.stride(), str(value.dtype), str(value.device), value.requires_grad)
             name = self.inputs.get(id(value))
-            return looks, name or hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()
+            return looks, name or (digest_of(value.detach().cpu().numpy()) if value.numel() <= LARGE else "")
         if isinstance(value, np.ndarray) and value.dtype != object:
-            return value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).hexdigest()
+            return value.shape, value.dtype.str, digest_of(value) if value.size <= LARGE else ""
         if isinstance(value, (set, frozenset)):
             return type(value).__name__, sorted(map(repr, value))
         if isinstance(value, (torch.dtype, torch.device)):
@@ -143,6 +146,10 @@ class Description(pickle.Pickler):
         if module := getattr(value, "__module__", None):  # of functions
             self.modules.add(module)
         return NotImplemented
+
+
+def digest_of(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def flags() -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -120,6 +121,18 @@ def test_what_a_step_is_given_or_what_changes_as_it_trains_makes_none():
             p.mul_(2)
             p.grad = torch.ones_like(p)
     assert asked(layer) == before
+
+
+def test_small_arrays_count_with_their_numbers_and_data_with_their_shape():
+    layer = maml()
+    found = []
+    for kind in (torch.zeros, np.zeros):
+        for size in (3, 2**20 + 1):
+            layer.task.data = kind(size)
+            found.append(asked(layer))
+            layer.task.data[0] = 1
+            found.append(asked(layer))
+    assert [one == two for one, two in zip(found[::2], found[1::2], strict=True)] == [False, True, False, True]
 
 
 def test_another_line_in_a_file_of_the_users_own_is_another_question(monkeypatch, tmp_path):
