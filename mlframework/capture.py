@@ -26,7 +26,7 @@ from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.units import Units
+from mlframework.units import NotCompiled, Units
 
 __all__ = ["CHOICES", "Capture"]
 
@@ -76,14 +76,23 @@ class Capture:
         """The meta-gradient of an episode; if that is a whole meta-batch, with its conclusion."""
         key = whole, *looks(episode)
         if key not in self.ways and self.pays(key):
-            self.ways[key] = self.captured(episode, whole)
-            give_back()  # what compiling and checking took
+            self.compile(key, episode, whole)
         if key in self.ways:
-            return self.ways[key](self.meta_layer, episode)
+            try:
+                return self.ways[key](self.meta_layer, episode)
+            except NotCompiled:  # a step that calls other functions than those that were checked
+                self.compile(key, episode, whole)
+                return self.ways[key](self.meta_layer, episode)
         began = time.perf_counter()
         found = self.eagerly(whole)(self.meta_layer, episode)
         self.times.setdefault(key, []).append(time.perf_counter() - began)
         return found
+
+    def compile(self, key: Any, episode: Episode, whole: bool) -> None:
+        """Finds the way for episodes of a shape."""
+        self.ways.pop(key, None)
+        self.ways[key] = self.captured(episode, whole)
+        give_back()  # what compiling and checking took
 
     def end(self, whole: bool) -> End | None:
         return (lambda found: concluded(averaged(found), self.clip)) if whole else None

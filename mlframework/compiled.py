@@ -36,6 +36,13 @@ __all__ = [
 ]
 
 
+#: Where a module holds a tensor, and by what name.
+Place = tuple[dict[str, Any], str]
+
+#: Outer steps ahead at which a graph has to be the same.
+LATER = 1000
+
+
 class Gradients(NamedTuple):
     """The meta-gradient of an episode.
 
@@ -133,12 +140,15 @@ class WholeStep:
         #: The names of metrics and of gradients, in the order in which the graph gives them.
         self.metrics: list[str] = []
         self.names: list[str] = []
-        #: Parameters and buffers; finding them takes longer than a small step.
-        self.held: list[Tensor] = []
+        self.places: list[Place] = []
+        step, inputs = self.flat_step(meta_layer, end), self.inputs(meta_layer, episode)
         with tracing(meta_layer):
-            graph = traced(self.flat_step(meta_layer, end), self.inputs(meta_layer, episode))
-            merge_products(graph.graph)
-            self.compiled = compiled(graph, meta_layer)
+            graph = traced(step, inputs)
+        with tracing(meta_layer, later=LATER):
+            if not is_same(graph, traced(step, inputs)):
+                raise changes_with_step(meta_layer)
+        merge_products(graph.graph)
+        self.compiled = compiled(graph, meta_layer)
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         with torch.no_grad():
@@ -154,11 +164,11 @@ class WholeStep:
         return Gradients(losses, metrics, by_name, Conclusion(norm, total, dict(zip(metrics, means, strict=True))))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "held": []}
+        return {**vars(self), "places": []}
 
     def inputs(self, meta_layer: MetaLayer, episode: Episode) -> list[Any]:
-        self.held = self.held or list(tensors_of(meta_layer).values())
-        return [tensor.detach() for tensor in (*self.held, *episode.support, *episode.query)]
+        self.places = self.places or places_of(meta_layer)
+        return [tensor.detach() for tensor in (*found_at(self.places), *episode.support, *episode.query)]
 
     def flat_step(self, meta_layer: MetaLayer, end: End | None) -> Callable[..., list[Tensor]]:
         """A function of tensors to the tensors of the result; notes what they are called."""
@@ -274,6 +284,20 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
+def places_of(module: nn.Module) -> list[Place]:
+    """Where parameters and buffers are held, and may be replaced; to find them takes longer than a small step."""
+    places = []
+    for name in tensors_of(module):
+        owner, _, own = name.rpartition(".")
+        part = module.get_submodule(owner)
+        places.append((part._parameters if own in part._parameters else part._buffers, own))
+    return places
+
+
+def found_at(places: list[Place]) -> list[Tensor]:
+    return [tensors[name] for tensors, name in places]
+
+
 def keep_what_is_compiled() -> None:
     """Names the folder of what inductor compiles, unless the user has."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
@@ -297,17 +321,34 @@ def inductor_settings(meta_layer: MetaLayer) -> dict[str, Any]:
 
 
 @contextmanager
-def tracing(meta_layer: MetaLayer) -> Iterator[None]:
-    """Refuses to trace what changes with the number of the outer step."""
-    before, meta_layer.outer_step = meta_layer.outer_step, Watched(meta_layer.outer_step)
+def tracing(meta_layer: MetaLayer, later: int = 0) -> Iterator[None]:
+    """Refuses to trace what changes with the number of the outer step.
+
+    Args:
+        meta_layer: what is traced.
+        later: how many outer steps it is taken to be ahead.
+    """
+    before, meta_layer.outer_step = meta_layer.outer_step, Watched(meta_layer.outer_step + later)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own making
             yield
         if meta_layer.outer_step.touched:
-            raise NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")
+            raise changes_with_step(meta_layer)
     finally:
         meta_layer.outer_step = before
+
+
+def changes_with_step(meta_layer: MetaLayer) -> NotCapturable:
+    return NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")
+
+
+def is_same(graph: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
+    """Whether two graphs do the same, with the same constants."""
+    if graph.code != other.code:
+        return False
+    names = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    return all(torch.equal(getattr(graph, name), getattr(other, name)) for name in names)
 
 
 def reject_random_numbers(graph: torch.fx.GraphModule, meta_layer: MetaLayer) -> None:

@@ -7,16 +7,20 @@ through before it is used, see `mlframework.capture`: then it is traced anew.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
 import os
 import pickle
+import platform
 import sys
 import sysconfig
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +37,12 @@ __all__ = ["KeptGraphs"]
 
 Graph = TypeVar("Graph")
 
+#: Seconds after which a file that nobody has found is removed.
+LONG = 30 * 24 * 3600
+
+#: Variables by which torch's compiler is told what to do, but for where it keeps its files.
+SWITCHES, FOLDER = ("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_"), "TORCHINDUCTOR_CACHE_DIR"
+
 #: Numbers of an array above which it is data, of which a graph knows no more than the shape.
 LARGE = 2**20
 
@@ -47,19 +57,21 @@ class KeptGraphs:
         #: The files of what was found, and what is to be kept where.
         self.found: list[Path] = []
         self.new: list[tuple[Path, Any]] = []
+        #: Files that did not pass the check.
+        self.refused: set[Path] = set()
 
     def get(self, build: Callable[[], Graph], meta_layer: MetaLayer, *question: Any) -> Graph:
         """What is kept of a meta layer by a question, or else is built."""
         file = file_of(meta_layer, question) if self.checking else None
         if file is None:
             return build()
-        try:
-            graph = pickle.loads(zlib.decompress(file.read_bytes()))
+        graph = None if file in self.refused else load(file)
+        if graph is not None:
             self.found.append(file)
-        except Exception as error:  # not there, of another version, damaged, or what it refers to is gone: all kinds
-            log.debug("capture: %s is traced anew: %s", question[0], error)
-            graph = build()
-            self.new.append((file, graph))
+            return graph
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own making
+            self.new.append((file, graph := build()))
         return graph
 
     @contextmanager
@@ -70,6 +82,8 @@ class KeptGraphs:
             yield
             for file, graph in self.new:
                 save(graph, file)
+            if self.new:
+                remove_old(self.new[0][0].parent)
             self.found.clear()
         finally:
             self.checking = False
@@ -79,9 +93,24 @@ class KeptGraphs:
         """Removes what was found since the last check that went well; returns whether there was anything."""
         some = bool(self.found)
         for file in self.found:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
+        self.refused.update(self.found)
         self.found.clear()
         return some
+
+
+def load(file: Path) -> Any | None:
+    """What is kept in a file, or None."""
+    if not file.exists():
+        return None
+    try:
+        graph = pickle.loads(zlib.decompress(file.read_bytes()))
+        os.utime(file)
+        return graph
+    except Exception as error:  # of another version, damaged, or what it refers to is gone: all kinds
+        log.debug("capture: %s is traced anew: %s", file, error)
+        return None
 
 
 def save(graph: Any, file: Path) -> None:
@@ -94,6 +123,14 @@ def save(graph: Any, file: Path) -> None:
         log.debug("capture: %s is not kept: %s", file, error)
 
 
+def remove_old(folder: Path) -> None:
+    """Removes files that nobody has found for long."""
+    for file in folder.glob("*.pickle.z"):
+        with suppress(OSError):  # somebody else may be as tidy
+            if file.stat().st_mtime < time.time() - LONG:
+                file.unlink()
+
+
 def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
     """Where the answer to a question is kept; None where not all that it depends on can be written down."""
     # The number of the outer step makes no difference, or is refused; how functions are run is no question.
@@ -101,8 +138,9 @@ def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
     description = Description(tensors_of(meta_layer))
     try:
         text = description.of((question, type(meta_layer), numbers, flags()))
-        digest = hashlib.sha256(in_full("").encode() + text + sources(description.modules))
-    except (pickle.PicklingError, AttributeError, TypeError, ValueError, OSError) as error:
+        beside = [in_full(""), machine(), constants(description.classes | description.modules())]
+        digest = hashlib.sha256(str(beside).encode() + text + sources(description.modules()))
+    except Exception as error:  # whatever objects raise that cannot be pickled
         log.debug("capture: %s is traced in every process: %s", question[0], error)
         return None
     return cache_folder() / "graphs" / f"{digest.hexdigest()[:32]}.pickle.z"
@@ -120,8 +158,9 @@ class Description(pickle.Pickler):
         super().__init__(self.file, protocol=5)
         self.fast = True  # each value as if it were met for the first time: which are one object is chance
         self.inputs = {id(x): name for name, x in inputs.items()}
-        #: Where the classes and functions that were met are defined.
-        self.modules: set[str] = set()
+        #: Classes that were met, with those that they are made of, and modules of functions.
+        self.classes: set[Any] = set()
+        self.of_functions: set[str] = set()
 
     def of(self, value: Any) -> bytes:
         self.dump(value)
@@ -141,11 +180,35 @@ class Description(pickle.Pickler):
         return None
 
     def reducer_override(self, value: Any) -> Any:
-        kind = value if isinstance(value, type) else type(value)
-        self.modules.update(parent.__module__ for parent in kind.__mro__)
-        if module := getattr(value, "__module__", None):  # of functions
-            self.modules.add(module)
+        self.classes.update((value if isinstance(value, type) else type(value)).__mro__)
+        if module := getattr(value, "__module__", None):
+            self.of_functions.add(module)
         return NotImplemented
+
+    def modules(self) -> set[Any]:
+        """Where all that was met is defined, but for python's own and torch's, which a version tells.
+
+        Raises:
+            TypeError: in no file, as in a notebook.
+        """
+        names = {kind.__module__ for kind in self.classes} | self.of_functions
+        own = {sys.modules[name] for name in names if name.partition(".")[0] not in (*sys.stdlib_module_names, "torch")}
+        own |= {sys.modules[name] for name in names & {"__main__"}}
+        for module in own:
+            if not os.path.isfile(getattr(module, "__file__", None) or ""):
+                raise TypeError(f"{module.__name__} is no file")
+        return own
+
+
+def constants(namespaces: Iterable[Any]) -> list[Any]:
+    """Plain values that classes and modules hold, which others may have set."""
+    plain = (int, float, str, bool, tuple, type(None))
+    return sorted(
+        (space.__module__ if isinstance(space, type) else "", space.__name__, name, repr(value))
+        for space in namespaces
+        for name, value in vars(space).items()
+        if isinstance(value, plain) and not name.startswith("__")
+    )
 
 
 def digest_of(array: np.ndarray) -> str:
@@ -159,23 +222,30 @@ def flags() -> tuple[Any, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         torch.backends.cpu.get_cpu_capability(),
-        sorted((k, v) for k, v in os.environ.items() if k.startswith("TORCH") and k != "TORCHINDUCTOR_CACHE_DIR"),
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(SWITCHES) and name != FOLDER),
     )
 
 
-def sources(modules: Iterable[str]) -> bytes:
-    """A digest of this package's files, of those of some modules, and of all that no installed package is of.
+@functools.cache
+def machine() -> list[str]:
+    """What code is compiled for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [*sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}), *names]
 
-    Of torch the version says enough.
-    """
+
+def sources(modules: Iterable[Any]) -> bytes:
+    """A digest of this package's files, of those of some modules, and of all that no installed package is of."""
     places = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
-    files = {str(file) for file in Path(__file__).parent.rglob("*.py")}
+    files = {str(file) for file in Path(__file__).parent.rglob("*.py")} | {module.__file__ for module in modules}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        own = name in modules or not file.startswith(places)
-        if own and file.endswith(".py") and name.partition(".")[0] != "torch" and os.path.isfile(file):
+        if file.endswith(".py") and not file.startswith(places) and name.partition(".")[0] != "torch":
             files.add(file)
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(filter(os.path.isfile, files)):
         digest.update(file.encode() + Path(file).read_bytes())
     return digest.digest()

@@ -15,13 +15,25 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from mlframework.compiled import CompiledGraph, NotCapturable, compiled, tensors_of, traced, tracing
+from mlframework.compiled import (
+    LATER,
+    CompiledGraph,
+    NotCapturable,
+    changes_with_step,
+    compiled,
+    found_at,
+    is_same,
+    places_of,
+    tensors_of,
+    traced,
+    tracing,
+)
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.operators import define, named
 from mlframework.watched import Watched, watched
 
-__all__ = ["Units"]
+__all__ = ["NotCompiled", "Units"]
 
 #: Stands for a tensor among the arguments of a function.
 TENSOR = object()
@@ -30,20 +42,26 @@ TENSOR = object()
 define("tangent(Tensor x) -> Tensor", torch.empty_like, torch.empty_like)
 
 
+class NotCompiled(Exception):
+    """A function that no unit is there for."""
+
+
 class Units:
     """Compiles the functions that an algorithm calls through `run`, each with its backward pass, once for each shape.
 
-    It is called as a `Run`.
+    It is called as a `Run`. Nothing may be changed in place in what it returns: results can share memory.
 
     Args:
         meta_layer: whose parameters and buffers the functions may use, beside their arguments.
         kept: where units are kept between processes.
+
+    Raises:
+        NotCompiled: what is called has not been compiled yet, and nobody is checking what is.
     """
 
     def __init__(self, meta_layer: MetaLayer, kept: KeptGraphs) -> None:
         self.meta_layer, self.kept = meta_layer, kept
-        #: Finding parameters and buffers takes longer than a small unit.
-        self.held = list(tensors_of(meta_layer).values())
+        self.places = places_of(meta_layer)
         self.units: dict[Any, Unit] = {}
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -53,15 +71,17 @@ class Units:
         numbers = tuple(leaf for leaf in flat if type(leaf) is int)
         others = tuple(leaf for leaf in flat if not isinstance(leaf, Tensor) and type(leaf) is not int)
         shapes = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
-        key = (function.__qualname__, structure, shapes, others, torch.is_grad_enabled())
+        key = (function.__module__, function.__qualname__, structure, shapes, others, torch.is_grad_enabled())
         # A number like that of an inner step often makes no difference: one unit is then there for all.
         unit = self.units.get((key, None)) or self.units.get((key, numbers))
         if unit is None:
+            if not self.kept.checking:
+                raise NotCompiled
             leaves = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat]
             builder = functools.partial(build, self.meta_layer, function, leaves, structure)
             unit = self.kept.get(builder, self.meta_layer, "unit", key, numbers)
             self.units[key, numbers if unit.depends_on_numbers else None] = unit
-        return unit(*self.held, *tensors)
+        return unit(*found_at(self.places), *tensors)
 
 
 def packed(x: Tensor) -> Tensor:
@@ -152,7 +172,7 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
         flat: the arguments, flattened, packed.
         structure: how they were nested.
     """
-    others = [TENSOR if isinstance(leaf, Tensor) else watched(leaf) for leaf in flat]
+    others: list[Any] = []
     held = tensors_of(meta_layer)
     inputs = [*held.values(), *(leaf for leaf in flat if isinstance(leaf, Tensor))]
     learned = [x.requires_grad and torch.is_grad_enabled() for x in inputs]
@@ -186,15 +206,36 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
         grads = iter(torch.autograd.grad(by, of, tangents, allow_unused=True))
         return [*found, *(next(grads) if needed else None for needed in learned)]
 
-    with tracing(meta_layer), without_hooks():
-        graph = traced(joint, inputs)
-        # A step of an inner loop computes anew what is cheap, rather than keep it for each step. Of features, which
-        # are found once, that makes the backward pass twice as slow.
-        once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
-        passes = parted(graph, len(results), once) if any(has_grad for _, has_grad in results) else (graph,)
-        programs = [compiled(part, meta_layer) for part in passes]
-    touched = any(isinstance(leaf, Watched) and leaf.touched for leaf in others)
-    return Unit(leaves, structures[0], results, touched, *programs)
+    def found(ahead: int = 0, later: int = 0) -> tuple[fx.GraphModule, list[Any]]:
+        """The graph, and what else the function returns, at numbers and outer steps that are so much ahead."""
+        others[:] = [TENSOR if isinstance(leaf, Tensor) else watched(leaf, ahead) for leaf in flat]
+        with tracing(meta_layer, later), without_hooks():
+            return traced(joint, inputs), list(leaves)
+
+    def agrees(ahead: int, later: int) -> bool:
+        """Whether other numbers make no difference."""
+        try:
+            other, returned = found(ahead, later)
+            return is_same(graph, other) and all(
+                one is two or one == two for one, two in zip(kept, returned, strict=True)
+            )
+        except NotCapturable:
+            raise
+        except Exception:  # a number that is out of range makes a difference
+            return False
+
+    graph, kept = found()
+    numbers = [leaf for leaf in others if isinstance(leaf, Watched)]
+    touched = any(number.touched for number in numbers)
+    if not agrees(0 if touched else 1, LATER):
+        if touched or not numbers or not agrees(0, LATER):
+            raise changes_with_step(meta_layer)
+        touched = True
+    # A step of an inner loop computes anew what is cheap, rather than keep it for each step. Of features, which are
+    # found once, that makes the backward pass twice as slow.
+    once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
+    passes = parted(graph, len(results), once) if any(has_grad for _, has_grad in results) else (graph,)
+    return Unit(kept, structures[0], results, touched, *(compiled(part, meta_layer) for part in passes))
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Numbers that know whether anybody has computed with them, which a graph would take for constants."""
+"""Numbers that know whether anybody has computed with them, which a graph would take for constants.
+
+They cannot know all: torch and the C language read a number without asking it, as `tensor * n` does. So what is traced
+is traced with another number as well.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,9 @@ class Watched(int):
     touched = False
 
 
-def watched(value: Any) -> Any:
-    """A whole number to be watched; anything else as it is."""
-    return Watched(value) if type(value) is int else value
+def watched(value: Any, ahead: int = 0) -> Any:
+    """A whole number to be watched, or one that is so much larger; anything else as it is."""
+    return Watched(value + ahead) if type(value) is int else value
 
 
 def watch(name: str) -> Callable[..., Any]:
@@ -27,7 +31,7 @@ def watch(name: str) -> Callable[..., Any]:
     return method
 
 
-for operation in ("lt", "le", "gt", "ge", "eq", "ne", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
-    setattr(Watched, f"__{operation}__", watch(f"__{operation}__"))
-for operation in ("rtruediv", "floordiv", "mod", "pow", "rpow", "bool", "int", "float", "index", "hash", "neg"):
+BINARY = "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor"
+OTHERS = "lt le gt ge eq ne neg pos abs invert bool int float index hash round trunc floor ceil str repr format"
+for operation in (*BINARY.split(), *(f"r{name}" for name in BINARY.split()), *OTHERS.split()):
     setattr(Watched, f"__{operation}__", watch(f"__{operation}__"))

@@ -58,6 +58,27 @@ def test_what_changes_with_the_outer_step_is_refused_in_one_line_and_goes_on(cap
         torch.testing.assert_close(gradients.by_name, eager_gradients(layer, episode).by_name)
 
 
+class Weighed(MAML):
+    """Predicts by the number of the outer step, which torch reads without asking it."""
+
+    def predict(self, adapted, x, mask=None):
+        return super().predict(adapted, x, mask) * self.outer_step
+
+
+@pytest.mark.parametrize("way", ["whole", "units"])
+def test_what_changes_with_an_outer_step_that_nobody_asks_is_refused(way, monkeypatch, caplog):
+    if way == "units":
+        monkeypatch.setattr(capture_module, "MOST_OPERATIONS", 0)
+    task = Sinusoid(k_shot=3, k_query=3)
+    layer = Weighed(MLP(task.spec, hidden=[8]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
+    layer.outer_step = 1
+    capture, episode = Capture(layer, "true"), episode_of(layer)
+    with caplog.at_level(logging.WARNING):
+        for layer.outer_step in (1, 100):
+            torch.testing.assert_close(capture(episode).losses, eager_gradients(layer, episode).losses)
+    assert "changes with the number of the outer step" in caplog.text
+
+
 def test_auto_stays_eager_where_the_run_is_too_short_to_gain():
     layer = maml(Exact())
     capture, episode = Capture(layer, "auto"), episode_of(layer)

@@ -123,6 +123,24 @@ def test_what_a_step_is_given_or_what_changes_as_it_trains_makes_none():
     assert asked(layer) == before
 
 
+class Own(SGD):
+    scale = 1
+
+
+def test_values_that_classes_and_modules_hold_count(monkeypatch):
+    layer = maml()
+    layer.update = Own({}, lr=0.1)
+    before = asked(layer)
+    monkeypatch.setattr(Own, "scale", 2)
+    other = asked(layer)
+    assert other != before
+    monkeypatch.setattr(sys.modules[__name__], "A_NUMBER", 2)
+    assert asked(layer) not in (before, other)
+
+
+A_NUMBER = 1
+
+
 def test_small_arrays_count_with_their_numbers_and_data_with_their_shape():
     layer = maml()
     found = []
@@ -187,6 +205,30 @@ def test_what_the_check_refuses_is_not_kept(own_folder, monkeypatch, caplog):
 
 def twice(found):
     return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})
+
+
+def test_a_file_that_cannot_be_removed_is_not_read_again(own_folder, monkeypatch):
+    layer, kept = maml(), KeptGraphs()
+    with kept.checked():
+        kept.get(lambda: "first", layer, "anything")
+    monkeypatch.setattr(os, "unlink", lambda *args: (_ for _ in ()).throw(PermissionError("no")))
+    kept.checking = True
+    assert kept.get(lambda: "second", layer, "anything") == "first"
+    assert kept.forget()
+    assert kept.get(lambda: "second", layer, "anything") == "second"
+    assert not kept.forget()
+
+
+def test_what_nobody_has_found_for_long_is_removed(own_folder):
+    kept = KeptGraphs()
+    with kept.checked():
+        kept.get(lambda: 1, maml(), "old")
+        kept.get(lambda: 2, maml(), "new")
+    old, new = (file_of(maml(), (name,)) for name in ("old", "new"))
+    os.utime(old, (0, 0))
+    with kept.checked():
+        kept.get(lambda: 3, maml(), "another")
+    assert not old.exists() and new.exists()
 
 
 def test_what_cannot_be_written_down_is_built_in_every_process(own_folder):

@@ -11,7 +11,7 @@ from mlframework.inner_updates import SGD
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
-from mlframework.units import Units
+from mlframework.units import NotCompiled, Units
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def layer():
 
 @pytest.fixture
 def run(layer):
-    return Units(layer, KeptGraphs())
+    kept = KeptGraphs()
+    with kept.checked():
+        yield Units(layer, kept)
 
 
 def same(run, function, *args, inputs):
@@ -134,17 +136,57 @@ def test_without_gradients_to_take_nothing_is_kept_for_them(run):
     assert [unit.backward for unit in run.units.values()] == [None]
 
 
-def test_a_number_makes_units_of_its_own_only_where_it_makes_a_difference(run):
-    x = torch.rand(4)
-    for number in (2, 3):
-        torch.testing.assert_close(run(times, x, number), number * x)
-        torch.testing.assert_close(run(plainly, x, number), x + 1)
+@pytest.mark.parametrize("function", ["times", "of_a_table", "as_long", "as_many"])
+def test_a_number_makes_units_of_its_own_where_it_makes_a_difference(run, function):
+    x, function = torch.rand(4), globals()[function]
+    for number in (1, 2, 1, 0):
+        torch.testing.assert_close(run(function, x, number), function(x, number))
     assert len(run.units) == 3
 
 
 def times(x, number):
-    return number * x
+    return x * number
+
+
+def of_a_table(x, number):
+    return x + [1.0, 5.0, 7.0][number]
+
+
+def as_long(x, number):
+    for _ in range(number):
+        x = x.sin()
+    return x
+
+
+def as_many(x, number):
+    return x, len("a" * number)
+
+
+def test_a_number_that_makes_none_makes_one_unit(run):
+    x = torch.rand(4)
+    for number in (2, 3):
+        torch.testing.assert_close(run(plainly, x, number), x + 1)
+    assert len(run.units) == 1
 
 
 def plainly(x, number):
     return x + 1
+
+
+def test_buffers_may_be_replaced(run, layer):
+    layer.register_buffer("scale", torch.tensor(2.0))
+    run.__init__(layer, run.kept)
+    x = torch.rand(4)
+
+    def scaled(x):
+        return layer.scale * x
+
+    for scale in (2.0, 5.0):
+        layer.scale = torch.tensor(scale)
+        torch.testing.assert_close(run(scaled, x), scale * x)
+    assert len(run.units) == 1
+
+
+def test_what_has_not_been_compiled_is_refused_where_nobody_checks(layer):
+    with pytest.raises(NotCompiled):
+        Units(layer, KeptGraphs())(plainly, torch.rand(4), 1)
