@@ -1,7 +1,7 @@
-"""Parts of an outer step as compiled graphs: the whole meta-gradient, or a function that a step calls again and again.
+"""Functions of tensors as compiled graphs, and the meta-gradient as one of them.
 
-`make_fx` and `aot_function` trace through the gradients that an inner loop takes, which `torch.compile` does not, and
-inductor compiles what they find. Parameters and buffers of the meta layer are inputs of a graph, not part of it.
+`make_fx` traces through the gradients that an inner loop takes, which `torch.compile` does not, and inductor compiles
+what it finds. Parameters and buffers of the meta layer are inputs of a graph, not part of it.
 """
 
 from __future__ import annotations

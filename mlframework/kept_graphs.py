@@ -17,7 +17,6 @@ import platform
 import sys
 import sysconfig
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,9 +68,7 @@ class KeptGraphs:
         if graph is not None:
             self.found.append(file)
             return graph
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own making
-            self.new.append((file, graph := build()))
+        self.new.append((file, graph := build()))
         return graph
 
     @contextmanager

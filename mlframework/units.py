@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -101,7 +101,7 @@ class Unit:
         leaves: of the function's value: slots of tensors, and what else there is.
         structure: how they are nested.
         results: of each tensor that the forward pass finds for them, its strides, and whether it has a gradient.
-        depends_on_numbers: whether anybody computed with a number among the arguments.
+        depends_on_numbers: whether a number among the arguments makes a difference.
         forward: gives the results, and then what the backward pass reads.
         backward: from what the forward pass has left for it, and gradients by the results, the gradients by the inputs;
             None where there are none.
@@ -172,70 +172,88 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
         flat: the arguments, flattened, packed.
         structure: how they were nested.
     """
-    others: list[Any] = []
     held = tensors_of(meta_layer)
     inputs = [*held.values(), *(leaf for leaf in flat if isinstance(leaf, Tensor))]
     learned = [x.requires_grad and torch.is_grad_enabled() for x in inputs]
-    leaves: list[Any] = []
-    structures: list[TreeSpec] = []
-    results: list[tuple[tuple[int, ...], bool]] = []
 
-    def joint(*inputs: Tensor) -> list[Tensor | None]:
-        """The results, and then the gradients by the inputs; notes what they are."""
-        inputs = tuple(x.detach().requires_grad_(needed) for x, needed in zip(inputs, learned, strict=True))
-        tensors = iter(inputs[len(held) :])
-        args = tree_unflatten([next(tensors) if leaf is TENSOR else leaf for leaf in others], structure)
-        with torch.nn.utils.stateless._reparametrize_module(meta_layer, dict(zip(held, inputs, strict=False))):
-            value, nesting = tree_flatten(function(*args))
-        # As the next unit takes them, so that nothing is copied in between.
-        value = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in value]
-        slots = {id(x): Slot(index) for index, x in enumerate(inputs)}
-        found = []
-        for leaf in value:
-            if isinstance(leaf, Tensor) and id(leaf) not in slots:
-                slots[id(leaf)] = Slot(len(slots))
-                found.append(leaf)
-        structures[:], leaves[:] = [nesting], [slots.get(id(leaf), leaf) for leaf in value]
-        # A function may have leaves of its own, whose gradient nobody wants.
-        results[:] = [(x.stride(), x.requires_grad and any(learned)) for x in found]
-        by = [x for x, (_, has_grad) in zip(found, results, strict=True) if has_grad]
-        if not by:
-            return [*found]
-        tangents = [named("mlframework::tangent")(x.detach()) for x in by]
-        of = [x for x in inputs if x.requires_grad]
-        grads = iter(torch.autograd.grad(by, of, tangents, allow_unused=True))
-        return [*found, *(next(grads) if needed else None for needed in learned)]
+    def trace(ahead: int = 0, later: int = 0) -> Trace:
+        """At numbers among the arguments, and at an outer step, that are so much ahead."""
+        others = [TENSOR if isinstance(leaf, Tensor) else watched(leaf, ahead) for leaf in flat]
+        notes: list[Any] = []
 
-    def found(ahead: int = 0, later: int = 0) -> tuple[fx.GraphModule, list[Any]]:
-        """The graph, and what else the function returns, at numbers and outer steps that are so much ahead."""
-        others[:] = [TENSOR if isinstance(leaf, Tensor) else watched(leaf, ahead) for leaf in flat]
+        def joint(*inputs: Tensor) -> list[Tensor | None]:
+            """The results, and then the gradients by the inputs; notes what they are."""
+            inputs = tuple(x.detach().requires_grad_(needed) for x, needed in zip(inputs, learned, strict=True))
+            tensors = iter(inputs[len(held) :])
+            args = tree_unflatten([next(tensors) if leaf is TENSOR else leaf for leaf in others], structure)
+            with torch.nn.utils.stateless._reparametrize_module(meta_layer, dict(zip(held, inputs, strict=False))):
+                value, nesting = tree_flatten(function(*args))
+            # As the next unit takes them, so that nothing is copied in between.
+            value = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in value]
+            slots = {id(x): Slot(index) for index, x in enumerate(inputs)}
+            found = []
+            for leaf in value:
+                if isinstance(leaf, Tensor) and id(leaf) not in slots:
+                    slots[id(leaf)] = Slot(len(slots))
+                    found.append(leaf)
+            # A function may have leaves of its own, whose gradient nobody wants.
+            results = [(x.stride(), x.requires_grad and any(learned)) for x in found]
+            notes[:] = [slots.get(id(leaf), leaf) for leaf in value], nesting, results
+            by = [x for x, (_, has_grad) in zip(found, results, strict=True) if has_grad]
+            if not by:
+                return [*found]
+            tangents = [named("mlframework::tangent")(x.detach()) for x in by]
+            of = [x for x in inputs if x.requires_grad]
+            grads = iter(torch.autograd.grad(by, of, tangents, allow_unused=True))
+            return [*found, *(next(grads) if needed else None for needed in learned)]
+
         with tracing(meta_layer, later), without_hooks():
-            return traced(joint, inputs), list(leaves)
+            graph = traced(joint, inputs)
+        leaves, nesting, results = notes
+        touched = any(isinstance(leaf, Watched) and leaf.touched for leaf in others)
+        return Trace(graph, leaves, nesting, results, touched)
 
-    def agrees(ahead: int, later: int) -> bool:
-        """Whether other numbers make no difference."""
+    def agrees(ahead: int) -> bool:
+        """Whether at a later outer step, and at other numbers, the same is found."""
         try:
-            other, returned = found(ahead, later)
-            return is_same(graph, other) and all(
-                one is two or one == two for one, two in zip(kept, returned, strict=True)
-            )
+            return first.is_same(trace(ahead, LATER))
         except NotCapturable:
             raise
-        except Exception:  # a number that is out of range makes a difference
+        except Exception:  # as of a table that has no such row
             return False
 
-    graph, kept = found()
-    numbers = [leaf for leaf in others if isinstance(leaf, Watched)]
-    touched = any(number.touched for number in numbers)
-    if not agrees(0 if touched else 1, LATER):
-        if touched or not numbers or not agrees(0, LATER):
-            raise changes_with_step(meta_layer)
-        touched = True
+    first = trace()
+    depends = first.touched or not agrees(ahead=1)
+    if depends and not agrees(ahead=0):
+        raise changes_with_step(meta_layer)
     # A step of an inner loop computes anew what is cheap, rather than keep it for each step. Of features, which are
     # found once, that makes the backward pass twice as slow.
     once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
-    passes = parted(graph, len(results), once) if any(has_grad for _, has_grad in results) else (graph,)
-    return Unit(kept, structures[0], results, touched, *(compiled(part, meta_layer) for part in passes))
+    results = first.results
+    passes = parted(first.graph, len(results), once) if any(has_grad for _, has_grad in results) else (first.graph,)
+    programs = [compiled(part, meta_layer) for part in passes]
+    return Unit(first.leaves, first.structure, results, depends, *programs)
+
+
+class Trace(NamedTuple):
+    """What is found where a function is traced.
+
+    Attributes:
+        graph: the results, and then the gradients by the inputs.
+        leaves, structure, results: see `Unit`.
+        touched: whether anybody is known to have computed with a number among the arguments.
+    """
+
+    graph: fx.GraphModule
+    leaves: list[Any]
+    structure: TreeSpec
+    results: list[tuple[tuple[int, ...], bool]]
+    touched: bool
+
+    def is_same(self, other: Trace) -> bool:
+        """Whether the same is computed, with the same constants, and returned."""
+        values = (self.leaves, self.structure, self.results)
+        return values == (other.leaves, other.structure, other.results) and is_same(self.graph, other.graph)
 
 
 @contextmanager
