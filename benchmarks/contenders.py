@@ -77,6 +77,7 @@ def meta_layer(workload: Workload) -> tuple[MetaLayer, Episode]:
     # What is learned is made in float32, as a run makes it.
     task, base_layer, _ = workload._replace(double=False).make()
     layer = algorithm(workload, task, base_layer)
+    layer = layer.to(workload.device)
     return layer.double() if workload.double else layer, workload.make()[2]
 
 
@@ -152,7 +153,7 @@ def with_metalearn(workload: Workload) -> Step:
         support_loss_fn=Loss(),
         inner_steps=workload.inner_steps,
         chunk_size=workload.tasks,
-        device=torch.device("cpu"),
+        device=torch.device(workload.device),
     )
     (sx, sy, _), (qx, qy, _) = episode
     episodes, learned = itertools.repeat((sx, sy, qx, qy)), list(model.parameters())

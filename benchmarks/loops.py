@@ -61,14 +61,15 @@ def in_torch(module: nn.Module, norm: Callable[..., nn.Module] = nn.BatchNorm2d)
         else:
             in_torch(child, norm)
             continue
-        new.to(child.weight.dtype).load_state_dict(child.state_dict())
+        new.to(child.weight).load_state_dict(child.state_dict())
         setattr(module, name, new)
     return module
 
 
 def rotations(x: Tensor, count: int, base: float) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
-    turns = torch.arange(count).unsqueeze(-1) * base ** -(torch.arange(0, width, 2, dtype=x.dtype) / width)
+    turns = torch.arange(count, device=x.device).unsqueeze(-1)
+    turns = turns * base ** -(torch.arange(0, width, 2, dtype=x.dtype, device=x.device) / width)
     return turns.cos(), turns.sin()
 
 
@@ -78,8 +79,8 @@ def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def causal(x: Tensor, length: int, read: int) -> Tensor:
-    hidden = torch.ones(length, read, dtype=torch.bool).triu(read - length + 1)
-    return torch.zeros(length, read, dtype=x.dtype).masked_fill(hidden, torch.finfo(x.dtype).min)
+    hidden = torch.ones(length, read, dtype=torch.bool, device=x.device).triu(read - length + 1)
+    return torch.zeros(length, read, dtype=x.dtype, device=x.device).masked_fill(hidden, torch.finfo(x.dtype).min)
 
 
 #: What transformers are made of, as it would be written by hand.
@@ -149,7 +150,7 @@ def prototypes(support: Tensor, classes: Tensor, query: Tensor) -> Tensor:
 
 def ridge(support: Tensor, classes: Tensor, query: Tensor) -> Tensor:
     """What a ridge regression on one-hot classes predicts, scaled; arguments as above."""
-    kernel = support @ support.T + 1 + REG * torch.eye(len(support))
+    kernel = support @ support.T + 1 + REG * torch.eye(len(support), device=support.device)
     return SCALE * (query @ support.T + 1) @ torch.linalg.solve(kernel, classes)
 
 

@@ -71,7 +71,7 @@ def show(records: list[dict[str, Any]]) -> Table:
         ratios = (f"{timed[other]['seconds'] / r['seconds']:.2f}x" for other in others)
         fraction = f"{r['fraction']:.1%}" if "fraction" in r else ""
         began = f"{r['first_cold']:.1f}, {r['first_warm']:.1f}" if "first_cold" in r else f"{r['first']:.2f}"
-        megabytes = (f"{r[key]:.0f}" for key in ("mb", "mb_steps", "mb_process"))
+        megabytes = (f"{r[key]:.0f}" if key in r else "" for key in ("mb", "mb_steps", "mb_process"))
         table.add_row(name, f"{r['seconds'] * 1e3:.2f}", *ratios, fraction, began, *megabytes)
     return table
 
@@ -102,7 +102,7 @@ def workloads(asked: argparse.Namespace) -> list[Workload]:
         chosen = [w for w in chosen if not w.long or w.name in asked.only]
     if asked.first_order:
         chosen = [w._replace(first_order=True) for w in chosen if w.head is None]
-    return chosen
+    return [w._replace(device=asked.device) for w in chosen]
 
 
 def contenders(asked: argparse.Namespace) -> list[str]:
@@ -124,6 +124,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads whose names start so, as in W2 W4-text-1M")
     parser.add_argument("--contenders", metavar="A,B", help="whose names start so; the plain loop is always there")
     parser.add_argument("--first-order", action="store_true", help="inner gradients as constants; without W5")
+    parser.add_argument("--device", default="cpu", help="where to learn; on a GPU, MB are those of its tensors")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, for every contender")
     parser.add_argument("--rounds", type=int, help="turns of each contender, at most")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for anybody's first step, imports included")
@@ -137,6 +138,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": machine(versions()),
         "threads": asked.threads,
+        "device": torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else asked.device,
         "order": "first" if asked.first_order else "second",
         "cells": [],
     }

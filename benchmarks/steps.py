@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ __all__ = ["INNER_LR", "OUTER_LR", "Step", "adam", "gradients", "task_loss"]
 
 INNER_LR, OUTER_LR = 0.01, 1e-3
 
-#: Takes an outer step, and returns the meta-gradient it took, in the order of the base layer's parameters.
-Step = Callable[[], list[np.ndarray]]
+#: Takes an outer step, and returns the meta-gradient it took, in the order of the base layer's parameters; what is on a
+#: GPU may yet have to be computed.
+Step = Callable[[], list[Any]]
 
 
 def adam(module: nn.Module) -> torch.optim.Adam:
@@ -24,9 +25,9 @@ def adam(module: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(module.parameters(), lr=OUTER_LR, fused=True)
 
 
-def gradients(learned: Iterable[Tensor]) -> list[np.ndarray]:
+def gradients(learned: Iterable[Tensor]) -> list[Tensor]:
     """What an outer step left in `.grad`; to go through a module for its parameters may take as long as a step."""
-    return [p.grad.numpy() for p in learned if p.grad is not None]
+    return [p.grad for p in learned if p.grad is not None]
 
 
 def task_loss(task: TaskDistribution) -> Callable[[Tensor, Tensor], Tensor]:

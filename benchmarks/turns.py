@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import CAPTURED, CONTENDERS, INEXACT, PLAIN, cannot
+from contenders import CAPTURED, CONTENDERS, INEXACT, JAX, PLAIN, cannot
 from steps import Step
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import Workload
+
+from mlframework.devices import synchronise
 
 __all__ = ["TOLERANCE", "TURN", "compare"]
 
@@ -40,8 +42,8 @@ LEAST_TURNS, PATIENCE = 3, 90.0
 GRACE = 3.0
 #: Steps between the first one and the turns.
 WARM_UP = 2
-#: The name of the product of matrices that takes turns with the contenders: `[SIDE, SIDE]`, float32.
-GEMM, SIDE = "GEMM", 1024
+#: The name of the product of square float32 matrices that takes turns with the contenders.
+GEMM = "GEMM"
 TRUTH = "truth"
 
 
@@ -118,7 +120,9 @@ def live(name: str, workload: Workload, threads: int, cache: str, connection: Co
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["MLFRAMEWORK_CACHE"] = cache
     with contextlib.suppress(AttributeError):  # JAX takes as many threads as it sees cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # as products of matrices have it: float32
     warnings.simplefilter("ignore")  # the contenders' own, about versions of what they stand on
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - qpth prints; it is open until the process ends
     try:
@@ -146,6 +150,8 @@ def warm_up(step: Step) -> dict[str, float]:
     for _ in range(WARM_UP):
         step()
     peak = memory("VmHWM")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # from here on the peak is that of steps alone, where the system lets us
         Path("/proc/self/clear_refs").write_text("5")
     return {"mb_peak": peak}
@@ -157,6 +163,7 @@ def turn(step: Step) -> float:
     while time.perf_counter() - began < TURN:
         step()
         calls += 1
+    synchronise()
     return (time.perf_counter() - began) / calls
 
 
@@ -167,8 +174,9 @@ def truth(step: Step) -> tuple[np.ndarray, int]:
     return gradient, counter.get_total_flops()
 
 
-def whole(gradient: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([part.ravel() for part in gradient]).astype(np.float64)
+def whole(gradient: list[Any]) -> np.ndarray:
+    parts = [part.cpu().numpy() if isinstance(part, torch.Tensor) else part for part in gradient]
+    return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
 
 
 ANSWERS: Mapping[str, Callable[[Step], Any]] = {
@@ -197,19 +205,29 @@ class Said(logging.Handler):
             self.warnings.append(record.getMessage())
 
 
-def products(_: Workload) -> Step:
+def products(workload: Workload) -> Step:
     """A step that multiplies matrices: what the machine can do."""
-    a, b, out = (torch.randn(SIDE, SIDE) for _ in range(3))
+    a, b, out = (torch.randn(side(workload), side(workload), device=workload.device) for _ in range(3))
 
-    def step() -> list[np.ndarray]:
+    def step() -> list[torch.Tensor]:
         torch.mm(a, b, out=out)
-        return [out.numpy()]
+        synchronise()  # else thousands would wait in line
+        return [out[:1]]
 
     return step
 
 
+def side(workload: Workload) -> int:
+    """Of the matrices whose product shows what a device can do."""
+    return 1024 if workload.device == "cpu" else 8192
+
+
 def memory(what: str) -> float:
-    """A line of /proc/self/status in MB: `VmHWM`, the most that this process had in RAM."""
+    """A line of /proc/self/status in MB: `VmHWM`, the most that this process had in RAM; or, where tensors are on a
+    GPU, the most that they took there.
+    """
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) / 1024
 
@@ -281,6 +299,7 @@ class Table:
                 player.stop()
                 raise
             self.players[name], self.times[name] = player, []
+            print(f"{self.workload.name}: {name} is ready", file=sys.stderr, flush=True)
 
     def judge(self, name: str, player: Player) -> None:
         """The first step and those that warm up; refuses a meta-gradient that is not the plain loop's."""
@@ -324,13 +343,14 @@ class Table:
 
     def finish(self) -> None:
         """Fills the records."""
-        rate = 2 * SIDE**3 / statistics.median(self.times[GEMM]) if self.times.get(GEMM) else None
+        rate = 2 * side(self.workload) ** 3 / statistics.median(self.times[GEMM]) if self.times.get(GEMM) else None
         for name in [name for name in self.players if name != GEMM]:
             with self.leaving_out(name):
                 record, last = self.records[name], self.players[name].ask("memory")
                 before, peak = record.pop("mb_before"), record.pop("mb_peak")
-                record["mb"], record["mb_process"] = max(peak, last) - before, max(peak, last)
-                record["mb_steps"] = last - before
+                if name != JAX or self.workload.device == "cpu":  # on a GPU torch counts its own
+                    record["mb"], record["mb_process"] = max(peak, last) - before, max(peak, last)
+                    record["mb_steps"] = last - before
                 record["seconds"], record["turns"] = statistics.median(self.times[name]), len(self.times[name])
         for record in self.records.values():
             if "seconds" in record and rate and self.flops:

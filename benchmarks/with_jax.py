@@ -29,10 +29,11 @@ Params = list[Any]
 
 def with_jax(workload: Workload) -> Step:
     jax.config.update("jax_enable_x64", workload.double)
-    task, base_layer, episode = workload.make()
+    jax.config.update("jax_default_matmul_precision", "float32")  # which on GPUs is not the default
+    task, base_layer, episode = workload._replace(device="cpu").make()
     learned = base_layer if workload.head is None else base_layer.features
-    params = [jnp.asarray(p.detach().numpy()) for p in learned.parameters()]
-    data = tuple(jnp.asarray(leaf.numpy()) for part in episode for leaf in (part.x, part.y))
+    params = [jnp.asarray(p.detach().cpu().numpy()) for p in learned.parameters()]
+    data = tuple(jnp.asarray(leaf.cpu().numpy()) for part in episode for leaf in (part.x, part.y))
     heads = next((b.attention.heads for b in base_layer.features if hasattr(b, "attention")), 0)
     model = {"mlp": mlp, "strided": strided, "pooled": pooled, "transformer": transformer(heads)}[workload.network]
     loss = squared_error if task.spec.kind == "regression" else cross_entropy

@@ -45,6 +45,7 @@ class Workload(NamedTuple):
         long: whether it is left out unless asked for.
         first_order: whether inner gradients are constants to the meta-gradient.
         double: whether all numbers are float64.
+        device: where it is learned.
     """
 
     family: str
@@ -53,6 +54,7 @@ class Workload(NamedTuple):
     long: bool = False
     first_order: bool = False
     double: bool = False
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -72,8 +74,8 @@ class Workload(NamedTuple):
         torch.manual_seed(0)
         family = FAMILIES[self.family]
         task = family.task()
-        base_layer = family.base_layer(task.spec)
-        episode = task.sample(self.tasks, "train", torch.Generator().manual_seed(0))
+        base_layer = family.base_layer(task.spec).to(self.device)
+        episode = task.sample(self.tasks, "train", torch.Generator().manual_seed(0)).to(self.device)
         return (task, base_layer.double(), in_double(episode)) if self.double else (task, base_layer, episode)
 
 

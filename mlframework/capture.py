@@ -17,15 +17,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlframework.agreement import Undecided, Way, in_float64, require_agreement
+from mlframework.agreement import FARTHER, Undecided, Way, differences, in_float64, require_agreement
 from mlframework.allocator import give_back
 from mlframework.compiled import End, Gradients, WholeStep, averaged, concluded, eager_gradients
+from mlframework.devices import synchronise
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.recorded import recorded
 from mlframework.units import NotCompiled, Units
 
 __all__ = ["CHOICES", "Capture"]
@@ -85,6 +88,7 @@ class Capture:
                 return self.ways[key](self.meta_layer, episode)
         began = time.perf_counter()
         found = self.eagerly(whole)(self.meta_layer, episode)
+        synchronise()
         self.times.setdefault(key, []).append(time.perf_counter() - began)
         return found
 
@@ -120,7 +124,7 @@ class Capture:
             with self.kept.checked():
                 eager_seconds = seconds_of(lambda: eagerly(self.meta_layer, episode))
                 began = time.perf_counter()
-                way = self.compiled(episode, whole)
+                way = recorded(self.compiled(episode, whole), self.meta_layer, episode)
                 way(self.meta_layer, episode)
                 compiling = time.perf_counter() - began
                 seconds = seconds_of(lambda: way(self.meta_layer, episode))
@@ -143,14 +147,24 @@ class Capture:
     def check(self, way: Way, eagerly: Way, episode: Episode, whole: bool) -> None:
         """Raises `NotCapturable` where a compiled way gives something else than the eager one.
 
-        Where float32 cannot tell, the same step compiled in float64 has to agree.
+        Where float32 cannot tell, the same step compiled in float64 has to agree; but for one that did in an earlier
+        process, and differs in float32 about as it did then.
         """
         try:
             require_agreement(self.meta_layer, way, eagerly, episode)
         except Undecided:
-            double, same = in_float64(self.meta_layer, episode)
-            way = Capture(double, "true", self.clip, self.kept).compiled(same, whole)
-            require_agreement(double, way, eagerly, same)
+            off = differences(way(self.meta_layer, episode), eagerly(self.meta_layer, episode))
+            judge = functools.partial(self.judged_in_float64, off, episode, whole)
+            then = self.kept.get(judge, self.meta_layer, "in float64", looks(episode), whole, self.clip)
+            if not bool((off <= FARTHER * then).all()):
+                judge()
+
+    def judged_in_float64(self, off: Tensor, episode: Episode, whole: bool) -> Tensor:
+        """How far a way is off in float32, if it agrees in float64; else raises `NotCapturable`."""
+        double, same = in_float64(self.meta_layer, episode)
+        way = Capture(double, "true", self.clip, self.kept).compiled(same, whole)
+        require_agreement(double, way, self.eagerly(whole), same)
+        return off
 
     def compiled(self, episode: Episode, whole: bool) -> Way:
         """The whole step as one graph, or its units where it is long, or branches on values, and has any."""
@@ -219,5 +233,6 @@ def seconds_of(function: Callable[[], Gradients]) -> float:
     for _ in range(2):
         began = time.perf_counter()
         function()
+        synchronise()
         seconds.append(time.perf_counter() - began)
     return min(seconds)

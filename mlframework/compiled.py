@@ -190,12 +190,20 @@ class WholeStep:
         return step
 
 
+#: Operations on lists of tensors, for each: inductor fuses them as it does others, and for GPUs has made kernels of the
+#: lists that did not compile (torch 2.11).
+ONE_BY_ONE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._foreach_div.Scalar: lambda tensors, divisor: [t / divisor for t in tensors],
+    torch.ops.aten._foreach_mul.Tensor: lambda tensors, factor: [t * factor for t in tensors],
+}
+
+
 def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
     """A function of tensors as a graph of what inductor knows, without operations in place."""
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    graph = make_fx(function, {**select_decomp_table(), **TRACED}, tracing_mode="fake")(*inputs)
+    graph = make_fx(function, {**select_decomp_table(), **TRACED, **ONE_BY_ONE}, tracing_mode="fake")(*inputs)
     if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in graph.graph.nodes):
         graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
     return graph

@@ -11,20 +11,20 @@ import logging
 import textwrap
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mlframework.devices import fork_rng
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
 
 if TYPE_CHECKING:
     from mlframework.meta_layers.meta_layer import MetaLayer
 
-__all__ = ["Engine", "choose_engine", "fork_rng", "over_tasks"]
+__all__ = ["Engine", "choose_engine", "over_tasks"]
 
 Engine = Literal["vectorised", "loop"]
 
@@ -101,11 +101,6 @@ def attempt(meta_layer: MetaLayer, episode: Episode, engine: Engine) -> None:
             meta_layer.predict(adapted, episode.query.x, meta_layer.needed(episode.query.mask))
     finally:
         meta_layer.engine = before
-
-
-def fork_rng(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps the random numbers of the CPU and of a device as they are."""
-    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
 
 def culprit(meta_layer: MetaLayer, error: Exception) -> str:

@@ -225,13 +225,12 @@ def flags() -> tuple[Any, ...]:
 
 @functools.cache
 def machine() -> list[str]:
-    """What code is compiled for."""
+    """The processor that code is compiled for."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = [platform.processor()]
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [*sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}), *names]
+    return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
 
 
 def sources(modules: Iterable[Any]) -> bytes:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mlframework.allocator import give_back
 from mlframework.capture import Capture
 from mlframework.compiled import Gradients, concluded
-from mlframework.engine import Engine, choose_engine, fork_rng
+from mlframework.devices import fork_rng
+from mlframework.engine import Engine, choose_engine
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.memory import PeakMemory
@@ -123,8 +124,8 @@ class Pace(NamedTuple):
 #: Tasks at a time, beside one and all, that `chunk=auto` tries.
 CHUNKS = (4, 16, 64)
 
-#: Bytes up to which more tasks at a time were seen to make compiled steps faster; beyond, they gain some per cent at
-#: most, and take memory.
+#: Bytes up to which more tasks at a time were seen to make compiled steps faster on a CPU; beyond, they gain some per
+#: cent at most, and take memory.
 NEAR = 9e6
 
 
@@ -232,11 +233,14 @@ class OuterLoop:
     def near_pace(self, episode: Episode) -> Pace:
         """That of compiled steps, which cannot be tried out at once: as many tasks as have the tensors of a unit near.
 
-        The tensors of an inner step are about the share of a meta-gradient's that the number of inner steps makes.
+        On a GPU as many as memory has room for: what is small there is as fast as what is large. The tensors of an
+        inner step are about the share of a meta-gradient's that the number of inner steps makes.
         """
         engine, steps = self.meta_layer.engine, max(getattr(self.meta_layer, "inner_steps", 1), 1)
-        near = NEAR * steps / max(self.peak(Pace(engine, None), episode.tasks(slice(1))), 1)
-        most = max(min(self.most_tasks(episode), int(near)), 1)
+        most = self.most_tasks(episode)
+        if episode.device.type == "cpu":
+            near = NEAR * steps / max(self.peak(Pace(engine, None), episode.tasks(slice(1))), 1)
+            most = max(min(most, int(near)), 1)
         # All parts of a meta-batch have one shape, for which there is one graph.
         return Pace(engine, next(size for size in range(most, 0, -1) if episode.num_tasks % size == 0))
 
@@ -296,4 +300,5 @@ def described(meta_layer: MetaLayer) -> str:
 
 
 def shapes(episode: Episode) -> str:
-    return " ".join(f"{tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "") for part in episode for leaf in part)
+    found = " ".join(f"{tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "") for part in episode for leaf in part)
+    return f"{found} on {episode.device.type}"

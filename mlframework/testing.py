@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlframework.devices import fork_rng
 from mlframework.engine import choose_engine
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -395,9 +396,8 @@ def in_float64(episode: Episode) -> Episode:
 def reproducible(device: torch.device) -> Iterator[None]:
     """Makes float64 the default, and leaves it and the global generator as they were."""
     before = torch.get_default_dtype()
-    accelerators = [] if device.type == "cpu" else [device]
     try:
-        with torch.random.fork_rng(accelerators, device_type=device.type):
+        with fork_rng(device):
             torch.set_default_dtype(torch.float64)
             yield
     finally:

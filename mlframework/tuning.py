@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 
+from mlframework.devices import hardware, synchronise
 from mlframework.files import cache_folder, write_first
 
 __all__ = ["fastest", "is_known"]
@@ -57,8 +57,7 @@ def is_known(question: str) -> bool:
 
 def in_full(question: str) -> str:
     """A question with the machine, torch and its threads."""
-    machine = platform.processor() or platform.machine()
-    return f"{question}, {machine}, torch {torch.__version__}, threads {torch.get_num_threads()}"
+    return f"{question}, {hardware()}, torch {torch.__version__}, threads {torch.get_num_threads()}"
 
 
 def shortest(way: Callable[[], object]) -> float:
@@ -67,6 +66,7 @@ def shortest(way: Callable[[], object]) -> float:
     while len(seconds) < 4 and not (seconds and seconds[0] > LONG):
         began = time.perf_counter()
         way()
+        synchronise()
         seconds.append(time.perf_counter() - began)
     return min(seconds[1:] or seconds)
 

@@ -215,6 +215,22 @@ def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kep
     assert {p.dtype for p in layer.parameters()} == {torch.float32}
 
 
+def test_what_agreed_in_float64_is_judged_there_again_only_if_it_differs_more(nothing_kept, monkeypatch):
+    judged, off = [], [1.0]
+
+    def undecided_in_float32(layer, way, eagerly, episode):
+        if next(layer.parameters()).dtype == torch.float32:
+            raise Undecided("rounding moves it too far")
+        judged.append(off[0])
+
+    monkeypatch.setattr(capture_module, "require_agreement", undecided_in_float32)
+    monkeypatch.setattr(capture_module, "differences", lambda found, eager: torch.tensor([1e-6, 1e-5]) * off[0])
+    for off[0] in (1.0, 2.0, 9.0, 0.5):  # each as in a new process
+        layer = maml(Exact())
+        assert Capture(layer, "true")(episode_of(layer)).by_name
+    assert judged == [1.0, 9.0]
+
+
 def twice_as_long(layer, episode):
     found = eager_gradients(layer, episode)
     return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})

@@ -99,8 +99,10 @@ def test_large_convolutions_are_measured_and_small_ones_are_not(monkeypatch):
     assert asked == [{"unfolded", "torch", "native"}, {"unfolded", "native"}]
     assert method_for(small) == "torch"
     assert method_for(small._replace(tasks=2)) == method_for(small, compiled=True) == "unfolded"
-    assert method_for(small._replace(device="cuda")) == method_for(LARGE._replace(device="cuda")) == "unfolded"
     assert len(asked) == 2
+    assert method_for(small._replace(device="cuda", tasks=2)) == "torch"
+    method_for(LARGE._replace(device="cuda", tasks=2))
+    assert asked[2:] == [{"unfolded", "torch", "native"}]
 
 
 def test_a_shape_knows_the_tasks_behind_vmap():

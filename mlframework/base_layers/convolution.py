@@ -2,8 +2,9 @@
 
 Three ways, each differentiable to any order. *Unfolded*: the patches as rows of a matrix, times the weights, which over
 tasks is one batched product of matrices. *Native*: torch's kernels with channels last, one task after another. *Torch*:
-its convolution as it is, where there is one task, or weights that all share. Small images are faster unfolded, large
-ones by torch's kernels; which it is for a shape is measured once, and remembered.
+its convolution as it is, where there is one task, or weights that all share; and on a GPU, where tasks become groups of
+channels. On a CPU small images are faster unfolded, large ones by torch's kernels; which it is for a shape is measured
+once, and remembered.
 """
 
 from __future__ import annotations
@@ -127,9 +128,9 @@ MARGIN = 0.2
 
 
 def method_for(shape: Shape, *, compiled: bool = False) -> str:
-    """The faster method for a shape, as it was first measured on this machine; what is not on a CPU is unfolded.
+    """The faster method for a shape, as it was first measured on this machine.
 
-    What is small is torch's where there is one task, whose calls take the shortest way, else unfolded.
+    What is small is torch's where there is one task, or a GPU, so that its calls take the shortest way; else unfolded.
 
     While a step is traced nothing can be measured: it has been taken before, eagerly.
 
@@ -139,9 +140,10 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
     """
     height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
     products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
-    if shape.device != "cpu" or products * shape.out_channels < SMALL:
-        return "torch" if shape.device == "cpu" and shape.tasks == 1 and not compiled else "unfolded"
-    names = [name for name in METHODS if name != "torch" or shape.tasks == 1]
+    grouped = shape.device != "cpu" or shape.tasks == 1
+    if products * shape.out_channels < SMALL:
+        return "torch" if grouped and not compiled else "unfolded"
+    names = [name for name in METHODS if name != "torch" or grouped]
     # Of float64 as of float32, so that a step that is checked in float64 is the same step.
     described = " ".join(map(str, shape._replace(dtype="")))
     question = f"convolution {described} by {' '.join(names)}, margin {MARGIN}"
@@ -154,9 +156,9 @@ def differentiate(method: str, shape: Shape) -> None:
     """Convolves tensors of a shape, and takes the gradient, and where it is adapted the second one, as in a step."""
     dtype = getattr(torch, shape.dtype)
     images = (shape.tasks, shape.images, shape.in_channels, shape.height, shape.width)
-    x = torch.ones(images, dtype=dtype, requires_grad=shape.differentiated)
+    x = torch.ones(images, dtype=dtype, device=shape.device, requires_grad=shape.differentiated)
     weights = (shape.tasks, shape.out_channels, shape.in_channels, *shape.kernel)
-    weight = torch.ones(weights, dtype=dtype, requires_grad=True)
+    weight = torch.ones(weights, dtype=dtype, device=shape.device, requires_grad=True)
 
     def convolve(x: Tensor, weight: Tensor) -> Tensor:
         return METHODS[method](x, weight, shape.stride, shape.padding)
