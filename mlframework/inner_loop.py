@@ -44,6 +44,7 @@ def inner_loop(
     checkpoint_steps: bool = False,
     idle: set[str] | None = None,
     run: Run = call,
+    first: Callable[..., Params] | None = None,
 ) -> Iterator[Params]:
     """Yields the stacked parameters after 0, 1, ..., `steps` gradient steps.
 
@@ -68,6 +69,8 @@ def inner_loop(
         idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
             that whoever keeps the set reads of each once.
         run: how a step is called.
+        first: gradients of the first step's losses, given parameters, data and `create_graph`, by a way of their own;
+            None: as at the other steps.
     """
     known = set() if idle is None else idle
 
@@ -81,7 +84,10 @@ def inner_loop(
                 for name, p in params.items()
             }
             differentiable = meta_gradient and not constant
-            grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
+            if index == 0 and first is not None:
+                grads = first(params, *data, create_graph=differentiable)
+            else:
+                grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
         # A parameter that the loss does not depend on stays where it is.
         if len(grads) < len(params):
             report_idle(params.keys() - grads.keys(), known)

@@ -9,16 +9,17 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from mlframework import stacked
+from mlframework import shared_start, stacked
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, masked_mean
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params, inner_loop
+from mlframework.inner_loop import Params, call, inner_loop
 from mlframework.inner_updates import InnerUpdate
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, SharedNorm
 from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, matching
+from mlframework.operators import is_traced
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["MAML"]
@@ -93,6 +94,8 @@ class MAML(MetaLayer):
         self.inner_weight_decay, self.inner_clip = inner_weight_decay, inner_clip
         self.checkpoint_steps = checkpoint_steps
         self.idle: set[str] = set()
+        own = all(getattr(type(self), name) is getattr(MAML, name) for name in ("initial", "predict", "call_base_layer"))
+        self.shares = own and isinstance(self.norm, SharedNorm) and shared_start.suits(base_layer, self.adapted_names)
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -130,9 +133,10 @@ class MAML(MetaLayer):
             prediction = self.predict({**params, **self.norm(step, num_tasks)}, rows.x, mask)
             return masked_mean(self.task.loss(prediction, rows.y), mask)
 
+        initial = self.initial(support)
         path = inner_loop(
             losses_of,
-            self.initial(support),
+            initial,
             self.update,
             steps,
             data=lambda step: (minibatch(support, step, batch_size),),
@@ -142,10 +146,31 @@ class MAML(MetaLayer):
             checkpoint_steps=self.checkpoint_steps,
             idle=self.idle,
             run=self.run,
+            first=self.first_gradients if self.starts_shared(initial, support) else None,
         )
         for step, params in enumerate(path):
             # Queries meet the norms of the step that led to the parameters.
             yield {**params, **self.norm(max(step - 1, 0), num_tasks)}
+
+
+    def starts_shared(self, initial: Params, support: Examples) -> bool:
+        """Whether `first_gradients` are those of the first step; a compiler does as well without."""
+        return (
+            self.shares
+            and self.engine == "vectorised"
+            and self.run is call
+            and all(p.requires_grad for p in initial.values())
+            and stacked.knows(self.base_layer, support.x)
+            and not is_traced()
+        )
+
+    def first_gradients(self, params: Params, rows: Examples, *, create_graph: bool) -> Params:
+        """Each task's gradient of the support loss at the initialisation."""
+
+        def losses_of(prediction: Tensor) -> Tensor:
+            return masked_mean(self.task.loss(prediction, rows.y), self.needed(rows.mask))
+
+        return shared_start.gradients(self.base_layer, losses_of, params, rows.x, create_graph=create_graph)
 
 
 def minibatch(examples: Examples, step: int, size: int | None) -> Examples:
