@@ -92,7 +92,7 @@ def concluded(found: Gradients, clip: float | None) -> Gradients:
         clip: the largest norm of the whole gradient, as in `torch.nn.utils.clip_grad_norm_`; None leaves it.
     """
     grads = list(found.by_name.values())
-    norm = torch.cat([grad.flatten() for grad in grads]).norm()
+    norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
     if clip is not None:
         grads = list(torch._foreach_mul(grads, (clip / (norm + 1e-6)).clamp(max=1.0)))
     means = {name: value.mean() for name, value in found.metrics.items()}

@@ -49,7 +49,7 @@ def gradients(
     """
     used: Used = {}
     prediction = forward(base_layer, x.flatten(0, 1), params, used)
-    losses = losses_of(prediction.unflatten(0, x.shape[:2]))
+    losses = losses_of(prediction.view(*x.shape[:2], *prediction.shape[1:]))
     outputs = [y for _, y in used.values()]
     found = torch.autograd.grad(losses, outputs, torch.ones_like(losses), create_graph=create_graph)
     grads = {}

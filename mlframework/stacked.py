@@ -106,11 +106,15 @@ def is_linear_weight(module: nn.Module, name: str) -> bool:
 
 def knows(base_layer: BaseLayer, x: Tensor) -> bool:
     """Whether all modules of a base layer are among those that can be run on inputs `[tasks, n, ...]`."""
-    return x.dim() >= 3 and all(
-        type(module).forward in SEQUENCES
-        or ((type(module) in RULES or type(module).forward is Composed.forward) and plain(module))
-        for module in base_layer.modules()
-    )
+    return x.dim() >= 3 and is_known(base_layer)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a module and all that it holds can be run. Every call asks, so it takes a short way."""
+    if type(module) in RULES:
+        return plain(module)
+    known = type(module).forward in SEQUENCES or (type(module).forward is Composed.forward and plain(module))
+    return known and all(is_known(child) for child in module._modules.values() if child is not None)
 
 
 def plain(module: nn.Module) -> bool:

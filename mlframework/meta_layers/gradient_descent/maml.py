@@ -26,6 +26,9 @@ __all__ = ["MAML"]
 
 log = logging.getLogger(__name__)
 
+#: What decides the first gradient; who changes it gets that of stacks.
+FIRST_STEP = ("initial", "predict", "call_base_layer")
+
 
 class MAML(MetaLayer):
     """Learns an initialisation from which a few gradient steps on the support loss fit a task.
@@ -94,8 +97,10 @@ class MAML(MetaLayer):
         self.inner_weight_decay, self.inner_clip = inner_weight_decay, inner_clip
         self.checkpoint_steps = checkpoint_steps
         self.idle: set[str] = set()
-        own = all(getattr(type(self), name) is getattr(MAML, name) for name in ("initial", "predict", "call_base_layer"))
-        self.shares = own and isinstance(self.norm, SharedNorm) and shared_start.suits(base_layer, self.adapted_names)
+        unchanged = all(getattr(type(self), name) is getattr(MAML, name) for name in FIRST_STEP)
+        self.shares = (
+            unchanged and isinstance(self.norm, SharedNorm) and shared_start.suits(base_layer, self.adapted_names)
+        )
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -151,7 +156,6 @@ class MAML(MetaLayer):
         for step, params in enumerate(path):
             # Queries meet the norms of the step that led to the parameters.
             yield {**params, **self.norm(max(step - 1, 0), num_tasks)}
-
 
     def starts_shared(self, initial: Params, support: Examples) -> bool:
         """Whether `first_gradients` are those of the first step; a compiler does as well without."""
