@@ -71,7 +71,7 @@ def forward(module: nn.Module, x: Tensor, params: Params, used: Used, *, prefix:
             assert child is not None
             x = forward(child, x, params, used, prefix=f"{prefix}{name}.")
         return x
-    y = module(x)
+    y = module.forward(x)
     if isinstance(module, nn.Linear) and (f"{prefix}weight" in params or f"{prefix}bias" in params):
         used[prefix] = x, y
     return y

@@ -63,7 +63,7 @@ def flatten(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tenso
 
 
 def elementwise(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return module(x)
+    return module.forward(x)  # nobody has hung anything on it, see `plain`
 
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -92,8 +92,8 @@ def expanded(base_layer: nn.Module, params: Params, num_tasks: int) -> dict[str,
     if num_tasks == 1:
         return {name: p.unsqueeze(0) for name, p in params.items()}
     return {
-        name: p.mT.contiguous().expand(num_tasks, *p.mT.shape).mT
-        if is_linear_weight(base_layer, name)
+        name: p.mT.contiguous().expand(num_tasks, -1, -1).mT
+        if p.dim() == 2 and is_linear_weight(base_layer, name)
         else p.expand(num_tasks, *p.shape)
         for name, p in params.items()
     }
@@ -138,14 +138,15 @@ def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = 
     if type(module) in RULES:
         own = {name: params.get(prefix + name, p) for name, p in module._parameters.items() if p is not None}
         return RULES[type(module)](module, own, x)
-
-    def run(name: str, x: Tensor) -> Tensor:
-        child = module._modules[name]
-        assert child is not None
-        return forward(child, params, x, mask, prefix=f"{prefix}{name}.")
-
     if isinstance(module, Composed):
+
+        def run(name: str, x: Tensor) -> Tensor:
+            child = module._modules[name]
+            assert child is not None
+            return forward(child, params, x, mask, prefix=f"{prefix}{name}.")
+
         return module.through(run, x, mask)
-    for name in module._modules:
-        x = run(name, x)
+    for name, child in module._modules.items():
+        assert child is not None
+        x = forward(child, params, x, mask, prefix=f"{prefix}{name}.")
     return x
