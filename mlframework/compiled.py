@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mlframework.episode import Episode, Examples
 from mlframework.files import cache_folder
 from mlframework.graph_passes import lay_out, memory_order, merge_products
+from mlframework.holding import holding
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.operators import TRACED
 from mlframework.watched import Watched
@@ -179,7 +180,7 @@ class WholeStep:
             held, data = inputs[: len(names)], inputs[len(names) :]
             tensors = {name: t.detach().requires_grad_(name in learned) for name, t in zip(names, held, strict=True)}
             episode = Episode(Examples(*data[:3]), Examples(*data[3:]))
-            with torch.nn.utils.stateless._reparametrize_module(meta_layer, tensors):
+            with holding(meta_layer, tensors):
                 found = eager_gradients(meta_layer, episode)
             self.metrics[:], self.names[:] = found.metrics, found.by_name
             with torch.no_grad():

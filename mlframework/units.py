@@ -28,6 +28,7 @@ from mlframework.compiled import (
     traced,
     tracing,
 )
+from mlframework.holding import holding
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.operators import define, named
@@ -186,7 +187,7 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
             inputs = tuple(x.detach().requires_grad_(needed) for x, needed in zip(inputs, learned, strict=True))
             tensors = iter(inputs[len(held) :])
             args = tree_unflatten([next(tensors) if leaf is TENSOR else leaf for leaf in others], structure)
-            with torch.nn.utils.stateless._reparametrize_module(meta_layer, dict(zip(held, inputs, strict=False))):
+            with holding(meta_layer, dict(zip(held, inputs, strict=False))):
                 value, nesting = tree_flatten(function(*args))
             # As the next unit takes them, so that nothing is copied in between.
             value = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in value]

@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mlframework import stacked
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.engine import Engine, over_tasks
 from mlframework.episode import Episode, Examples, Kind
 from mlframework.errors import IncompatibleKind, InvalidValue
+from mlframework.holding import holding, is_tied
 from mlframework.inner_loop import Params, Run, call
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -77,6 +77,7 @@ class MetaLayer(nn.Module, ABC):
         if batch_norm not in get_args(BatchNormPolicy):
             raise InvalidValue("batch_norm", batch_norm, f"must be one of {', '.join(get_args(BatchNormPolicy))}")
         self.base_layer = base_layer
+        self.is_tied = is_tied(base_layer)
         self.task = task
         self.batch_norm = batch_norm
         reject_running_statistics(base_layer)
@@ -157,13 +158,14 @@ class MetaLayer(nn.Module, ABC):
             x: `[tasks, n, *x_shape]`.
             mask: `[tasks, n, ...]`, or None where all examples count.
         """
-        if self.engine == "vectorised" and stacked.knows(self.base_layer, x):
+        if self.engine == "vectorised" and not self.is_tied and stacked.knows(self.base_layer, x):
             return stacked.forward(self.base_layer, params, x, mask)
 
         def one_task(params: Params, *inputs: Tensor) -> Tensor:
             # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.
             buffers = {name: buffer.clone() for name, buffer in self.base_layer.named_buffers()}
-            return functional_call(self.base_layer, {**buffers, **params}, inputs)
+            with holding(self.base_layer, {**buffers, **params}):
+                return self.base_layer(*inputs)
 
         return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=self.engine)
 

@@ -98,9 +98,8 @@ class MAML(MetaLayer):
         self.checkpoint_steps = checkpoint_steps
         self.idle: set[str] = set()
         unchanged = all(getattr(type(self), name) is getattr(MAML, name) for name in FIRST_STEP)
-        self.shares = (
-            unchanged and isinstance(self.norm, SharedNorm) and shared_start.suits(base_layer, self.adapted_names)
-        )
+        plain = unchanged and isinstance(self.norm, SharedNorm) and not self.is_tied
+        self.shares = plain and shared_start.suits(base_layer, self.adapted_names)
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
