@@ -7,15 +7,16 @@ to save time, but derivatives regard them as what they are, functions of the ima
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 
-from mlframework.operators import define, named
+from mlframework.operators import define, is_traced, named
 
-__all__ = ["normalise"]
+__all__ = ["is_seen", "normalise"]
 
 FORWARD = torch.ops.aten.native_batch_norm.out
 BACKWARD = torch.ops.aten.native_batch_norm_backward.default
@@ -46,6 +47,8 @@ def run_normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[
 def sums(grad: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Over a channel's pixels, the sum of `grad` times `(x - mean) * inverse`, and that of `grad`."""
     x = dense(x, x)
+    if x.dim() == 4:
+        return BACKWARD(dense(grad, x), x, None, None, None, mean, inverse, True, 0.0, [False, True, True])[1:]
     parts = [
         BACKWARD(g, one, None, None, None, mu, r, True, 0.0, [False, True, True])[1:]
         for g, one, mu, r in by_task([dense(grad, x), x], [mean, inverse])
@@ -64,7 +67,8 @@ def combined(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def spread(numbers: Tensor) -> Tensor:
-    return numbers[..., None, :, None, None]
+    """Numbers of each channel, for all pixels."""
+    return numbers.view(-1, 1, 1) if numbers.dim() == 1 else numbers[..., None, :, None, None]
 
 
 def pixels(x: Tensor) -> int:
@@ -262,14 +266,22 @@ NORMALISE_TWICE = define(
 )
 
 
+def is_seen(*tensors: Tensor) -> bool:
+    """Whether `vmap` or a compiler looks on."""
+    return any(map(functorch.is_functorch_wrapped_tensor, tensors)) or is_traced()
+
+
 def keep_normalise(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _, ctx.eps = inputs
     ctx.save_for_backward(x, weight, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
-def normalise_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.mlframework.normalise_backward(grad, *ctx.saved_tensors, ctx.eps), None
+def normalise_backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
+    backward = torch.ops.mlframework.normalise_backward if is_seen(grad) else NormaliseBackward.apply
+    return *backward(grad, *ctx.saved_tensors, ctx.eps), None
 
 
 def keep_normalise_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -278,11 +290,13 @@ def keep_normalise_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 
 
 def normalise_backward_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    grad, x, weight, *known = ctx.saved_tensors
+    grad, x, weight, mean, inverse, by_weight, by_bias = ctx.saved_tensors
     if torch.is_grad_enabled():  # a third derivative may follow
         found = normalise_twice(cotangents, grad, x, weight, plain_moments(grad, cotangents[0], x, ctx.eps))
     else:
-        found = torch.ops.mlframework.normalise_twice(*cotangents, grad, x, weight, *known)
+        operator = torch.ops.mlframework.normalise_twice
+        twice: Callable[..., Any] = operator if is_seen(*cotangents) else run_normalise_twice
+        found = twice(*cotangents, grad, x, weight, mean, inverse, by_weight, by_bias)
     return *found, None, None, None
 
 
@@ -308,4 +322,33 @@ together(NORMALISE)
 together(NORMALISE_BACKWARD)
 together(NORMALISE_TWICE)
 
-normalise = torch.ops.mlframework.normalise
+
+class Normalise(torch.autograd.Function):
+    """The operator for whom nobody looks on: a shorter way to the same."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        results = run_normalise(*inputs)
+        keep_normalise(ctx, inputs, results)
+        ctx.set_materialize_grads(False)  # those of the statistics, which have none
+        return results
+
+    backward = staticmethod(normalise_backward)
+
+
+class NormaliseBackward(torch.autograd.Function):
+    """Its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        results = run_normalise_backward(*inputs)
+        keep_normalise_backward(ctx, inputs, results)
+        return results
+
+    backward = staticmethod(normalise_backward_backward)
+
+
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Images `[n, channels, height, width]` normalised by their own statistics, scaled and shifted."""
+    operator = torch.ops.mlframework.normalise if is_seen(x, weight) else Normalise.apply
+    return operator(x, weight, bias, eps)[0]

@@ -234,12 +234,14 @@ class OuterLoop:
         """That of compiled steps, which cannot be tried out at once: as many tasks as have the tensors of a unit near.
 
         On a GPU as many as memory has room for: what is small there is as fast as what is large. The tensors of an
-        inner step are about the share of a meta-gradient's that the number of inner steps makes.
+        inner step are about the share of a meta-gradient's that the number of inner steps makes; those of two tasks
+        tell more than those of one, which goes by ways of its own.
         """
         engine, steps = self.meta_layer.engine, max(getattr(self.meta_layer, "inner_steps", 1), 1)
         most = self.most_tasks(episode)
         if episode.device.type == "cpu":
-            near = NEAR * steps / max(self.peak(Pace(engine, None), episode.tasks(slice(1))), 1)
+            some = episode.tasks(slice(2))
+            near = NEAR * steps * some.num_tasks / max(self.peak(Pace(engine, None), some), 1)
             most = max(min(most, int(near)), 1)
         # All parts of a meta-batch have one shape, for which there is one graph.
         return Pace(engine, next(size for size in range(most, 0, -1) if episode.num_tasks % size == 0))

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MixesExamples
-from mlframework.normalise import normalise
+from mlframework.normalise import is_seen, normalise
 from mlframework.operators import is_traced, tracked
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
 
-#: From as many numbers of a task on, the operator is faster than mean and variance, also twice differentiated.
-LARGE = 2**14
+#: From as many numbers of a task on, the operator is faster than mean and variance, also twice differentiated; and from
+#: how many on where `vmap` does not look on.
+LARGE, SMALL = 2**14, 2**10
 
 
 class BatchStatistics(MixesExamples):
@@ -45,7 +46,7 @@ class BatchStatistics(MixesExamples):
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
         if mask is None and fits(x, self.weight):
             images = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
-            return normalise(images, self.weight, self.bias, self.eps)[0].view(x.shape)
+            return normalise(images, self.weight, self.bias, self.eps).view(x.shape)
         axes = (0, *range(2, x.dim()))
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
         if mask is None:
@@ -66,7 +67,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and (is_traced() or x.numel() >= LARGE)
+        and (is_traced() or x.numel() >= (LARGE if is_seen(x) else SMALL))
         and not (tracked(x) or tracked(weight))
     )
 
