@@ -210,8 +210,8 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.G
     return graph
 
 
-def compiled(graph: torch.fx.GraphModule, meta_layer: MetaLayer) -> CompiledGraph:
-    """What inductor makes of a graph, whose nodes have their fake tensors."""
+def compiled(graph: torch.fx.GraphModule, meta_layer: MetaLayer, **settings: Any) -> CompiledGraph:
+    """What inductor makes of a graph, whose nodes have their fake tensors, with settings beside its usual ones."""
     from torch._inductor.compile_fx import compile_fx_inner
 
     reject_random_numbers(graph, meta_layer)
@@ -219,7 +219,7 @@ def compiled(graph: torch.fx.GraphModule, meta_layer: MetaLayer) -> CompiledGrap
     lay_out(graph.graph)
     graph.recompile()
     inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-    settings = inductor_settings(meta_layer)
+    settings = {**inductor_settings(meta_layer), **settings}
     with set_up(settings), cached(inputs):
         return CompiledGraph(compile_fx_inner(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False)), settings)
 

@@ -28,6 +28,7 @@ from mlframework.compiled import (
     traced,
     tracing,
 )
+from mlframework.graph_passes import sink
 from mlframework.holding import holding
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -232,7 +233,10 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
     once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
     results = first.results
     passes = parted(first.graph, len(results), once) if any(has_grad for _, has_grad in results) else (first.graph,)
-    programs = [compiled(part, meta_layer) for part in passes]
+    for part in passes:
+        sink(part.graph)
+    # torch's own order is that of least memory, in which what is read together is not found together.
+    programs = [compiled(part, meta_layer, reorder_for_peak_memory=False) for part in passes]
     return Unit(first.leaves, first.structure, results, depends, *programs)
 
 
@@ -292,4 +296,6 @@ def parted(graph: fx.GraphModule, count: int, once: bool) -> tuple[fx.GraphModul
             node.meta["partitioner_tag"] = tag
     graph.recompile()
     partition = default_partition if once else min_cut_rematerialization_partition
-    return partition(graph, (), num_fwd_outputs=count)
+    # What is elementwise is found anew wherever that leaves less to keep: a step waits for memory more than for it.
+    with torch._functorch.config.patch(aggressive_recomputation=True):
+        return partition(graph, (), num_fwd_outputs=count)
