@@ -84,7 +84,7 @@ def inner_loop(
                 for name, p in params.items()
             }
             differentiable = meta_gradient and not constant
-            if index == 0 and first is not None:
+            if first is not None and index == 0:  # whoever reads the index is compiled for each
                 grads = first(params, *data, create_graph=differentiable)
             else:
                 grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)

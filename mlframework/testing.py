@@ -28,8 +28,9 @@ MakeMetaLayer = Callable[[TaskDistribution], MetaLayer]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-#: What one order of summation may differ from another in float64, after a few inner steps have amplified it.
-ROUNDING = 1e-8
+#: What one order of summation may differ from another in float64, after a few inner steps have amplified it: most where
+#: a rule such as Adam's divides a gradient that is zero but for rounding, as a bias' before a batch norm, by its size.
+ROUNDING = 1e-6
 
 #: An outer step by which all that changes while meta-training has come to its end.
 LATE = 1_000_000_000
