@@ -85,4 +85,7 @@ def build_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
         there = ("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
         raise InvalidValue("device", name, f"must be one of {', '.join(there)} on this machine") from error
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, and what waits for them, are of the current one
+    return device

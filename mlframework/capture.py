@@ -17,10 +17,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlframework.agreement import FARTHER, Undecided, Way, differences, in_float64, require_agreement
+from mlframework.agreement import FARTHER, TOLERANCES, Undecided, Way, differences, in_float64, require_agreement
 from mlframework.allocator import give_back
 from mlframework.compiled import End, Gradients, WholeStep, averaged, concluded, eager_gradients
 from mlframework.devices import synchronise
@@ -156,13 +157,14 @@ class Capture:
             off = differences(way(self.meta_layer, episode), eagerly(self.meta_layer, episode))
             judge = functools.partial(self.judged_in_float64, off, episode, whole)
             then = self.kept.get(judge, self.meta_layer, "in float64", looks(episode), whole, self.clip)
-            if not bool((off <= FARTHER * then).all()):
+            limits = torch.tensor(TOLERANCES[torch.float32])
+            if not bool((off <= torch.maximum(limits, FARTHER * then)).all()):
                 judge()
 
     def judged_in_float64(self, off: Tensor, episode: Episode, whole: bool) -> Tensor:
         """How far a way is off in float32, if it agrees in float64; else raises `NotCapturable`."""
         double, same = in_float64(self.meta_layer, episode)
-        way = Capture(double, "true", self.clip, self.kept).compiled(same, whole)
+        way = recorded(Capture(double, "true", self.clip, self.kept).compiled(same, whole), double, same)
         require_agreement(double, way, self.eagerly(whole), same)
         return off
 

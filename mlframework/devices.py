@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import platform
+import threading
 from contextlib import AbstractContextManager
 
 import torch
 
-__all__ = ["fork_rng", "hardware", "synchronise"]
+__all__ = ["UNDISTURBED", "fork_rng", "name_of", "synchronise"]
+
+#: Held while a GPU is told what to do by one thread alone.
+UNDISTURBED = threading.Lock()
 
 
 def fork_rng(device: torch.device) -> AbstractContextManager[None]:
@@ -17,13 +19,12 @@ def fork_rng(device: torch.device) -> AbstractContextManager[None]:
 
 
 def synchronise() -> None:
-    """Waits until GPUs have done what they were asked to, which returns before: for whoever looks at a clock."""
+    """Waits until the GPU has done what it was asked to, which returns before: for whoever looks at a clock."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-@functools.cache
-def hardware() -> str:
-    """The names of the processor and of the GPUs."""
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join([platform.processor() or platform.machine(), *names])
+def name_of(device: torch.device) -> str:
+    """What a device is called by who made it, where that is no CPU."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if there else device.type

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from mlframework.compiled import tensors_of
+from mlframework.devices import name_of
 from mlframework.files import atomic, cache_folder
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tuning import in_full
@@ -135,7 +136,8 @@ def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
     description = Description(tensors_of(meta_layer))
     try:
         text = description.of((question, type(meta_layer), numbers, flags()))
-        beside = [in_full(""), machine(), constants(description.classes | description.modules())]
+        devices = sorted({name_of(tensor.device) for tensor in description.tensors})
+        beside = [in_full(""), machine(), devices, constants(description.classes | description.modules())]
         digest = hashlib.sha256(str(beside).encode() + text + sources(description.modules()))
     except Exception as error:  # whatever objects raise that cannot be pickled
         log.debug("capture: %s is traced in every process: %s", question[0], error)
@@ -155,6 +157,7 @@ class Description(pickle.Pickler):
         super().__init__(self.file, protocol=5)
         self.fast = True  # each value as if it were met for the first time: which are one object is chance
         self.inputs = {id(x): name for name, x in inputs.items()}
+        self.tensors = list(inputs.values())
         #: Classes that were met, with those that they are made of, and modules of functions.
         self.classes: set[Any] = set()
         self.of_functions: set[str] = set()

@@ -21,6 +21,9 @@ __all__ = ["is_seen", "normalise"]
 FORWARD = torch.ops.aten.native_batch_norm.out
 BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 
+#: What tensors have that stand for many, but for those of `torch.func`.
+BATCHED: Any = torch._C._parse_dispatch_key("Batched")
+
 
 def dense(x: Tensor, like: Tensor) -> Tensor:
     """Images in the memory format of others: contiguous, or else channels last."""
@@ -121,6 +124,14 @@ def plain_moments(grad: Tensor, cotangent: Tensor, x: Tensor, eps: float) -> Mom
     normalised = centred * spread(inverse)
     gx, vx = average(grad * normalised), average(cotangent * normalised)
     return Moments(mean, g, v, inverse, gx, vx, average((grad - spread(g)) * cotangent))
+
+
+def plain_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by images, weight and bias, by operations that can be differentiated."""
+    m = plain_moments(grad, grad, x, eps)
+    centred = (x - spread(m.x)) * spread(m.inverse)
+    by_x = spread(weight * m.inverse) * (grad - spread(m.g) - centred * spread(m.gx))
+    return by_x, pixels(x) * m.gx, pixels(x) * m.g
 
 
 def normalise_twice(
@@ -271,6 +282,11 @@ def is_seen(*tensors: Tensor) -> bool:
     return any(map(functorch.is_functorch_wrapped_tensor, tensors)) or is_traced()
 
 
+def is_one_of_many(grad: Tensor) -> bool:
+    """Whether a gradient stands for many, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
+    return torch._C._dispatch_keys(grad).has(BATCHED) or functorch.is_functorch_wrapped_tensor(grad)
+
+
 def keep_normalise(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _, ctx.eps = inputs
     ctx.save_for_backward(x, weight, *output[1:])
@@ -280,8 +296,11 @@ def keep_normalise(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def normalise_backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None
+    x, weight, mean, inverse = ctx.saved_tensors
+    if torch.is_grad_enabled() and is_one_of_many(grad):  # who knows no derivatives of operators
+        return *plain_backward(grad, x, weight, ctx.eps), None
     backward = torch.ops.mlframework.normalise_backward if is_seen(grad) else NormaliseBackward.apply
-    return *backward(grad, *ctx.saved_tensors, ctx.eps), None
+    return *backward(grad, x, weight, mean, inverse, ctx.eps), None
 
 
 def keep_normalise_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -350,5 +369,5 @@ class NormaliseBackward(torch.autograd.Function):
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Images `[n, channels, height, width]` normalised by their own statistics, scaled and shifted."""
-    operator = torch.ops.mlframework.normalise if is_seen(x, weight) else Normalise.apply
+    operator = torch.ops.mlframework.normalise if is_seen(x, weight, bias) else Normalise.apply
     return operator(x, weight, bias, eps)[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mlframework.allocator import give_back
 from mlframework.capture import Capture
 from mlframework.compiled import Gradients, concluded
-from mlframework.devices import fork_rng
+from mlframework.devices import fork_rng, name_of
 from mlframework.engine import Engine, choose_engine
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, UserError
@@ -233,9 +233,9 @@ class OuterLoop:
     def near_pace(self, episode: Episode) -> Pace:
         """That of compiled steps, which cannot be tried out at once: as many tasks as have the tensors of a unit near.
 
-        On a GPU as many as memory has room for: what is small there is as fast as what is large. The tensors of an
+        On a GPU as many as `memory_limit` allows: what is small there is as fast as what is large. The tensors of an
         inner step are about the share of a meta-gradient's that the number of inner steps makes; those of two tasks
-        tell more than those of one, which goes by ways of its own.
+        tell more than those of one, whose convolutions go by ways of their own.
         """
         engine, steps = self.meta_layer.engine, max(getattr(self.meta_layer, "inner_steps", 1), 1)
         most = self.most_tasks(episode)
@@ -303,4 +303,4 @@ def described(meta_layer: MetaLayer) -> str:
 
 def shapes(episode: Episode) -> str:
     found = " ".join(f"{tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "") for part in episode for leaf in part)
-    return f"{found} on {episode.device.type}"
+    return f"{found} on {name_of(episode.device)}"

@@ -6,13 +6,14 @@ import itertools
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from mlframework.agreement import Way, differences, lying_as
 from mlframework.compiled import LATER, Gradients, found_at, places_of
+from mlframework.devices import UNDISTURBED
 from mlframework.episode import Episode, Examples
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.watched import Watched
@@ -34,10 +35,11 @@ def recorded(way: Way, meta_layer: MetaLayer, episode: Episode) -> Way:
         return way
     try:
         if changes_with_step(way, meta_layer, episode):
+            log.info("capture: not recorded: it gives something else at another outer step")
             return way
         return Recorded(way, meta_layer, episode)
     except RuntimeError as error:  # it waits for the GPU, as a solver that branches on values does
-        log.debug("capture: not recorded: %s", error)
+        log.info("capture: not recorded: %s", str(error).partition("\n")[0])
         return way
 
 
@@ -53,13 +55,14 @@ def changes_with_step(way: Way, meta_layer: MetaLayer, episode: Episode) -> bool
 
 
 class Recorded:
-    """The kernels of a way, for episodes of one shape.
+    """The kernels of a way, for episodes of one shape: what python does beside them is done no more.
 
-    What it returns is its own: the next step does not touch it.
+    What it returns is its own: the next step does not touch it. All that a step holds in between stays taken.
 
     Args:
         way: what is recorded.
-        meta_layer: its parameters are read where they are; if they are elsewhere, it is recorded anew.
+        meta_layer: its parameters are read where they are; if they are elsewhere, it is recorded anew, or else no
+            more.
         episode: the first of its shape.
 
     Raises:
@@ -69,20 +72,25 @@ class Recorded:
     def __init__(self, way: Way, meta_layer: MetaLayer, episode: Episode) -> None:
         self.way = way
         self.places = places_of(meta_layer)
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.record(meta_layer, episode)
 
     def record(self, meta_layer: MetaLayer, episode: Episode) -> None:
-        self.addresses = self.addresses_now()
+        self.addresses, self.graph = self.addresses_now(), None
+        with UNDISTURBED, torch.cuda.device(episode.device):
+            self.graph = self.recording(meta_layer, episode)
+
+    def recording(self, meta_layer: MetaLayer, episode: Episode) -> torch.cuda.CUDAGraph:
         self.episode = Episode(*(Examples(*(lying_as(leaf, leaf) for leaf in part)) for part in episode))
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self.warm_up(meta_layer)
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: another may be copying the next episode.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.found = self.way(meta_layer, self.episode)
+        return graph
 
     def warm_up(self, meta_layer: MetaLayer) -> None:
         """Takes some steps; raises a RuntimeError where one waits for the GPU."""
@@ -96,7 +104,10 @@ class Recorded:
 
     def __call__(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         if self.addresses_now() != self.addresses:
-            self.record(meta_layer, episode)
+            with suppress(RuntimeError):
+                self.record(meta_layer, episode)
+        if self.graph is None:
+            return self.way(meta_layer, episode)
         for own, leaf in zip(itertools.chain(*self.episode), itertools.chain(*episode), strict=True):
             stored(own).copy_(stored(leaf))
         self.graph.replay()
@@ -135,4 +146,6 @@ def copied(found: Gradients) -> Gradients:
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_mul(list(tensors), 1))
+    tensors = list(tensors)
+    numbers = bool(tensors) and all(tensor.is_floating_point() for tensor in tensors)
+    return list(torch._foreach_mul(tensors, 1)) if numbers else [tensor.clone() for tensor in tensors]  # at once

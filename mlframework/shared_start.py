@@ -25,9 +25,8 @@ Used = dict[str, tuple[Tensor, Tensor]]
 def suits(base_layer: BaseLayer, names: Collection[str]) -> bool:
     """Whether the named parameters are of linear layers, in a sequence of modules; see `stacked.knows`, too."""
     modules = dict(base_layer.named_modules())
-    # What is overwritten has no gradient any more.
-    special = any(isinstance(module, Composed) or getattr(module, "inplace", False) for module in modules.values())
-    return not special and all(isinstance(modules[name.rpartition(".")[0]], nn.Linear) for name in names)
+    composed = any(isinstance(module, Composed) for module in modules.values())
+    return not composed and all(isinstance(modules[name.rpartition(".")[0]], nn.Linear) for name in names)
 
 
 def gradients(
@@ -71,7 +70,8 @@ def forward(module: nn.Module, x: Tensor, params: Params, used: Used, *, prefix:
             assert child is not None
             x = forward(child, x, params, used, prefix=f"{prefix}{name}.")
         return x
-    y = module.forward(x)
+    # What is overwritten has no gradient any more.
+    y = module.forward(x.clone() if getattr(module, "inplace", False) else x)
     if isinstance(module, nn.Linear) and (f"{prefix}weight" in params or f"{prefix}bias" in params):
         used[prefix] = x, y
     return y

@@ -122,7 +122,8 @@ def plain(module: nn.Module) -> bool:
     whole = not isinstance(module, nn.Flatten) or (module.start_dim, module.end_dim) == (1, -1)
     if isinstance(module, nn.Embedding):
         whole = module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq
-    return whole and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return whole and not hooks
 
 
 def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, prefix: str = "") -> Tensor:

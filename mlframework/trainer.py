@@ -11,6 +11,7 @@ import torch
 
 from mlframework import checkpoint
 from mlframework.checkpoint import Progress
+from mlframework.devices import UNDISTURBED
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.interrupt import deferred_interrupt
@@ -141,7 +142,9 @@ class Trainer:
         """The meta-batches to train on, on their device."""
 
         def draw(generator: torch.Generator) -> Episode:
-            return training.task.sample(self.meta_batch, "train", generator).to(training.device)
+            episode = training.task.sample(self.meta_batch, "train", generator)
+            with UNDISTURBED:
+                return episode.to(training.device)
 
         return Prefetch(draw, training.generator, ahead=self.prefetch)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 
-from mlframework.devices import hardware, synchronise
+from mlframework.devices import synchronise
 from mlframework.files import cache_folder, write_first
 
 __all__ = ["fastest", "is_known"]
@@ -35,7 +36,7 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]], *, margin: 
     that measure at once, the first to end has answered for all.
 
     Args:
-        question: all that the answer depends on, but for the machine, torch and its number of threads.
+        question: all that the answer depends on, but for the processor, torch and its number of threads.
         ways: by name; each is called a few times.
         margin: by how much a way must be faster than those that stand before it, as a share.
     """
@@ -57,7 +58,8 @@ def is_known(question: str) -> bool:
 
 def in_full(question: str) -> str:
     """A question with the machine, torch and its threads."""
-    return f"{question}, {hardware()}, torch {torch.__version__}, threads {torch.get_num_threads()}"
+    machine = platform.processor() or platform.machine()
+    return f"{question}, {machine}, torch {torch.__version__}, threads {torch.get_num_threads()}"
 
 
 def shortest(way: Callable[[], object]) -> float:

@@ -105,6 +105,17 @@ def test_gradients_may_come_in_any_layout_or_be_vmapped(native):
     torch.testing.assert_close(together, torch.stack(one_by_one))
 
 
+@pytest.mark.parametrize("native", [native, operator])
+def test_vmapped_gradients_can_be_differentiated_again(native):
+    inputs, cotangents = (images(layout=LAST), random(3), random(3)), torch.randn(2, 4, 3, 2, 5)
+    found = []
+    for function in (native, plain):
+        grads = torch.autograd.grad(function(*inputs), inputs, cotangents, is_grads_batched=True, create_graph=True)
+        by_inputs = torch.autograd.grad(sum(grad.sin().sum() for grad in grads), inputs, allow_unused=True)
+        found.append((*grads, *by_inputs[:2]))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("large", [0, 10**9])
 @pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 4, 6), (8, 3, 2, 3, 2)])
 def test_the_layer_is_torchs_batch_norm_either_way(monkeypatch, shape, large):
@@ -126,6 +137,11 @@ def test_torch_func_takes_large_inputs(monkeypatch, transform):
 
     def loss(x):
         return layer(x).sin().sum()
+
+    def loss_of(bias):
+        return torch.func.functional_call(layer, {"bias": bias}, (x,)).sin().sum()
+
+    torch.testing.assert_close(torch.func.grad(loss_of)(layer.bias), torch.autograd.grad(loss(x), layer.bias)[0])
 
     expected = torch.autograd.grad(loss(x.requires_grad_()), x)[0]
     found = transform(loss, x)[1](torch.tensor(1.0))[0] if transform is torch.func.vjp else transform(loss)(x)

@@ -79,6 +79,18 @@ def test_meta_gradients_are_those_of_a_network_that_is_written_out(tie, engine):
     assert all(p is own[name] for name, p in layer.named_parameters())
 
 
+def test_a_parameter_is_meant_by_any_of_its_names():
+    task = Sinusoid()
+    base_layer = MLP(task.spec, hidden=[8, 8, 8])
+    tied_by_parameter(base_layer)
+    (first, second) = [name for name, p in base_layer.named_parameters(remove_duplicate=False) if p.shape == (8, 8)][:2]
+    settings = {"update": partial(SGD, lr=LR), "meta_gradient": Exact(), "inner_steps": 1}
+    layer = MAML(base_layer, task, adapts=second.removesuffix("weight"), **settings)
+    assert layer.adapted_names == [first, second.replace("weight", "bias")]
+    layer = MAML(base_layer, task, frozen=second, **settings)
+    assert first not in layer.adapted_names
+
+
 @pytest.mark.parametrize("most", [capture_module.MOST_OPERATIONS, 0])
 @pytest.mark.parametrize("tie", TIES)
 def test_captured_steps_too(monkeypatch, caplog, tmp_path, tie, most):

@@ -122,11 +122,19 @@ class Doubled(MAML):
         return 2 * super().predict(adapted, x, mask)
 
 
-def test_what_overwrites_outputs_or_has_ways_of_its_own_goes_by_stacks():
-    overwriting, _ = layer_of(
-        make=lambda spec: BaseLayer(Stack(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(inplace=True)), nn.Linear(4, 2))
+def test_what_is_overwritten_keeps_its_gradient():
+    same_as_by_stacks(
+        *layer_of(
+            make=lambda spec: BaseLayer(Stack(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(inplace=True)), nn.Linear(4, 2))
+        )
     )
-    assert not overwriting.shares
+
+
+def test_who_has_ways_of_its_own_goes_by_stacks():
+    layer, episode = layer_of()
+    predict = layer.predict
+    layer.predict = lambda adapted, x, mask=None: 2 * predict(adapted, x, mask)
+    assert not layer.starts_shared(layer.initial(episode.support), episode.support)
     task = Regression(3)
     doubled = Doubled(MLP(task.spec), task, update=RULE, **WAYS["exact"])
     assert not doubled.shares

@@ -79,6 +79,9 @@ def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vma
     hooked = BaseLayer(nn.Linear(4, 4), nn.Linear(4, 2))
     hooked.head.register_forward_hook(lambda module, inputs, output: output + 1)
     assert not stacked.knows(hooked, x)
+    hooked = BaseLayer(nn.Linear(4, 4), nn.Linear(4, 2))
+    hooked.head.register_full_backward_pre_hook(lambda module, grads: None)
+    assert not stacked.knows(hooked, x)
 
     class Doubled(nn.Linear):
         def forward(self, x):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
+from mlframework.devices import name_of
 from mlframework.operators import Pair, convolve, is_traced, sizes, tracked, unfolded
 from mlframework.tuning import fastest, is_known
 
@@ -145,7 +146,7 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
         return "torch" if grouped and not compiled else "unfolded"
     names = [name for name in METHODS if name != "torch" or grouped]
     # Of float64 as of float32, so that a step that is checked in float64 is the same step.
-    described = " ".join(map(str, shape._replace(dtype="")))
+    described = " ".join(map(str, shape._replace(dtype="", device=name_of(torch.device(shape.device)))))
     question = f"convolution {described} by {' '.join(names)}, margin {MARGIN}"
     if torch._C._len_torch_dispatch_stack() and not is_known(question):
         return "native"

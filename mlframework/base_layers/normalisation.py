@@ -44,7 +44,7 @@ class BatchStatistics(MixesExamples):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
-        if mask is None and fits(x, self.weight):
+        if mask is None and fits(x, self.weight, self.bias):
             images = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
             return normalise(images, self.weight, self.bias, self.eps).view(x.shape)
         axes = (0, *range(2, x.dim()))
@@ -61,14 +61,14 @@ class BatchStatistics(MixesExamples):
         return torch.addcmul(self.bias.view(per_channel), centred, scale)
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
+def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether the operator takes such tensors, and is worth it; torch.func.grad and its like do not take operators."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and (is_traced() or x.numel() >= (LARGE if is_seen(x) else SMALL))
-        and not (tracked(x) or tracked(weight))
+        and not (tracked(x) or tracked(weight) or tracked(bias))
     )
 
 

@@ -84,7 +84,7 @@ class MetaLayer(nn.Module, ABC):
         if batch_norm == "support":
             reject_norms_without_mask(base_layer)
         if frozen is not None:
-            for name in matching(frozen, dict(base_layer.named_parameters()), field="frozen"):
+            for name in matching(frozen, dict(base_layer.named_parameters(remove_duplicate=False)), field="frozen"):
                 base_layer.get_parameter(name).requires_grad_(False)
 
     @abstractmethod

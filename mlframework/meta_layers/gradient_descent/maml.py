@@ -81,7 +81,10 @@ class MAML(MetaLayer):
                 raise InvalidValue(field, value, "must be at least 1")
         self.norm = (norm or SharedNorm)(base_layer)
         learned = {name: p for name, p in base_layer.named_parameters() if p.requires_grad}
-        self.adapted_names = matching(adapts, learned, field="adapts")
+        firsts = {id(p): name for name, p in learned.items()}
+        every = {name: p for name, p in base_layer.named_parameters(remove_duplicate=False) if p.requires_grad}
+        found = {firsts[id(every[name])] for name in matching(adapts, every, field="adapts")}
+        self.adapted_names = [name for name in learned if name in found]
         self.update = update({name: learned[name].detach() for name in self.adapted_names})
         self.meta_gradient = meta_gradient
         self.step_weights = step_weights or LastStep()
@@ -160,6 +163,7 @@ class MAML(MetaLayer):
         """Whether `first_gradients` are those of the first step; a compiler does as well without."""
         return (
             self.shares
+            and self.__dict__.keys().isdisjoint(FIRST_STEP)
             and self.engine == "vectorised"
             and self.run is call
             and all(p.requires_grad for p in initial.values())
