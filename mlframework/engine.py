@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mlframework.devices import fork_rng
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
+from mlframework.operators import is_traced
 
 if TYPE_CHECKING:
     from mlframework.meta_layers.meta_layer import MetaLayer
@@ -39,14 +40,15 @@ def over_tasks(function: Callable[..., Tensor], *args: Any, engine: Engine) -> T
     Args:
         function: takes what `args` holds, without the leading axis.
         args: tensors, or nests of them, whose leaves all start with `[tasks]`.
-        engine: `vectorised` (`torch.func.vmap`) or `loop`, which takes modules that cannot be vmapped.
+        engine: `vectorised` (`torch.func.vmap`) or `loop`, which takes modules that cannot be vmapped, and is faster
+            for a single task: eagerly, that goes by the loop.
 
     Returns:
         The results, stacked: `[tasks, ...]`.
     """
-    if engine == "vectorised":
-        return torch.func.vmap(function, randomness="different")(*args)
     leaves, structure = tree_flatten(args)
+    if engine == "vectorised" and (len(leaves[0]) > 1 or is_traced()):
+        return torch.func.vmap(function, randomness="different")(*args)
     if len(leaves[0]) == 1:  # views, which copy nothing
         return function(*tree_unflatten([leaf.squeeze(0) for leaf in leaves], structure)).unsqueeze(0)
     # unbind rather than an index per task, whose backward fills a tensor of all tasks for each of them.
@@ -70,7 +72,7 @@ def choose_engine(meta_layer: MetaLayer, episode: Episode, wanted: str) -> Engin
         raise InvalidValue("engine", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
     if wanted == "loop":
         return "loop"
-    why = refusal(meta_layer, episode.tasks(slice(2)))
+    why = refusal(meta_layer, episode.tasks([0, 1 % episode.num_tasks]))
     if why is None:
         return "vectorised"
     if wanted == "vectorised":

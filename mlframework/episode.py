@@ -56,8 +56,8 @@ class Episode(NamedTuple):
         """The same episode on another device."""
         return Episode(*(part.to(device) for part in self))
 
-    def tasks(self, rows: slice) -> Episode:
-        """The episode of a slice of the tasks."""
+    def tasks(self, rows: slice | list[int]) -> Episode:
+        """The episode of some of the tasks."""
         return Episode(*(Examples(*(leaf[rows] for leaf in part)) for part in self))
 
     def chunks(self, size: int) -> Iterator[Episode]:

@@ -235,7 +235,7 @@ class OuterLoop:
 
         On a GPU as many as `memory_limit` allows: what is small there is as fast as what is large. The tensors of an
         inner step are about the share of a meta-gradient's that the number of inner steps makes; those of two tasks
-        tell more than those of one, whose convolutions go by ways of their own.
+        tell more than those of one, which goes by ways of its own.
         """
         engine, steps = self.meta_layer.engine, max(getattr(self.meta_layer, "inner_steps", 1), 1)
         most = self.most_tasks(episode)

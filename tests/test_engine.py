@@ -128,6 +128,10 @@ def test_a_mistake_in_the_module_surfaces_as_itself(wanted, caplog):
     assert not caplog.records
 
 
+def test_an_episode_of_one_task_tells_as_well(refused):
+    assert choose_engine(refused, episode_of(refused, 1), "auto") == "loop"
+
+
 def test_choosing_leaves_the_meta_layer_and_the_random_numbers_alone():
     meta_layer = maml_with(nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)))
     meta_layer.engine = "loop"
