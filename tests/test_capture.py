@@ -224,7 +224,7 @@ def test_what_agreed_in_float64_is_judged_there_again_only_if_it_differs_more(no
         judged.append(off[0])
 
     monkeypatch.setattr(capture_module, "require_agreement", undecided_in_float32)
-    monkeypatch.setattr(capture_module, "differences", lambda found, eager: torch.tensor([1e-6, 1e-5]) * off[0])
+    monkeypatch.setattr(capture_module, "differences", lambda found, eager: torch.tensor([3e-4, 3e-3]) * off[0])
     for off[0] in (1.0, 2.0, 9.0, 0.5):  # each as in a new process
         layer = maml(Exact())
         assert Capture(layer, "true")(episode_of(layer)).by_name
