@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import torch
 from mlframework.devices import synchronise
 from mlframework.files import cache_folder, write_first
 
-__all__ = ["fastest", "is_known"]
+__all__ = ["fastest", "known"]
 
 #: Ways that were found to be the fastest, by what was asked.
 KNOWN: dict[str, str] = {}
@@ -40,26 +41,31 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]], *, margin: 
         ways: by name; each is called a few times.
         margin: by how much a way must be faster than those that stand before it, as a share.
     """
+    if (answer := known(question)) in ways:
+        return answer
+    seconds = {name: shortest(way) for name, way in ways.items()}
+    limit = min(seconds.values()) * (1 + margin)
     asked = in_full(question)
-    if not is_known(question) or KNOWN[asked] not in ways:
-        seconds = {name: shortest(way) for name, way in ways.items()}
-        limit = min(seconds.values()) * (1 + margin)
-        KNOWN[asked] = settled(asked, next(name for name in ways if seconds[name] <= limit), ways)
+    KNOWN[asked] = settled(asked, next(name for name in ways if seconds[name] <= limit), ways)
     return KNOWN[asked]
 
 
-def is_known(question: str) -> bool:
-    """Whether an answer is at hand, from this process or an earlier one."""
+def known(question: str) -> str | None:
+    """The answer that is at hand, from this process or an earlier one."""
     asked = in_full(question)
     if asked not in KNOWN and (answer := remembered(asked)) is not None:
         KNOWN[asked] = answer
-    return asked in KNOWN
+    return KNOWN.get(asked)
 
 
 def in_full(question: str) -> str:
     """A question with the machine, torch and its threads."""
-    machine = platform.processor() or platform.machine()
-    return f"{question}, {machine}, torch {torch.__version__}, threads {torch.get_num_threads()}"
+    return f"{question}, {machine()}, torch {torch.__version__}, threads {torch.get_num_threads()}"
+
+
+@functools.cache
+def machine() -> str:
+    return platform.processor() or platform.machine()
 
 
 def shortest(way: Callable[[], object]) -> float:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mlframework import tuning
-from mlframework.tuning import fastest, is_known
+from mlframework.tuning import fastest, known
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,10 @@ def forget(monkeypatch):
 
 
 def test_the_fastest_is_found_and_remembered_by_later_processes(monkeypatch, empty_cache):
-    assert not is_known("which")
+    assert known("which") is None
     assert fastest("which", WAYS) == "quick"
     forget(monkeypatch)
-    assert is_known("which")
+    assert known("which") == "quick"
     (file,) = (empty_cache / "fastest").iterdir()
     file.write_text(json.dumps({**json.loads(file.read_text()), "fastest": "slow"}))
     forget(monkeypatch)

@@ -45,7 +45,9 @@ class BatchStatistics(MixesExamples):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
         if mask is None and fits(x, self.weight, self.bias):
-            images = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
+            if x.dim() == 4:
+                return normalise(x, self.weight, self.bias, self.eps)
+            images = x.reshape(*x.shape[:2], -1, 1)
             return normalise(images, self.weight, self.bias, self.eps).view(x.shape)
         axes = (0, *range(2, x.dim()))
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
