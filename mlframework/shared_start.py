@@ -47,14 +47,15 @@ def gradients(
         create_graph: whether gradients can be differentiated again.
     """
     used: Used = {}
+    tasks, n = x.shape[:2]
     prediction = forward(base_layer, x.flatten(0, 1), params, used)
-    losses = losses_of(prediction.view(*x.shape[:2], *prediction.shape[1:]))
+    losses = losses_of(prediction.view(tasks, n, *prediction.shape[1:]))
     outputs = [y for _, y in used.values()]
     found = torch.autograd.grad(losses, outputs, torch.ones_like(losses), create_graph=create_graph)
     grads = {}
     with torch.set_grad_enabled(create_graph):
         for (prefix, (given, _)), grad in zip(used.items(), found, strict=True):
-            given, grad = (rows.reshape(len(x), -1, rows.shape[-1]) for rows in (given, grad))
+            given, grad = (rows.reshape(tasks, -1, rows.shape[-1]) for rows in (given, grad))
             if (weight := params.get(f"{prefix}weight")) is not None:
                 turned = weight.stride(-1) != 1
                 grads[f"{prefix}weight"] = torch.bmm(given.mT, grad).mT if turned else torch.bmm(grad.mT, given)

@@ -6,7 +6,8 @@ as there need be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def linear(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
 
 def per_task(vector: Tensor, x: Tensor) -> Tensor:
     """A vector that all tasks share, or one of each, shaped to go with `x` `[tasks, n, ..., d]`."""
-    return vector if vector.dim() == 1 else vector.view(len(vector), *(1 for _ in x.shape[1:-1]), -1)
+    return vector if vector.dim() == 1 else vector.view(vector.shape[0], *[1] * (x.dim() - 2), -1)
 
 
 def embedding(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -83,25 +84,26 @@ RULES: dict[type[nn.Module], Rule] = {
 SEQUENCES = (BaseLayer.forward, Stack.forward, nn.Sequential.forward)
 
 
-def expanded(base_layer: nn.Module, params: Params, num_tasks: int) -> dict[str, Tensor]:
-    """Parameters `[*shape]` as stacks `[num_tasks, *shape]` that are all alike: views.
+def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dict[str, Tensor]:
+    """Parameters `[*shape]` of those names as stacks `[num_tasks, *shape]` that are all alike: views.
 
     Weights of linear layers lie transposed, `[in, out]`, as their gradients for stacks do: steps along them, and
     products with them, then go through memory from end to end. For a single task, turning them over would not pay.
     """
-    if num_tasks == 1:
-        return {name: p.unsqueeze(0) for name, p in params.items()}
-    return {
-        name: p.mT.contiguous().expand(num_tasks, -1, -1).mT
-        if p.dim() == 2 and is_linear_weight(base_layer, name)
-        else p.expand(num_tasks, *p.shape)
-        for name, p in params.items()
-    }
-
-
-def is_linear_weight(module: nn.Module, name: str) -> bool:
-    owner, _, own = name.rpartition(".")
-    return own == "weight" and isinstance(module.get_submodule(owner), nn.Linear)
+    stacks = {}
+    for name in names:
+        *path, own = name.split(".")
+        owner = base_layer
+        for part in path:  # rather than by attributes, which modules take a while to find
+            owner = cast("nn.Module", owner._modules[part])
+        p = cast("Tensor", owner._parameters[own])
+        if num_tasks == 1:
+            stacks[name] = p.unsqueeze(0)
+        elif own == "weight" and isinstance(owner, nn.Linear):
+            stacks[name] = p.mT.contiguous().expand(num_tasks, -1, -1).mT
+        else:
+            stacks[name] = p.expand(num_tasks, *p.shape)
+    return stacks
 
 
 def knows(base_layer: BaseLayer, x: Tensor) -> bool:

@@ -41,7 +41,8 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]], *, margin: 
         ways: by name; each is called a few times.
         margin: by how much a way must be faster than those that stand before it, as a share.
     """
-    if (answer := known(question)) in ways:
+    answer = known(question)
+    if answer is not None and answer in ways:
         return answer
     seconds = {name: shortest(way) for name, way in ways.items()}
     limit = min(seconds.values()) * (1 + margin)

@@ -146,7 +146,8 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
         return "torch" if grouped and not compiled else "unfolded"
     names = tuple(name for name in METHODS if name != "torch" or grouped)
     question = question_of(shape, names)
-    if (answer := known(question)) in names:
+    answer = known(question)
+    if answer is not None and answer in names:
         return answer
     if torch._C._len_torch_dispatch_stack():
         return "native"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -128,8 +127,7 @@ class MAML(MetaLayer):
 
         It is handed the support set for those who let it depend on that.
         """
-        params = {name: attrgetter(name)(self.base_layer) for name in self.adapted_names}
-        return stacked.expanded(self.base_layer, params, len(support.mask))
+        return stacked.expanded(self.base_layer, self.adapted_names, len(support.mask))
 
     def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
         """The stacked parameters after 0, 1, ..., `steps` inner steps, each on all rows or on the next `batch_size`."""
