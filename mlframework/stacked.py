@@ -12,6 +12,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mlframework.base_layers.base_layer import BaseLayer, Composed, Stack
 from mlframework.base_layers.transformer import RMSNorm
@@ -107,8 +108,11 @@ def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dic
 
 
 def knows(base_layer: BaseLayer, x: Tensor) -> bool:
-    """Whether all modules of a base layer are among those that can be run on inputs `[tasks, n, ...]`."""
-    return x.dim() >= 3 and is_known(base_layer)
+    """Whether all modules of a base layer are among those that can be run on inputs `[tasks, n, ...]`.
+
+    Hooks on all modules see only modules that are called, and none are here.
+    """
+    return x.dim() >= 3 and is_known(base_layer) and not _has_any_global_hook()
 
 
 def is_known(module: nn.Module) -> bool:

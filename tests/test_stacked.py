@@ -90,6 +90,25 @@ def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vma
     assert not stacked.knows(BaseLayer(Doubled(4, 4), nn.Linear(4, 2)), x)
 
 
+def test_hooks_on_all_modules_see_every_call():
+    base = BaseLayer(nn.ReLU(), nn.Linear(4, 2))
+    seen = []
+    assert stacked.knows(base, torch.zeros(2, 3, 4))
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append(module))
+    try:
+        assert not stacked.knows(base, torch.zeros(2, 3, 4))
+        task = Sinusoid(k_shot=4, k_query=3)
+        layer = MAML(
+            MLP(task.spec, hidden=[6]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2
+        )
+        layer.meta_loss(task.sample(3, "train", torch.Generator().manual_seed(0)))
+    finally:
+        handle.remove()
+    linear = [module for module in seen if isinstance(module, nn.Linear)]
+    assert len(linear) == 3 * 2  # in two inner steps and the query pass, each of two layers
+    assert stacked.knows(base, torch.zeros(2, 3, 4))
+
+
 def test_meta_gradients_are_those_of_the_loop():
     task = Sinusoid(k_shot=4, k_query=3)
     layer = MAML(MLP(task.spec, hidden=[6]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2)
