@@ -322,10 +322,14 @@ def inductor_settings(meta_layer: MetaLayer) -> dict[str, Any]:
         return {}
     settings: dict[str, Any] = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
     settings["layout_optimization"] = False  # a second opinion on how images lie, beside `lay_out`'s
+    # Precompiled, headers save a second or two of each graph, take ten themselves, and 150 MB of temporary files.
+    settings["cpp_cache_precompile_headers"] = False
     if platform.system() == "Linux" and platform.machine() == "x86_64":
         # inductor writes vectors itself, and turns the compiler's own vectorising off, on which its masks depend: they
         # are ten times slower without. The flag is handed over where it comes after the one that turns it off.
         settings["cpp.march"] = "native -ftree-loop-vectorize"
+        # The processor tells what it has; to compile a trial of each takes as long as compiling a small step.
+        settings["cpp.vec_isa_ok"] = torch._inductor.config.cpp.vec_isa_ok is not False
     return settings
 
 

@@ -102,6 +102,20 @@ def test_another_process_finds_it_whatever_its_hashes():
     assert len(found) == 1
 
 
+def test_compiling_on_a_fresh_machine_leaves_no_temporary_files_and_tries_no_extensions(tmp_path):
+    """Headers that inductor precompiles, and its trials of what the processor can, take longer than a small graph."""
+    script = "from tests.test_kept_graphs import *; Capture(maml(), 'true')(episode_of(maml()))"
+    cache, temporary = (tmp_path / name for name in ("cache", "temporary"))
+    temporary.mkdir()
+    env = {**os.environ, "MLFRAMEWORK_CACHE": str(cache), "TMPDIR": str(temporary)}
+    env = {name: value for name, value in env.items() if not name.startswith("TORCHINDUCTOR_")}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
+    assert not [path for path in temporary.rglob("*") if path.is_file()]
+    sources = [path.read_text() for path in (cache / "inductor").rglob("*.cpp")]
+    assert any("cpp_fused" in source for source in sources)
+    assert not any("__avx_chk_kernel" in source for source in sources)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"lr": 0.2}, {"hidden": 7}, {"activation": nn.Tanh}, {"steps": 3}],
