@@ -7,8 +7,10 @@ what it finds. Parameters and buffers of the meta layer are inputs of a graph, n
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import platform
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,9 @@ __all__ = [
 
 #: Where a module holds a tensor, and by what name.
 Place = tuple[dict[str, Any], str]
+
+#: For what a processor may have, where inductor makes use of it.
+EXTENSIONS = ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx512vnni")
 
 #: Outer steps ahead at which a graph has to be the same.
 LATER = 1000
@@ -322,15 +327,27 @@ def inductor_settings(meta_layer: MetaLayer) -> dict[str, Any]:
         return {}
     settings: dict[str, Any] = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
     settings["layout_optimization"] = False  # a second opinion on how images lie, beside `lay_out`'s
-    # Precompiled, headers save a second or two of each graph, take ten themselves, and 150 MB of temporary files.
-    settings["cpp_cache_precompile_headers"] = False
+    if "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS" not in os.environ:
+        # They save a second or two of each graph, and take ten, once, and 150 MB of temporary files.
+        settings["cpp_cache_precompile_headers"] = False
     if platform.system() == "Linux" and platform.machine() == "x86_64":
         # inductor writes vectors itself, and turns the compiler's own vectorising off, on which its masks depend: they
         # are ten times slower without. The flag is handed over where it comes after the one that turns it off.
         settings["cpp.march"] = "native -ftree-loop-vectorize"
-        # The processor tells what it has; to compile a trial of each takes as long as compiling a small step.
-        settings["cpp.vec_isa_ok"] = torch._inductor.config.cpp.vec_isa_ok is not False
+        if "TORCHINDUCTOR_VEC_ISA_OK" not in os.environ and compiler_knows_extensions():
+            # To compile a trial of each, with torch's headers, takes as long as a small graph.
+            settings["cpp.vec_isa_ok"] = True
     return settings
+
+
+@functools.cache
+def compiler_knows_extensions() -> bool:
+    """Whether the C++ compiler takes the flags of all of them."""
+    command = [os.environ.get("CXX", "g++"), *EXTENSIONS, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:  # there is none, or it is not named so
+        return False
 
 
 @contextmanager

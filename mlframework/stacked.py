@@ -100,7 +100,7 @@ def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dic
         p = cast("Tensor", owner._parameters[own])
         if num_tasks == 1:
             stacks[name] = p.unsqueeze(0)
-        elif own == "weight" and isinstance(owner, nn.Linear):
+        elif p.dim() == 2 and own == "weight" and isinstance(owner, nn.Linear):
             stacks[name] = p.mT.contiguous().expand(num_tasks, -1, -1).mT
         else:
             stacks[name] = p.expand(num_tasks, *p.shape)
@@ -110,7 +110,7 @@ def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dic
 def knows(base_layer: BaseLayer, x: Tensor) -> bool:
     """Whether all modules of a base layer are among those that can be run on inputs `[tasks, n, ...]`.
 
-    Hooks on all modules see only modules that are called, and none are here.
+    Not while there are hooks on all modules, which would see nothing: here no module is called.
     """
     return x.dim() >= 3 and is_known(base_layer) and not _has_any_global_hook()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import platform
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -21,8 +21,11 @@ __all__ = ["fastest", "known"]
 #: Ways that were found to be the fastest, by what was asked.
 KNOWN: dict[str, str] = {}
 
-#: A way that takes as many seconds is run no more than once.
-LONG = 1.0
+#: Calls of each way after the first, at most, and in how many seconds.
+CALLS, ENOUGH = 7, 1.0
+
+#: A way whose first call takes as many seconds is called no more; what it calls may have been measured in it as well.
+LONG = 10.0
 
 #: Less is noise.
 MARGIN = 0.05
@@ -38,13 +41,13 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]], *, margin: 
 
     Args:
         question: all that the answer depends on, but for the processor, torch and its number of threads.
-        ways: by name; each is called a few times.
+        ways: by name; each is called a few times, see `medians`.
         margin: by how much a way must be faster than those that stand before it, as a share.
     """
     answer = known(question)
     if answer is not None and answer in ways:
         return answer
-    seconds = {name: shortest(way) for name, way in ways.items()}
+    seconds = medians(ways)
     limit = min(seconds.values()) * (1 + margin)
     asked = in_full(question)
     KNOWN[asked] = settled(asked, next(name for name in ways if seconds[name] <= limit), ways)
@@ -61,23 +64,31 @@ def known(question: str) -> str | None:
 
 def in_full(question: str) -> str:
     """A question with the machine, torch and its threads."""
-    return f"{question}, {machine()}, torch {torch.__version__}, threads {torch.get_num_threads()}"
+    machine = platform.processor() or platform.machine()
+    return f"{question}, {machine}, torch {torch.__version__}, threads {torch.get_num_threads()}"
 
 
-@functools.cache
-def machine() -> str:
-    return platform.processor() or platform.machine()
+def medians(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """The median seconds of some calls of each way; the first warms up, and is the only one if it is long.
+
+    They take turns: a machine that slows down slows all alike. Beside other work some ways suffer more than others, of
+    which their shortest calls tell nothing.
+    """
+    firsts = {name: timed(way) for name, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(CALLS):
+        for name, way in ways.items():
+            if firsts[name] < LONG and sum(seconds[name]) < ENOUGH:
+                seconds[name].append(timed(way))
+    return {name: statistics.median(times or [firsts[name]]) for name, times in seconds.items()}
 
 
-def shortest(way: Callable[[], object]) -> float:
-    """The shortest of some calls, in seconds; the first warms up, and is the only one if it is long."""
-    seconds: list[float] = []
-    while len(seconds) < 4 and not (seconds and seconds[0] > LONG):
-        began = time.perf_counter()
-        way()
-        synchronise()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:] or seconds)
+def timed(way: Callable[[], object]) -> float:
+    """The seconds of one call."""
+    began = time.perf_counter()
+    way()
+    synchronise()
+    return time.perf_counter() - began
 
 
 def cache_file(asked: str) -> Path:

@@ -106,6 +106,12 @@ def test_large_convolutions_are_measured_and_small_ones_are_not(monkeypatch):
     assert asked[2:] == [{"unfolded", "torch", "native"}]
 
 
+def test_a_convolution_can_be_exported():
+    layer, x = Convolution(16, 32, 3), torch.randn(8, 16, 32, 32)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+
+
 def test_a_shape_knows_the_tasks_behind_vmap():
     shapes = []
 

@@ -25,7 +25,7 @@ from mlframework.run import train_run
 from mlframework.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.testing import check_meta_layer, in_float64
-from mlframework.tuning import shortest
+from mlframework.tuning import medians
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -177,4 +177,5 @@ def test_what_a_gpu_has_not_done_yet_counts():
 
     products()
     torch.cuda.synchronize()
-    assert shortest(products) > 20 * 2 * 4096**3 / 1e15  # a GPU of a thousand TFLOP/s is yet to be made for float32
+    seconds = medians({"products": products})["products"]
+    assert seconds > 20 * 2 * 4096**3 / 1e15  # a GPU of a thousand TFLOP/s is yet to be made for float32

@@ -90,6 +90,30 @@ def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vma
     assert not stacked.knows(BaseLayer(Doubled(4, 4), nn.Linear(4, 2)), x)
 
 
+class Averaged(nn.Linear):
+    """A weight that is no matrix: as many of them as there are tasks."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(torch.randn(2, outputs, inputs))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.mean(0), self.bias)
+
+
+def test_weights_of_linear_layers_need_not_be_matrices():
+    task = Sinusoid(k_shot=4, k_query=3)
+    base = BaseLayer(nn.Linear(1, 5), Averaged(5, 1))
+    layer = MAML(base, task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2)
+    episode = task.sample(2, "train", torch.Generator().manual_seed(0))
+    assert layer.initial(episode.support)["head.weight"].shape == (2, 2, 1, 5)
+    found = {}
+    for engine in ("vectorised", "loop"):
+        layer.engine = engine
+        found[engine], _ = layer.meta_loss(episode)
+    torch.testing.assert_close(found["vectorised"], found["loop"])
+
+
 def test_hooks_on_all_modules_see_every_call():
     base = BaseLayer(nn.ReLU(), nn.Linear(4, 2))
     seen = []

@@ -66,6 +66,23 @@ def test_a_damaged_cache_is_written_anew(monkeypatch, empty_cache, text):
     assert json.loads(file.read_text())["fastest"] == "quick"
 
 
+def test_ways_take_turns():
+    calls = []
+    fastest("which", {name: lambda name=name: (calls.append(name), time.sleep(0.001)) for name in ("one", "other")})
+    assert calls == ["one", "other"] * (1 + tuning.CALLS)
+
+
+def test_what_a_way_calls_for_the_first_time_is_not_its_own_time():
+    """As a step, whose convolutions are measured when they are first met."""
+    new = [time.sleep]
+
+    def settled():
+        if new:
+            new.pop()(1.1)
+
+    assert fastest("which", {"steady": lambda: time.sleep(0.02), "settled": settled}) == "settled"
+
+
 def test_a_long_way_is_run_once(monkeypatch):
     monkeypatch.setattr(tuning, "LONG", 0.01)
     calls = []

@@ -144,21 +144,16 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
     grouped = shape.device != "cpu" or shape.tasks == 1
     if products * shape.out_channels < SMALL:
         return "torch" if grouped and not compiled else "unfolded"
-    names = tuple(name for name in METHODS if name != "torch" or grouped)
-    question = question_of(shape, names)
+    names = [name for name in METHODS if name != "torch" or grouped]
+    # Of float64 as of float32, so that a step that is checked in float64 is the same step.
+    described = " ".join(map(str, shape._replace(dtype="", device=name_of(torch.device(shape.device)))))
+    question = f"convolution {described} by {' '.join(names)}, margin {MARGIN}"
     answer = known(question)
     if answer is not None and answer in names:
         return answer
     if torch._C._len_torch_dispatch_stack():
         return "native"
     return fastest(question, {name: functools.partial(differentiate, name, shape) for name in names}, margin=MARGIN)
-
-
-@functools.lru_cache(maxsize=1024)
-def question_of(shape: Shape, names: tuple[str, ...]) -> str:
-    """Which of some methods is the fastest; of float64 as of float32: what is checked in float64 is the same step."""
-    described = " ".join(map(str, shape._replace(dtype="", device=name_of(torch.device(shape.device)))))
-    return f"convolution {described} by {' '.join(names)}, margin {MARGIN}"
 
 
 def differentiate(method: str, shape: Shape) -> None:
