@@ -220,6 +220,7 @@ def compiled(graph: torch.fx.GraphModule, meta_layer: MetaLayer, **settings: Any
     from torch._inductor.compile_fx import compile_fx_inner
 
     reject_random_numbers(graph, meta_layer)
+    remember_indices()
     keep_strides(graph)
     lay_out(graph.graph)
     graph.recompile()
@@ -284,6 +285,15 @@ def cached(inputs: Sequence[Any]) -> Iterator[None]:
     mode.shape_env = mode.shape_env or ShapeEnv()
     with torch._guards.tracing(torch._guards.TracingContext(mode)):
         yield
+
+
+def remember_indices() -> None:
+    """Lets inductor remember how it has simplified an index: it asks for each several times, and keeps the last 128."""
+    from torch._inductor import sizevars
+
+    simplify: Any = getattr(sizevars, "simplify_index_in_vec_range", None)
+    if hasattr(simplify, "cache_parameters") and simplify.cache_parameters()["maxsize"] == 128:
+        sizevars.simplify_index_in_vec_range = functools.lru_cache(maxsize=8192)(simplify.__wrapped__)
 
 
 def keep_strides(graph: torch.fx.GraphModule) -> None:

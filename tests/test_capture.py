@@ -5,6 +5,7 @@ import os
 from functools import partial
 
 import pytest
+import sympy
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -12,7 +13,7 @@ from mlframework import capture as capture_module
 from mlframework.agreement import Undecided, require_agreement
 from mlframework.base_layers import MLP, Conv4
 from mlframework.capture import Capture
-from mlframework.compiled import WholeStep, eager_gradients, keep_what_is_compiled
+from mlframework.compiled import WholeStep, eager_gradients, keep_what_is_compiled, remember_indices
 from mlframework.errors import InvalidValue
 from mlframework.inner_updates import SGD, LayerStepRates
 from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact, FirstOrder
@@ -44,6 +45,21 @@ def test_captured_and_eager_agree_as_the_parameters_move():
             for p in layer.parameters():
                 p -= 0.1 * p.grad
     assert [type(way) for way in capture.ways.values()] == [WholeStep]
+
+
+def test_inductor_remembers_every_index_that_it_has_simplified():
+    from torch._inductor import sizevars
+
+    remember_indices()
+    first = sizevars.simplify_index_in_vec_range
+    remember_indices()
+    assert sizevars.simplify_index_in_vec_range is first
+    x = sympy.Symbol("x0", integer=True, nonnegative=True)
+    misses = []
+    for _ in range(2):
+        assert [first(x + offset, x, 16) for offset in range(300)] == [x + offset for offset in range(300)]
+        misses.append(first.cache_info().misses)
+    assert misses[0] == misses[1] >= 300
 
 
 def test_what_changes_with_the_outer_step_is_refused_in_one_line_and_goes_on(caplog):
