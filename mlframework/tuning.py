@@ -22,7 +22,7 @@ __all__ = ["fastest", "known"]
 KNOWN: dict[str, str] = {}
 
 #: Calls of each way after the first, at most, and in how many seconds.
-CALLS, ENOUGH = 7, 1.0
+CALLS, ENOUGH = 5, 0.5
 
 #: A way whose first call takes as many seconds is called no more; what it calls may have been measured in it as well.
 LONG = 10.0
