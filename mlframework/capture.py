@@ -30,6 +30,7 @@ from mlframework.errors import InvalidValue, nearest
 from mlframework.kept_graphs import KeptGraphs
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.recorded import recorded
+from mlframework.tuning import timed
 from mlframework.units import NotCompiled, Units
 
 __all__ = ["CHOICES", "Capture"]
@@ -231,10 +232,4 @@ def operations(meta_layer: MetaLayer, episode: Episode) -> int:
 
 def seconds_of(function: Callable[[], Gradients]) -> float:
     """The shorter of two runs."""
-    seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
-        function()
-        synchronise()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(timed(function) for _ in range(2))

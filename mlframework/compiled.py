@@ -352,7 +352,7 @@ def inductor_settings(meta_layer: MetaLayer) -> dict[str, Any]:
 
 @functools.cache
 def compiler_knows_extensions() -> bool:
-    """Whether the C++ compiler takes the flags of all of them."""
+    """Whether the C++ compiler takes the flags of all `EXTENSIONS`."""
     command = [os.environ.get("CXX", "g++"), *EXTENSIONS, "-fsyntax-only", "-x", "c++", os.devnull]
     try:
         return subprocess.run(command, capture_output=True).returncode == 0
