@@ -77,15 +77,14 @@ def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> Tensor
 
 
 def build_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one."""
+    """The device of that name, with its number where it has one; `auto` is the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
         there = ("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
         raise InvalidValue("device", name, f"must be one of {', '.join(there)} on this machine") from error
-    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams, and what waits for them, are of the current one
     return device

@@ -1,8 +1,9 @@
 """Writes the tables and plots of docs/performance.md from results/benchmarks/*.json: nothing there is typed by hand.
 
 `python scripts/performance.py` after `benchmarks/outer_step.py`, `scaling.py`, `inner_loop_memory.py`, `costs.py`,
-`captured.py` and `profile_step.py` have written outer_step*.json, scaling*.json, inner_loop_memory.json, costs.json,
-captured.json and profile*.json there, by their `--json`. What is not there is left out, with a line that says so.
+`captured.py` and `profile_step.py` have written outer_step*.json (on a GPU, gpu_outer_step*.json), scaling*.json,
+inner_loop_memory.json, costs.json, captured.json and profile*.json there, by their `--json`. What is not there is left
+out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def facts(runs: Sequence[Record]) -> str:
     lines = []
     for run in runs:
         found = {**run["machine"], "threads": run.get("threads", run["machine"]["threads"])}
+        device = "" if run.get("device", "cpu") == "cpu" else f"{run['device']}; "
         told = ", ".join(f"{name} {value}" for name, value in found.items() if name != "processor")
-        lines.append(f"{found['processor']}; {told}.")
+        lines.append(f"{device}{found['processor']}; {told}.")
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -537,6 +539,7 @@ def parts() -> Iterator[tuple[str, str]]:
     yield "costs", costs(results("costs"))
     yield "captured", captured(results("captured"))
     yield "profile", profile(results("profile"))
+    yield "gpu", outer_step(results("gpu_outer_step"))
     yield "model", model(measured)
 
 

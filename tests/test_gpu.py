@@ -153,6 +153,13 @@ def train(folder, *more):
     return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
 
 
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_a_device_has_its_number(name):
+    device = build.build_device(name)
+    assert device == torch.ones(1, device=name if name != "auto" else "cuda").device == torch.device("cuda", 0)
+    assert torch.cuda.current_device() == device.index
+
+
 @pytest.mark.parametrize("capture", ["false", "true"])
 def test_a_run_goes_on_where_it_was_and_its_weights_are_read_on_the_cpu(tmp_path, caplog, capture):
     options = (f"outer.capture={capture}", "outer.chunk=null", "device=auto", "schedule=constant")
