@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mlframework.operators import differentiated
+
 if TYPE_CHECKING:
     from mlframework.inner_updates import InnerUpdate
 
@@ -84,10 +86,11 @@ def inner_loop(
                 for name, p in params.items()
             }
             differentiable = meta_gradient and not constant
-            if first is not None and index == 0:  # whoever reads the index is compiled for each
-                grads = first(params, *data, create_graph=differentiable)
-            else:
-                grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
+            with differentiated(once=not differentiable):
+                if first is not None and index == 0:  # whoever reads the index is compiled for each
+                    grads = first(params, *data, create_graph=differentiable)
+                else:
+                    grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
         # A parameter that the loss does not depend on stays where it is.
         if len(grads) < len(params):
             report_idle(params.keys() - grads.keys(), known)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 
-from mlframework.operators import define, is_traced, named
+from mlframework.operators import ONCE, define, is_traced, named
 
 __all__ = ["is_seen", "normalise"]
 
@@ -299,7 +299,10 @@ def normalise_backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tupl
     x, weight, mean, inverse = ctx.saved_tensors
     if torch.is_grad_enabled() and is_one_of_many(grad):  # who knows no derivatives of operators
         return *plain_backward(grad, x, weight, ctx.eps), None
-    backward = torch.ops.mlframework.normalise_backward if is_seen(grad) else NormaliseBackward.apply
+    if is_seen(grad):
+        backward: Callable[..., Any] = torch.ops.mlframework.normalise_backward
+    else:  # there may be no second derivative to take
+        backward = NormaliseBackward.apply if torch.is_grad_enabled() else run_normalise_backward
     return *backward(grad, x, weight, mean, inverse, ctx.eps), None
 
 
@@ -369,5 +372,8 @@ class NormaliseBackward(torch.autograd.Function):
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Images `[n, channels, height, width]` normalised by their own statistics, scaled and shifted."""
-    operator = torch.ops.mlframework.normalise if is_seen(x, weight, bias) else Normalise.apply
+    if is_seen(x, weight, bias):
+        operator: Callable[..., Any] = torch.ops.mlframework.normalise
+    else:
+        operator = run_normalise if ONCE.get() else Normalise.apply
     return operator(x, weight, bias, eps)[0]

@@ -6,19 +6,27 @@ in front are tasks. Eagerly an operator runs as it stands here; a compiler gets 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 
-__all__ = ["TRACED", "Pair", "convolve", "define", "is_traced", "named", "sizes", "tracked", "unfolded"]
+__all__ = [
+    *("ONCE", "TRACED", "Pair", "convolve", "define", "differentiated", "is_traced", "named", "sizes", "tracked"),
+    "unfolded",
+]
 
 LIBRARY = torch.library.Library("mlframework", "DEF")
 
 #: By operator, what a compiler traces in its place.
 TRACED: dict[Any, Callable[..., Any]] = {}
+
+#: Whether what runs is differentiated once at most, for which torch's own kernels are quick.
+ONCE = ContextVar("once", default=False)
 
 #: Numbers for height and width.
 Pair = Sequence[int]
@@ -60,6 +68,16 @@ def tracked(x: Tensor) -> bool:
             return True
         x = functorch.get_unwrapped(x)
     return torch.autograd.forward_ad._current_level >= 0
+
+
+@contextmanager
+def differentiated(*, once: bool) -> Iterator[None]:
+    """Tells what runs inside whether the gradients of it are constants to whoever takes others."""
+    token = ONCE.set(once)
+    try:
+        yield
+    finally:
+        ONCE.reset(token)
 
 
 def is_traced() -> bool:

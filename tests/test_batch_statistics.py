@@ -6,8 +6,10 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from mlframework.base_layers import BatchStatistics, normalisation
+from mlframework.inner_loop import inner_loop
+from mlframework.inner_updates import SGD
 from mlframework.normalise import normalise
-from mlframework.operators import TRACED
+from mlframework.operators import ONCE, TRACED, differentiated
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -156,3 +158,34 @@ def test_single_precision_is_as_exact_as_mean_and_variance(monkeypatch):
         results.append(BatchStatistics(3).float()(x.float()).double())
     for result in results:  # some units of the last place
         torch.testing.assert_close(result, exact(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [CONTIGUOUS, LAST])
+def test_once_differentiated_the_gradients_are_the_same(layout):
+    inputs = (images(layout=layout), random(3), random(3))
+    with differentiated(once=True):
+        y = native(*inputs)
+    assert type(y.grad_fn).__name__ == "NativeBatchNormBackward0"
+    assert type(native(*inputs).grad_fn).__name__ == "NormaliseBackward"
+    cotangent = torch.randn_like(y)
+    for found, expected in zip(
+        torch.autograd.grad(y, inputs, cotangent), torch.autograd.grad(plain(*inputs), inputs, cotangent), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("constant_steps", "expected"), [(0, [False, False]), (1, [True, False]), (2, [True, True])])
+def test_an_inner_loop_tells_which_of_its_gradients_are_constants(constant_steps, expected):
+    told = []
+
+    def losses_of(params, step):
+        told.append(ONCE.get())
+        return params["w"].square().sum(1)
+
+    w = {"w": torch.ones(2, 3, requires_grad=True)}
+    list(inner_loop(losses_of, w, SGD(w, lr=0.1), 2, constant_steps=constant_steps))
+    assert told == expected
+    with torch.no_grad():
+        list(inner_loop(losses_of, w, SGD(w, lr=0.1), 1))
+    assert told[-1]
+    assert not ONCE.get()
