@@ -124,6 +124,9 @@ class Pace(NamedTuple):
 #: Tasks at a time, beside one and all, that `chunk=auto` tries.
 CHUNKS = (4, 16, 64)
 
+#: Up to as many tasks a loop over them may update all at once, which is faster where a step is short.
+FEW = 16
+
 #: Bytes up to which more tasks at a time were seen to make compiled steps faster on a CPU; beyond, they gain some per
 #: cent at most, and take memory.
 NEAR = 9e6
@@ -250,9 +253,12 @@ class OuterLoop:
         """Tries what can be tried on a meta-batch; of what is about as fast, it takes what needs least memory."""
         most = self.most_tasks(episode)
         engines = get_args(Engine) if self.engine == "auto" and self.vectorises else (self.meta_layer.engine,)
-        loops = [Pace("loop", 1)] if "loop" in engines else []
-        chunks = sorted({1, most, *(size for size in CHUNKS if size < most)})
-        paces = loops + ([Pace("vectorised", size) for size in chunks] if "vectorised" in engines else [])
+        tried = {
+            "loop": {1, most if most <= FEW else 1},
+            "vectorised": {1, most, *(size for size in CHUNKS if size < most)},
+        }
+        by_size = sorted((size, engine) for engine in engines for size in tried[engine])
+        paces = [Pace(engine, size) for size, engine in by_size]
         by_name = {f"{pace.engine} by {pace.chunk}": pace for pace in paces}
         ways = {name: functools.partial(self.try_out, pace, episode) for name, pace in by_name.items()}
         return by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}, at most {most}", ways)]
