@@ -216,6 +216,27 @@ def test_an_automatic_chunk_gives_the_meta_gradient_of_all_tasks_at_once():
     assert outer.pace(episode) == outer.pace(episode)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        (1, ["loop by 1", "vectorised by 1"]),
+        (8, ["loop by 1", "vectorised by 1", "vectorised by 4", "loop by 8", "vectorised by 8"]),
+        (17, ["loop by 1", "vectorised by 1", "vectorised by 4", "vectorised by 16", "vectorised by 17"]),
+    ],
+)
+def test_what_an_automatic_chunk_tries_stands_by_the_memory_it_needs(monkeypatch, tasks, expected):
+    asked = []
+
+    def last(question, ways):
+        asked.extend(ways)
+        return list(ways)[-1]
+
+    monkeypatch.setattr(outer_loop_module, "fastest", last)
+    outer, episode = sinusoid_loop(chunk="auto", tasks=tasks)
+    assert outer.pace(episode) == Pace("vectorised", tasks)
+    assert asked == expected
+
+
 def test_compiled_steps_take_as_many_tasks_as_have_their_tensors_near_in_parts_of_one_shape(monkeypatch):
     meta_layer = maml()
     episode = episode_of(meta_layer)
