@@ -66,10 +66,11 @@ def test_a_damaged_cache_is_written_anew(monkeypatch, empty_cache, text):
     assert json.loads(file.read_text())["fastest"] == "quick"
 
 
-def test_ways_take_turns():
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, tuning.MANY), (2 * tuning.BRIEF / tuning.CALLS, tuning.CALLS)])
+def test_ways_take_turns_and_short_ones_more(seconds, turns):
     calls = []
-    fastest("which", {name: lambda name=name: (calls.append(name), time.sleep(0.001)) for name in ("one", "other")})
-    assert calls == ["one", "other"] * (1 + tuning.CALLS)
+    fastest("which", {name: lambda name=name: (calls.append(name), time.sleep(seconds)) for name in ("one", "other")})
+    assert calls == ["one", "other"] * (1 + turns)
 
 
 def test_what_a_way_calls_for_the_first_time_is_not_its_own_time():
