@@ -253,15 +253,17 @@ class OuterLoop:
         """Tries what can be tried on a meta-batch; of what is about as fast, it takes what needs least memory."""
         most = self.most_tasks(episode)
         engines = get_args(Engine) if self.engine == "auto" and self.vectorises else (self.meta_layer.engine,)
+        # All tasks of a loop would be unrolled in a graph, and take more memory than `most_tasks` knows of.
+        few = most <= FEW and self.memory_limit is None and self.capture.wanted == "false"
         tried = {
-            "loop": {1, most if most <= FEW else 1},
+            "loop": {1, most if few else 1},
             "vectorised": {1, most, *(size for size in CHUNKS if size < most)},
         }
         by_size = sorted((size, engine) for engine in engines for size in tried[engine])
         paces = [Pace(engine, size) for size, engine in by_size]
         by_name = {f"{pace.engine} by {pace.chunk}": pace for pace in paces}
         ways = {name: functools.partial(self.try_out, pace, episode) for name, pace in by_name.items()}
-        return by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)}, at most {most}", ways)]
+        return by_name[fastest(f"{described(self.meta_layer)} of {shapes(episode)} by {', '.join(ways)}", ways)]
 
     def most_tasks(self, episode: Episode) -> int:
         """How many tasks at a time stay within the limit of memory; if it is none, inner steps are checkpointed: 1."""

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mlframework.base_layers import convolution
 from mlframework.base_layers.conv4 import compared
@@ -110,6 +111,12 @@ def test_a_convolution_can_be_exported():
     layer, x = Convolution(16, 32, 3), torch.randn(8, 16, 32, 32)
     exported = torch.export.export(layer, (x,)).module()
     torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_a_convolution_can_be_traced_with_sizes_that_stand_for_others():
+    layer, x = Convolution(16, 32, 3), torch.randn(8, 16, 32, 32)
+    traced = make_fx(layer, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
+    torch.testing.assert_close(traced(x), layer(x))
 
 
 def test_a_shape_knows_the_tasks_behind_vmap():

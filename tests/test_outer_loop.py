@@ -217,14 +217,16 @@ def test_an_automatic_chunk_gives_the_meta_gradient_of_all_tasks_at_once():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "expected"),
+    ("tasks", "settings", "expected"),
     [
-        (1, ["loop by 1", "vectorised by 1"]),
-        (8, ["loop by 1", "vectorised by 1", "vectorised by 4", "loop by 8", "vectorised by 8"]),
-        (17, ["loop by 1", "vectorised by 1", "vectorised by 4", "vectorised by 16", "vectorised by 17"]),
+        (1, {}, ["loop by 1", "vectorised by 1"]),
+        (8, {}, ["loop by 1", "vectorised by 1", "vectorised by 4", "loop by 8", "vectorised by 8"]),
+        (17, {}, ["loop by 1", "vectorised by 1", "vectorised by 4", "vectorised by 16", "vectorised by 17"]),
+        (8, {"memory_limit": 1.0}, ["loop by 1", "vectorised by 1", "vectorised by 4", "vectorised by 8"]),
+        (8, {"capture": "auto"}, ["loop by 1", "vectorised by 1", "vectorised by 4", "vectorised by 8"]),
     ],
 )
-def test_what_an_automatic_chunk_tries_stands_by_the_memory_it_needs(monkeypatch, tasks, expected):
+def test_an_automatic_chunk_tries_a_loop_over_all_tasks_where_they_are_few(monkeypatch, tasks, settings, expected):
     asked = []
 
     def last(question, ways):
@@ -232,7 +234,7 @@ def test_what_an_automatic_chunk_tries_stands_by_the_memory_it_needs(monkeypatch
         return list(ways)[-1]
 
     monkeypatch.setattr(outer_loop_module, "fastest", last)
-    outer, episode = sinusoid_loop(chunk="auto", tasks=tasks)
+    outer, episode = sinusoid_loop(chunk="auto", tasks=tasks, **settings)
     assert outer.pace(episode) == Pace("vectorised", tasks)
     assert asked == expected
 

@@ -139,29 +139,21 @@ def method_for(shape: Shape, *, compiled: bool = False) -> str:
         shape: of the convolution.
         compiled: whether it is to be part of a graph, where what is small is faster unfolded.
     """
-    question, names = asked(shape, compiled)
-    if len(names) == 1:
-        return names[0]
+    height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
+    products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
+    grouped = shape.device != "cpu" or shape.tasks == 1
+    if products * shape.out_channels < SMALL:
+        return "torch" if grouped and not compiled else "unfolded"
+    names = [name for name in METHODS if name != "torch" or grouped]
+    # Of float64 as of float32, so that a step that is checked in float64 is the same step.
+    described = " ".join(map(str, shape._replace(dtype="", device=name_of(torch.device(shape.device)))))
+    question = f"convolution {described} by {' '.join(names)}, margin {MARGIN}"
     answer = known(question)
     if answer is not None and answer in names:
         return answer
     if torch._C._len_torch_dispatch_stack():
         return "native"
     return fastest(question, {name: functools.partial(differentiate, name, shape) for name in names}, margin=MARGIN)
-
-
-@functools.lru_cache(4096)
-def asked(shape: Shape, compiled: bool) -> tuple[str, list[str]]:
-    """What is asked of a shape, and the methods that are between: a single one where nothing is to be measured."""
-    height, width = sizes((shape.height, shape.width), shape.kernel, shape.stride, shape.padding)
-    products = shape.images * height * width * shape.kernel[0] * shape.kernel[1] * shape.in_channels
-    grouped = shape.device != "cpu" or shape.tasks == 1
-    if products * shape.out_channels < SMALL:
-        return "", ["torch" if grouped and not compiled else "unfolded"]
-    names = [name for name in METHODS if name != "torch" or grouped]
-    # Of float64 as of float32, so that a step that is checked in float64 is the same step.
-    described = " ".join(map(str, shape._replace(dtype="", device=name_of(torch.device(shape.device)))))
-    return f"convolution {described} by {' '.join(names)}, margin {MARGIN}", names
 
 
 def differentiate(method: str, shape: Shape) -> None:
