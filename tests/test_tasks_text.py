@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from mlframework.errors import InvalidValue, UserError
 from mlframework.tasks import TextLanguages, TextRoles
 from mlframework.tasks.text import Bytes, PretrainedTokenizer, Source, TextTasks
 from mlframework.tasks.text.text_lists import TextLists, language_of
+from mlframework.tasks.text.text_roles import by_speaker
 from mlframework.testing import check_task_distribution
 
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -203,7 +206,67 @@ def test_languages_keep_the_contract_and_variants_stay_together(script):
 def test_roles_keep_the_contract():
     task = TextRoles(k_shot=8, k_query=8, length=64, data_dir=DATA)
     check_task_distribution(task)
-    assert sum(len(task.sources(split)) for split in ("train", "validation", "test")) > 90
+    assert sum(len(task.sources(split)) for split in ("train", "validation", "test")) > 85
+
+
+#: Headings of one person, by the plays: 3 Henry VI, Richard III and Coriolanus rename them.
+PERSONS = (
+    {"RICHARD", "GLOUCESTER", "KING RICHARD III"},
+    {"EDWARD", "KING EDWARD IV"},
+    {"LADY GREY", "QUEEN ELIZABETH"},
+    {"MARCIUS", "CORIOLANUS"},
+    {"First Citizen", "Second Citizen", "Third Citizen"},
+    {"First Murderer", "Second Murderer"},
+)
+#: Words that names in two splits share though the persons differ.
+SHARED = {
+    *("king", "queen", "duke", "lady"),  # titles
+    "vincentio",  # a duke of Vienna, a merchant of Pisa
+    "edward",  # a prince (two of them) and a king
+    "capulet",  # husband and wife
+}
+
+
+@pytest.fixture(scope="module")
+def speeches():
+    with gzip.open(DATA / "text" / "shakespeare_roles.json.gz") as file:
+        return json.load(file)
+
+
+def splits_of_speeches():
+    """The splits in which each speech of at least 100 characters stands."""
+    found = {}
+    for split in ("train", "validation", "test"):
+        for source in TextRoles(k_shot=1, k_query=1, length=64, data_dir=DATA).load(split):
+            for speech in source.texts:
+                if len(speech) > 100:
+                    found.setdefault(speech, set()).add(split)
+    return found
+
+
+@pytest.mark.usefixtures("needs_data")
+def test_no_person_of_shakespeares_speaks_in_two_splits(speeches):
+    splits = splits_of_speeches()
+    for person in PERSONS:
+        long = [speech for role in person for speech in speeches[role] if len(speech) > 100]
+        assert len({frozenset(splits[speech]) for speech in long}) == 1, person
+
+
+@pytest.mark.usefixtures("needs_data")
+def test_joining_roles_loses_and_adds_no_speech(speeches):
+    joined, apart = by_speaker(speeches).values(), speeches.values()
+    assert sorted(s for texts in joined for s in texts) == sorted(s for texts in apart for s in texts)
+
+
+@pytest.mark.usefixtures("needs_data")
+def test_names_in_two_splits_share_only_reviewed_words():
+    task = TextRoles(k_shot=1, k_query=1, length=64, data_dir=DATA)
+    words = [
+        {word for source in task.load(split) for word in re.findall("[a-z]+", source.name.lower())}
+        for split in ("train", "validation", "test")
+    ]
+    shared = (words[0] & words[1]) | (words[0] & words[2]) | (words[1] & words[2])
+    assert shared <= SHARED
 
 
 def test_a_missing_file_says_where_to_put_it_and_what_it_holds(tmp_path):
