@@ -9,7 +9,6 @@ Each has a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 from pathlib import Path
@@ -27,7 +26,7 @@ from mlframework import build
 from mlframework.capture import Capture
 from mlframework.compiled import Gradients, eager_gradients
 from mlframework.errors import IncompatibleKind
-from mlframework.files import atomic
+from mlframework.files import as_json, write_json
 
 STEPS, META_BATCH = 200, 4
 #: Above this a difference is looked at in float64.
@@ -112,11 +111,9 @@ def main() -> None:
         records.append(record := in_process(algorithm))
         if record.get("difference", 0.0) > ROUNDING:
             record["difference_double"] = in_process(algorithm, True).get("difference")
-        print(json.dumps(records[-1]), flush=True)
+        print(as_json(records[-1]), flush=True)
         if options.json is not None:
-            with atomic(options.json) as part:
-                result = {"machine": machine([]), "steps": STEPS, "cells": records}
-                part.write_text(json.dumps(result, indent=2) + "\n")
+            write_json(options.json, {"machine": machine([]), "steps": STEPS, "cells": records})
     Console().print(report(records))
 
 

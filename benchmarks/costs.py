@@ -14,7 +14,6 @@ solvers of the Meta-SVMs, which are small beside the features and run in float64
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from omegaconf import DictConfig
 from solvers import machine
 
 from mlframework import build
-from mlframework.files import atomic
+from mlframework.files import write_json
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import OuterLoop, meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed, TaskDistribution
@@ -159,8 +158,7 @@ def main() -> None:
         timed = f"{r['seconds'] * 1e3:8.1f} ms" if "seconds" in r else ""
         print(f"{r['algorithm']:70} {steps:9} {r['passes']:6.1f} passes {r['mb']:7.1f} MB {timed}", flush=True)
     if asked.json is not None:
-        with atomic(asked.json) as part:
-            part.write_text(json.dumps({"machine": machine([]), "tasks": TASKS, "cells": found}, indent=1) + "\n")
+        write_json(asked.json, {"machine": machine([]), "tasks": TASKS, "cells": found}, indent=1)
 
 
 if __name__ == "__main__":

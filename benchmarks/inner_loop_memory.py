@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from scaling import Cell
 from solvers import machine
 from steps import INNER_LR
 
-from mlframework.files import atomic
+from mlframework.files import write_json
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.outer_loop import meta_gradient
@@ -140,8 +139,7 @@ def main() -> None:
         verdict = "held" if bar["mb"] <= bar["allowed"] else "MISSED"
         print(f"{bar['what']}: {bar['mb']:.1f} MB, at most {bar['allowed']:.1f} MB: {verdict}")
     if asked.json is not None:
-        with atomic(asked.json) as part:
-            part.write_text(json.dumps({"machine": machine([]), "cells": cells, "bars": held}, indent=1) + "\n")
+        write_json(asked.json, {"machine": machine([]), "cells": cells, "bars": held}, indent=1)
 
 
 if __name__ == "__main__":

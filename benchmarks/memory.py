@@ -27,7 +27,7 @@ from solvers import machine
 
 from mlframework.base_layers import Transformer
 from mlframework.episode import Episode, Examples, Split, TaskSpec
-from mlframework.files import atomic, write_part
+from mlframework.files import write_json, write_part
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, Truncated
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, Shift
@@ -206,9 +206,7 @@ def main() -> None:
     print(report(result))
     path = options.json or (None if options.quick else RESULT)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as part:
-            part.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(path, result)
     if path == RESULT and PAGE.exists():
         write(result)
 

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from solvers import machine
 from turns import compare
 from workloads import QUICK, WORKLOADS, Workload
 
-from mlframework.files import atomic
+from mlframework.files import write_json
 
 ROUNDS, QUICK_ROUNDS = 15, 5
 #: Whose time is divided by a contender's, with the heading.
@@ -111,12 +110,6 @@ def contenders(asked: argparse.Namespace) -> list[str]:
     return [name for name in CONTENDERS if name == PLAIN or name.lower().startswith(tuple(wanted))]
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as part:
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four workloads, fewer turns")
@@ -151,7 +144,7 @@ def main() -> None:
             console.print(remark, markup=False, highlight=False)
         result["cells"] += records
         if asked.json is not None:
-            write(asked.json, result)
+            write_json(asked.json, result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ is compiled with its loops named, which takes a minute or two.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from solvers import machine
 from torch.profiler import ProfilerActivity, profile
 from workloads import WORKLOADS
 
-from mlframework.files import atomic
+from mlframework.files import write_json
 
 STEPS = 3
 
@@ -81,8 +80,7 @@ def main() -> None:
             table.add_row(kind, f"{share:.0%}")
         Console().print(table)
     if asked.json is not None:
-        with atomic(asked.json) as part:
-            part.write_text(json.dumps({"machine": machine([]), "cells": cells}, indent=2) + "\n")
+        write_json(asked.json, {"machine": machine([]), "cells": cells})
 
 
 if __name__ == "__main__":

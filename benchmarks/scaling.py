@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import multiprocessing
 import statistics
@@ -34,7 +33,7 @@ from workloads import in_double
 from mlframework import allocator
 from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.episode import Episode
-from mlframework.files import atomic
+from mlframework.files import write_json
 from mlframework.inner_updates import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid, TaskDistribution
@@ -302,8 +301,7 @@ def main() -> None:
     verdict = "held" if worst <= BAR else "MISSED"
     print(f"ours / plain loop, the worst: {worst:.2f} ({where}); at most {BAR}: {verdict}")
     if asked.json is not None:
-        with atomic(asked.json) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(asked.json, result, indent=1)
 
 
 if __name__ == "__main__":

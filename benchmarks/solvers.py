@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlframework.files import write_part
+from mlframework.files import write_json, write_part
 from mlframework.solvers.support_vectors import crammer_singer
 
 ROOT = Path(__file__).parents[1]
@@ -284,8 +284,7 @@ def main() -> None:
         shown = ", ".join(f"{name} {took * 1e3:.1f} ms" for name, took in row["seconds"].items())
         print(f"{row['name']}: {shown}", flush=True)
     for path in [asked.json] * (asked.json is not None) + [RESULT] * (not asked.quick):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(path, result, indent=1)
     if not asked.quick:
         document(result)
 

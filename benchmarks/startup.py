@@ -8,7 +8,6 @@ and every split tried out. What is typed beyond the two options goes to the comm
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from solvers import processor
 
-from mlframework.files import atomic
+from mlframework.files import write_json
 
 START = "STARTUP_BEGAN"
 
@@ -101,8 +100,7 @@ def main() -> None:
     Console().print(table)
     if options.json:
         record = {"processor": processor(), "torch": torch.__version__, "typed": typed, "runs": options.runs, **found}
-        with atomic(options.json) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, record)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic", "cache_folder", "write_first", "write_part"]
+__all__ = ["as_json", "atomic", "cache_folder", "write_first", "write_json", "write_part"]
 
 
 def cache_folder() -> Path:
@@ -39,6 +42,30 @@ def write_first(path: Path, text: str) -> None:
             os.link(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def as_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON text that every reader accepts: a number that is not finite becomes `null`.
+
+    >>> as_json({"loss": float("nan"), "steps": (1, 2)})
+    '{"loss": null, "steps": [1, 2]}'
+    """
+    return json.dumps(without_nan(content), indent=indent, allow_nan=False)
+
+
+def without_nan(content: Any) -> Any:
+    """The same mappings, lists and values, with None in place of NaN and infinity."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Writes JSON atomically; see `as_json`."""
+    with atomic(path) as part:
+        part.write_text(as_json(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def write_part(page: Path, name: str, text: str) -> None:

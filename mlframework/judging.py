@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,7 +45,12 @@ class Interval(NamedTuple):
         return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count)
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.half_width:.4f}"
+        return self.shown(4)
+
+    def shown(self, digits: int) -> str:
+        """`mean ± half width`; the mean alone where there is no interval."""
+        width = "" if math.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
+        return f"{self.mean:.{digits}f}{width}"
 
 
 class TaskSet:

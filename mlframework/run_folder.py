@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mlframework.errors import UserError
-from mlframework.files import atomic
+from mlframework.files import atomic, write_json
 
 __all__ = ["RunFolder"]
 
@@ -104,8 +104,8 @@ class RunFolder:
         return config
 
     def write_json(self, path: Path, content: Any) -> None:
-        """Writes JSON, atomically."""
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        """Writes JSON, atomically, with `null` for a number that is not finite."""
+        write_json(path, content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mlframework.check_config import located
 from mlframework.errors import FailedRun
 from mlframework.faults import Fault
+from mlframework.files import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,8 +63,7 @@ class Job(NamedTuple):
     def record_failure(self, fault: Fault) -> None:
         """Leaves why it failed in its folder; a result that lies there already stays."""
         content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / FAILED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / FAILED, content)
 
     def __str__(self) -> str:
         return f"job {self.number} ({' '.join(self.overrides)})"
@@ -85,7 +86,8 @@ class Row(NamedTuple):
         status: `finished`, `failed`, or `lost` where a job ended without a word.
         overrides: by key.
         metric: the name of the monitored validation metric; empty where there is none.
-        mean, half_width: of that metric over validation tasks, with the half width of its 95 % interval.
+        mean, half_width: of that metric over validation tasks, with the half width of its 95 % interval; None: not
+            finite, or a single task.
         seconds: spent training.
         error: why it failed.
     """
@@ -148,8 +150,8 @@ def read_row(job: Path, folder: Path) -> Row:
         record["status"],
         by_key(record["overrides"]),
         metric,
-        interval["mean"],
-        interval["half_width"],
+        finite(interval["mean"]),
+        finite(interval["half_width"]),
         record["seconds"],
     )
 
@@ -186,18 +188,28 @@ def over_seeds(rows: Sequence[Row]) -> Row:
     )
     if not finished:
         return row
-    mean, half_width = interval([row.mean for row in finished if row.mean is not None])
+    mean, half_width = interval([row.mean for row in finished])
     seconds = sum(row.seconds or 0.0 for row in finished)
     return row._replace(metric=finished[0].metric, mean=mean, half_width=half_width, seconds=seconds)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of some values and the half width of its 95 % interval."""
+def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """The mean of some values and the half width of its 95 % interval; None for a number that is not finite.
+
+    One value that is not finite leaves the mean out: that of the other seeds would flatter.
+    """
     import torch
 
     from mlframework.judging import Interval
 
-    return Interval.of(torch.tensor(values, dtype=torch.float64))[:2]
+    known = [math.nan if value is None else value for value in values]
+    mean, half_width, _ = Interval.of(torch.tensor(known, dtype=torch.float64))
+    return finite(mean), finite(half_width)
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -234,7 +246,8 @@ def table(folder: Path, rows: Sequence[Row]) -> Table:
         found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=name == "value")
     for row in rows:
         chosen = [rounded(row.overrides.get(key, "")) for key in varied]
-        value = "" if row.mean is None else f"{row.mean:.4f} ± {row.half_width:.4f}"
+        half_width = "" if row.half_width is None else f" ± {row.half_width:.4f}"
+        value = "" if row.mean is None else f"{row.mean:.4f}{half_width}"
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
         found.add_row(row.job, *chosen, row.metric.replace("_", " "), value, seconds, row.status)
     return found

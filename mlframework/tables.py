@@ -46,7 +46,7 @@ def cells(row: Row, metric: str) -> tuple[str, str]:
 
 
 def short(interval: Interval) -> str:
-    return f"{interval.mean:.3f} ± {interval.half_width:.3f}"
+    return interval.shown(3)
 
 
 def quality_table(quality: Quality) -> Table:

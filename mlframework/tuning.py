@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from mlframework.devices import synchronise
-from mlframework.files import cache_folder, write_first
+from mlframework.files import as_json, cache_folder, write_first
 
 __all__ = ["fastest", "known", "timed"]
 
@@ -111,7 +111,7 @@ def settled(asked: str, answer: str, ways: Collection[str]) -> str:
 
     A cache that cannot be written is done without.
     """
-    file, text = cache_file(asked), json.dumps({"question": asked, "fastest": answer})
+    file, text = cache_file(asked), as_json({"question": asked, "fastest": answer})
     try:
         if file.exists() and remembered(asked) not in ways:  # damaged, or of another version
             file.unlink(missing_ok=True)

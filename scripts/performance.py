@@ -256,6 +256,11 @@ def costs(runs: Sequence[Record]) -> str:
     return f"{facts(runs)}\n\n{table(headings, rows)}"
 
 
+def power(value: float | None) -> str:
+    """A small number; one that is not finite is null in JSON."""
+    return "not finite" if value is None else f"{value:.0e}"
+
+
 def captured(runs: Sequence[Record]) -> str:
     """A row for each algorithm: how it is captured, and how far it is from the eager step; or why it is not."""
     if not runs:
@@ -267,8 +272,8 @@ def captured(runs: Sequence[Record]) -> str:
             f"`{cell['algorithm']}`",
             cell["task"].removeprefix("task="),
             cell["way"],
-            f"{cell['difference']:.0e}",
-            f"{cell['difference_double']:.0e}" if "difference_double" in cell else "",
+            power(cell["difference"]),
+            power(cell["difference_double"]) if "difference_double" in cell else "",
         )
         for run in runs
         for cell in run["cells"]

@@ -64,17 +64,19 @@ def row(name: str, result: dict[str, Any], found: dict[str, Any], metric: str, s
         str(found["tasks"]),
         before,
         f"{cell(intervals[-1], scale, digits)} ({found['steps'][-1]})",
-        paper(name, intervals[-1]["mean"] * scale) if ours and name in PAPERS else "",
+        paper(name, intervals[-1]["mean"], scale) if ours and name in PAPERS else "",
         f"{result['step']}, {result['seconds'] / 60:.0f} min" if ours else "",
         f"{evaluation['seed']}, `{evaluation['task_hash']}`" if ours else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def paper(name: str, reached: float) -> str:
-    """What the paper has, and how far from it ours is."""
+def paper(name: str, reached: float | None, scale: float) -> str:
+    """What the paper has, and how far from it ours is, unless ours has diverged."""
     value, source = PAPERS[name]
-    return source if value is None else f"{value:g} {source}: {reached - value:+.1f}"
+    if value is None or reached is None:
+        return source if value is None else f"{value:g} {source}"
+    return f"{value:g} {source}: {reached * scale - value:+.1f}"
 
 
 def command(result: dict[str, Any]) -> str:
@@ -83,8 +85,14 @@ def command(result: dict[str, Any]) -> str:
     return " ".join(["mlframework-train", *kept])
 
 
-def cell(interval: dict[str, float], scale: float, digits: int) -> str:
-    return f"{interval['mean'] * scale:.{digits}f} ± {interval['half_width'] * scale:.{digits}f}"
+def cell(interval: dict[str, Any], scale: float, digits: int) -> str:
+    """A mean and half a 95 % interval; a number that is not finite is null in JSON."""
+    mean, half_width = (
+        None if value is None else f"{value * scale:.{digits}f}" for value in (interval["mean"], interval["half_width"])
+    )
+    if mean is None:
+        return "diverges"
+    return mean if half_width is None else f"{mean} ± {half_width}"
 
 
 def main() -> None:

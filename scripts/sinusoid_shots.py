@@ -8,6 +8,7 @@ it draws from what was collected.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 
-from mlframework.files import atomic, write_part
+from mlframework.files import write_json, write_part
 from mlframework.judging import Interval
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +62,9 @@ def cells(jobs: list[dict[str, Any]]) -> dict[Cell, Interval]:
     """Each cell's interval over the seeds."""
     values: dict[Cell, list[float]] = defaultdict(list)
     for job in jobs:
-        losses = dict(zip(job["steps"], job["losses"], strict=True))
-        shown = {step: losses[step] for step in STEPS} if STEPS[-1] in losses else {FITTED: job["losses"][-1]}
+        reached = [math.inf if loss is None else loss for loss in job["losses"]]  # a diverged loss is null in JSON
+        losses = dict(zip(job["steps"], reached, strict=True))
+        shown = {step: losses[step] for step in STEPS} if STEPS[-1] in losses else {FITTED: reached[-1]}
         for step, loss in shown.items():
             values[Cell(job["method"], job["k_shot"], step)].append(loss)
     return {cell: Interval.of(torch.tensor(found)) for cell, found in values.items()}
@@ -119,8 +121,7 @@ def draw(found: dict[Cell, Interval]) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        with atomic(JOBS) as part:
-            part.write_text(json.dumps(collect(Path(sys.argv[1]))) + "\n", encoding="utf-8")
+        write_json(JOBS, collect(Path(sys.argv[1])), indent=None)
     found = cells(json.loads(JOBS.read_text(encoding="utf-8")))
     write_part(
         PAGE, "scripts/sinusoid_shots.py", "\n\n".join("\n".join(table(found, k_shot)) for k_shot in shots_of(found))

@@ -8,6 +8,7 @@ collected.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 
-from mlframework.files import atomic, write_part
+from mlframework.files import write_json, write_part
 from mlframework.judging import Interval
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,8 @@ def values(job: dict[str, Any]) -> Iterator[tuple[Cell, float]]:
     """Each number of a job, and where it stands."""
     task, algorithm = job["task"], job["algorithm"]
     last = f"{algorithm}, fine-tuned" if algorithm == "joint" else algorithm
-    for method, bits in job["bits"].items():
+    for method, reached in job["bits"].items():
+        bits = [math.inf if value is None else value for value in reached]  # a diverged value is null in JSON
         ours = method == algorithm
         name = last if ours else method.replace("same weights", f"weights of {algorithm}")
         yield Cell(task, name, "bits"), min(bits)
@@ -83,7 +85,8 @@ def values(job: dict[str, Any]) -> Iterator[tuple[Cell, float]]:
     shown = {"after": last, "real": REAL, **({"before": "joint, zero-shot"} if algorithm == "joint" else {})}
     for moment, name in shown.items():
         for measure in MEASURES:
-            yield Cell(task, name, measure), job["quality"][moment][measure]
+            value = job["quality"][moment][measure]
+            yield Cell(task, name, measure), math.nan if value is None else value
 
 
 def cells(jobs: list[dict[str, Any]]) -> dict[Cell, Interval]:
@@ -115,6 +118,8 @@ def table(found: dict[Cell, Interval], task: str) -> Iterator[str]:
 def number(interval: Interval | None, digits: int) -> str:
     if interval is None:
         return ""
+    if not math.isfinite(interval.mean):
+        return "diverges"
     if not digits:
         return f"{interval.mean:.0f}"
     return f"{interval.mean:.{digits}f} ± {interval.half_width:.{digits}f}"
@@ -145,8 +150,7 @@ def draw(found: dict[Cell, Interval], tasks: list[str]) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        with atomic(JOBS) as part:
-            part.write_text(json.dumps(collect(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+        write_json(JOBS, collect(Path(sys.argv[1])), indent=1)
     jobs = json.loads(JOBS.read_text(encoding="utf-8"))
     found, tasks = cells(jobs), sorted({job["task"] for job in jobs})
     write_part(PAGE, "scripts/text_members.py", "\n\n".join("\n".join(table(found, task)) for task in tasks))

@@ -173,6 +173,21 @@ def test_a_group_of_seeds_says_how_many_finished():
     assert (row.job, row.status, row.mean, row.seconds, row.error) == ("0,1,2", "2 of 3 finished", 2.0, 4.0, "no")
 
 
+def test_a_seed_without_a_finite_value_leaves_no_mean_and_one_seed_no_interval():
+    diverged = Row("0", "finished", {"seed": "0"}, "query_loss", None, None, 2.0)
+    reached = Row("1", "finished", {"seed": "1"}, "query_loss", 1.0, 0.1, 2.0)
+    failed = Row("2", "failed", {"seed": "2"}, error="no")
+    assert [row[4:6] for row in grouped([diverged, reached])] == [(None, None)]
+    assert [row[4:6] for row in grouped([reached, failed])] == [(1.0, None)]
+
+
+def test_a_result_of_a_single_validation_task_is_shown_without_an_interval(tmp_path):
+    said = sweep(tmp_path / "sweep", "algorithm=maml,anil", "trainer.validation_tasks=1")
+    assert said.exit_code == 0, said.err
+    assert [row["half_width"] for row in table(tmp_path / "sweep")] == ["", ""]
+    assert "nan" not in said.out and "±" not in said.out.replace("mean ±", "")
+
+
 def test_a_single_seed_keeps_its_interval_over_tasks():
     rows = [Row("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0)]
     assert grouped(rows) == rows

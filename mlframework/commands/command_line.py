@@ -37,7 +37,7 @@ def job(*, settings: Mapping[str, Any], required: Sequence[str] = ()) -> Callabl
     """Checks the config of a function that Hydra calls, and turns its errors into one line.
 
     A single run then ends with the error's exit code. A job of a sweep leaves its line in its folder and returns None,
-    which sweepers take for a failure, so that the other jobs go on. A value that is not a number is none.
+    which sweepers take for a failure, so that the other jobs go on. A value that is not finite counts as None.
 
     Args:
         settings, required: see `check_config`.
@@ -56,7 +56,7 @@ def job(*, settings: Mapping[str, Any], required: Sequence[str] = ()) -> Callabl
                     raise SystemExit(report(error, config).exit_code) from None
                 this.record_failure(report(error, config, prefix=f"{this}: "))
                 return None
-            return None if value is None or math.isnan(value) else value
+            return value if value is not None and math.isfinite(value) else None
 
         return checked
 

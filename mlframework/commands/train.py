@@ -26,7 +26,7 @@ PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "t
 
 
 @job(settings=SETTINGS, required=PARTS)
-def train(config: DictConfig) -> float:
+def train(config: DictConfig) -> float | None:
     """One run; returns the monitored validation metric, for sweepers."""
     # Imported here, so that --help and completion do not wait for torch.
     from rich.console import Console
@@ -58,9 +58,10 @@ def train(config: DictConfig) -> float:
     return monitored(result)
 
 
-def monitored(result: dict[str, Any]) -> float:
-    """The metric that sweepers go by."""
-    return result["validation"][result["monitor"]]["mean"]
+def monitored(result: dict[str, Any]) -> float | None:
+    """The metric that sweepers go by; None if it was not finite."""
+    value: float | None = result["validation"][result["monitor"]]["mean"]
+    return value
 
 
 main = command(train, config_name="train")
