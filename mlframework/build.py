@@ -45,7 +45,7 @@ def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
     base_layer = build_base_layer(config, task)
     if config.get("init"):
         # Before the algorithm, which may put modules of its own between those of the base layer.
-        load_base_layer(base_layer, RunFolder(config.init))
+        load_base_layer(base_layer, RunFolder(config.init, key="init"))
     return instantiate(config.algorithm, _partial_=True)(base_layer, task)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["as_json", "atomic", "cache_folder", "write_first", "write_json", "write_part"]
+__all__ = ["as_json", "atomic", "cache_folder", "remove_parts", "write_first", "write_json", "write_part"]
 
 
 def cache_folder() -> Path:
@@ -24,7 +25,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """A file to write in `path`'s place: it takes the name when all went well, and is gone otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for every writer: two processes may build the same file at once, and either is right.
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
@@ -32,10 +33,23 @@ def atomic(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def part_of(path: Path) -> Path:
+    """A new name for a file that is being written: `name.<32 hexadecimal digits>.part`."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+
+
+def remove_parts(folder: Path, names: Collection[str]) -> None:
+    """Removes what killed writers of the files `names` left in a folder, and nothing else; not in its subfolders."""
+    for path in folder.glob("*.part"):
+        found = re.fullmatch(r"(.+)\.[0-9a-f]{32}\.part", path.name)
+        if found and found[1] in names:
+            path.unlink(missing_ok=True)
+
+
 def write_first(path: Path, text: str) -> None:
     """Writes a file unless there is one: of several writers the first wins, and nobody sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part = part_of(path)
     try:
         part.write_text(text, encoding="utf-8")
         with suppress(FileExistsError):

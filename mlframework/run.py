@@ -64,8 +64,8 @@ def train_run(
         if folder.last.exists():
             config.init = None  # it has started long ago
         overrides, choices = folder.overrides(), folder.choices()
-    elif folder.holds_run:
-        raise UserError(f"run_dir={folder.path}: holds a run already: resume=true continues it, or name another folder")
+    else:
+        folder.check_new()
     if not 0 <= config.seed < 2**63:
         raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
     if config.threads is not None and config.threads < 1:
@@ -81,6 +81,8 @@ def train_run(
         evaluation.check(training.task)
     try_out(training, trainer)
     with folder.locked():
+        if not config.resume:
+            folder.check_new()  # another process may have come to its end since
         progress = start(training, config, overrides, choices)
         logger = build.build_logger(config, folder, start=progress.step)
         try:

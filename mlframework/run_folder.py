@@ -14,10 +14,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mlframework.errors import UserError
-from mlframework.files import atomic, write_json
+from mlframework.errors import InvalidValue, UserError
+from mlframework.files import atomic, remove_parts, write_json
 
 __all__ = ["RunFolder"]
+
+#: The files of a run: in its folder, and in `checkpoints/`.
+FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "result.json", "evaluation.json")
+CHECKPOINTS = ("last.pt", "best.safetensors")
+
+#: Held by the process that writes the run.
+LOCK = ".lock"
 
 RECORDED = ("mlframework", "torch", "numpy", "scikit-learn", "hydra-core", "omegaconf", "tensorboard")
 
@@ -28,10 +35,13 @@ class RunFolder:
     Args:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
             TensorBoard's events lie here.
+        key: the setting that named the folder, for messages.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, *, key: str = "run_dir") -> None:
+        if not str(path).strip():
+            raise InvalidValue(key, path, "must name a folder")
+        self.path, self.key = Path(path), key
 
     @property
     def last(self) -> Path:
@@ -52,20 +62,36 @@ class RunFolder:
     def holds_run(self) -> bool:
         return (self.path / "config.yaml").exists()
 
+    def check_new(self) -> None:
+        """Refuses a folder in which a new run would overwrite something.
+
+        Raises:
+            UserError: it holds a run, or files of the same names that are not of a run, or it is no folder for one run.
+        """
+        if self.path.resolve() in (Path("/"), Path.home().resolve()):
+            raise InvalidValue(self.key, self.path, "must name a folder of the run's own, as in runs/mine")
+        if self.holds_run:
+            why = "holds a run already: resume=true continues it, or name another folder"
+            raise InvalidValue(self.key, self.path, why)
+        others = [name for name in FILES if (self.path / name).exists()]
+        if others and not (self.path / LOCK).exists():
+            raise InvalidValue(self.key, self.path, f"holds {others[0]}, which no run has written: name another folder")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process out for as long as this one lives, however it ends; clears what a killed one left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("a")
         except OSError as error:
-            raise UserError(f"run_dir={self.path}: cannot be made ({error.strerror})") from error
-        with (self.path / ".lock").open("w") as lock:
+            raise InvalidValue(self.key, self.path, f"cannot be made ({error.strerror})") from error
+        with file as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"run_dir={self.path}: another process is using this run folder") from None
-            for part in self.path.rglob("*.part"):
-                part.unlink()
+                raise InvalidValue(self.key, self.path, "another process is using this run folder") from None
+            remove_parts(self.path, FILES)
+            remove_parts(self.last.parent, CHECKPOINTS)
             yield
 
     def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ def load(run: str | Path, *, weights: str = "best", device: str = "auto") -> Tra
         weights: `best` or `last`.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    return Trained(load_run(RunFolder(run), weights=weights, device=device).meta_layer)
+    return Trained(load_run(RunFolder(run, key="run"), weights=weights, device=device).meta_layer)
 
 
 class Trained:

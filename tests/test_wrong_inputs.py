@@ -101,6 +101,11 @@ TRAIN = [
     (["run_dir=run"], "run_dir=run: holds a run already: resume=true continues it, or name another folder"),
     (["run_dir=in_use"], "run_dir=in_use: another process is using this run folder"),
     (["run_dir=file"], "run_dir=file: cannot be made (File exists)"),
+    (["run_dir="], "run_dir=: must name a folder"),
+    (["run_dir='  '"], "run_dir= : must name a folder"),
+    (["run_dir=/"], "run_dir=/: must name a folder of the run's own, as in runs/mine"),
+    (["run_dir=${oc.env:HOME}"], f"run_dir={Path.home()}: must name a folder of the run's own"),
+    (["run_dir=project"], "run_dir=project: holds environment.json, which no run has written: name another folder"),
     (["run_dir=new", "resume=true"], "resume=true: there is no run in run_dir=new"),
     (["run_dir=run", "resume=true", "algorithm=anil"], "algorithm=anil: this run was started with maml; resume=true "),
     (["run_dir=run", "resume=true", "task.k_shot=3"], "task.k_shot=3: this run was started with 10; resume=true "),
@@ -109,6 +114,7 @@ TRAIN = [
 ]
 EVALUATE = [
     ([], "run: must be given, as in run=..."),
+    (["run="], "run=: must name a folder"),
     (["run=empty"], "empty: not a run folder (it holds no config.yaml)"),
     (["run=run", "weights=worst"], "weights=worst: must be best or last"),
     (["run=run", "evaluation.inner_steps=-1"], "evaluation.inner_steps=-1: must be "),
@@ -136,6 +142,8 @@ def world(tmp_path_factory):
     OmegaConf.save(config, folder / "wider" / "config.yaml")
     (folder / "empty").mkdir()
     (folder / "file").touch()
+    (folder / "project").mkdir()
+    (folder / "project" / "environment.json").write_text("{}")
     few_images(folder / "images")
     zips(folder)
     with RunFolder(folder / "in_use").locked():

@@ -18,7 +18,7 @@ def evaluate(config: DictConfig) -> None:
     from mlframework.run_folder import RunFolder
     from mlframework.tables import evaluation_table, quality_table
 
-    folder = RunFolder(config.run)
+    folder = RunFolder(config.run, key="run")
     report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
     folder.write_json(folder.path / "evaluation.json", {**report.to_json(), "weights": config.weights})
     Console().print(evaluation_table(report, folder.config().trainer.monitor))
