@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mlframework.episode import Examples
+from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
-from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
+from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
 from mlframework.run import load_run
 from mlframework.run_folder import RunFolder
 from mlframework.text.generation import Sampling, generate
 
 __all__ = ["TaskModel", "Trained", "load"]
+
+log = logging.getLogger(__name__)
 
 
 def load(run: str | Path, *, weights: str = "best", device: str = "auto") -> Trained:
@@ -54,7 +57,7 @@ class Trained:
             raise InvalidValue("inner_steps", steps, "must be at least 0, or null for the algorithm's own number")
         with torch.no_grad():
             *_, adapted = self.meta_layer.trajectory(support, steps)
-        return TaskModel(self.meta_layer, adapted)
+        return TaskModel(self.meta_layer, adapted, support)
 
     def encoded(self, texts: Sequence[str]) -> Examples:
         """Texts as the support set of one task."""
@@ -71,16 +74,49 @@ class TaskModel:
 
     Args:
         meta_layer: the algorithm.
-        adapted: what came of the support set; leaves `[1, ...]`.
+        adapted: the model that the support set led to; leaves `[1, ...]`.
+        support: the support set, leaves `[1, n, ...]`: it normalises queries where the batch-norm policy says so.
     """
 
-    def __init__(self, meta_layer: MetaLayer, adapted: Adapted) -> None:
-        self.meta_layer, self.adapted = meta_layer, adapted
+    def __init__(self, meta_layer: MetaLayer, adapted: Adapted, support: Examples) -> None:
+        self.meta_layer, self.adapted, self.support = meta_layer, adapted, support
+        self.warned = False
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Predictions `[n, ..., out_features]` for inputs `[n, *x_shape]`."""
-        with torch.no_grad():
-            return self.meta_layer.predict(self.adapted, x.unsqueeze(0))[0]
+    def predict(self, x: Tensor, *, batch_norm: BatchNormPolicy | None = None) -> Tensor:
+        """Predictions `[n, ..., out_features]` for inputs `[n, *x_shape]`, by the code that evaluation uses.
+
+        Under `support` and `inductive` a query's prediction depends on the support set and on that query alone: one
+        query or a hundred give the same numbers. Under `transductive` queries are normalised by one another: hand over
+        all of them in one call, for a prediction depends on the others in it. Without layers that mix examples all
+        policies are the same.
+
+        Args:
+            x: the queries.
+            batch_norm: the policy; None takes the algorithm's own.
+
+        Raises:
+            InvalidValue: no such policy; or it is `transductive`, examples mix, and there is only one query.
+        """
+        policy = self.meta_layer.batch_norm if batch_norm is None else batch_norm
+        self.meta_layer.check_policy(policy)
+        if policy == "transductive" and self.meta_layer.base_layer.mixes_examples:
+            self.check_all_queries(len(x))
+        x = x.to(self.support.x.device).unsqueeze(0)
+        positions = x.shape[2:] if self.meta_layer.task.spec.kind == "sequence" else ()
+        mask = self.support.mask.new_ones(*x.shape[:2], *positions)
+        with torch.no_grad():  # predictions do not read targets
+            return self.meta_layer.predict_query(self.adapted, Episode(self.support, Examples(x, mask, mask)), policy)[
+                0
+            ]
+
+    def check_all_queries(self, count: int) -> None:
+        """Refuses a lone query that others should normalise; says once that all queries belong in one call."""
+        if count < 2:
+            why = "normalises queries by one another, and there is only one: hand over all of them, or take support"
+            raise InvalidValue("batch_norm", "transductive", why)
+        if not self.warned:
+            self.warned = True
+            log.warning("batch_norm=transductive: predictions hold for these %d queries together", count)
 
     def generate(
         self,

@@ -74,18 +74,22 @@ class MetaLayer(nn.Module, ABC):
         super().__init__()
         if task.spec.kind not in self.kinds:
             raise IncompatibleKind(type(self).__name__, self.kinds, type(task).__name__, task.spec.kind)
-        if batch_norm not in get_args(BatchNormPolicy):
-            raise InvalidValue("batch_norm", batch_norm, f"must be one of {', '.join(get_args(BatchNormPolicy))}")
         self.base_layer = base_layer
         self.is_tied = is_tied(base_layer)
         self.task = task
         self.batch_norm = batch_norm
+        self.check_policy(batch_norm)
         reject_running_statistics(base_layer)
-        if batch_norm == "support":
-            reject_norms_without_mask(base_layer)
         if frozen is not None:
             for name in matching(frozen, dict(base_layer.named_parameters(remove_duplicate=False)), field="frozen"):
                 base_layer.get_parameter(name).requires_grad_(False)
+
+    def check_policy(self, batch_norm: str) -> None:
+        """Refuses a batch-norm policy that there is not, or that the base layer cannot follow."""
+        if batch_norm not in get_args(BatchNormPolicy):
+            raise InvalidValue("batch_norm", batch_norm, f"must be one of {', '.join(get_args(BatchNormPolicy))}")
+        if batch_norm == "support":
+            reject_norms_without_mask(self.base_layer)
 
     @abstractmethod
     def adapt(self, support: Examples) -> Adapted:
