@@ -60,7 +60,7 @@ def outer_step(layer: MetaLayer, episode: Episode, *, capture: str) -> Step:
     """`OuterLoop.step` on one meta-batch."""
     optimizer = adam(layer)
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    outer = OuterLoop(layer, optimizer, constant, chunk="auto", clip=None, capture=capture)
+    outer = OuterLoop(layer, optimizer, constant, clip=None, capture=capture)
     unprepared, learned = [episode], list(layer.parameters())
 
     def step() -> list[Any]:

@@ -114,7 +114,7 @@ def stepper(overrides: str, steps: int | None) -> Callable[[], Any]:
     optimizer = torch.optim.Adam([p for p in layer.parameters() if p.requires_grad], lr=1e-3, fused=True)
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     constant.last_epoch = LATE
-    outer = OuterLoop(layer, optimizer, constant, chunk="auto", clip=None, capture="false")
+    outer = OuterLoop(layer, optimizer, constant, clip=None, capture="false")
     episode = task.sample(TASKS, "train", torch.Generator().manual_seed(0))
     outer.prepare(episode)
     return lambda: outer.step(episode)

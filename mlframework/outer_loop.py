@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, get_args
 
 import torch
@@ -124,7 +126,7 @@ class Pace(NamedTuple):
 #: Tasks at a time, beside one and all, that `chunk=auto` tries.
 CHUNKS = (4, 16, 64)
 
-#: Up to as many tasks a loop over them may update all at once, which is faster where a step is short.
+#: Most tasks that a loop takes at a time: stacked updates of all tasks are faster, but keep every task's graph.
 FEW = 16
 
 #: Bytes up to which more tasks at a time were seen to make compiled steps faster on a CPU; beyond, they gain some per
@@ -140,13 +142,13 @@ class OuterLoop:
         optimizer: over `meta_layer.parameters()`.
         scheduler: of the outer rate, stepped once per outer step.
         engine: `auto`, `vectorised` or `loop`; see `mlframework.engine`.
-        chunk: tasks at a time; None takes the meta-batch whole, `auto` as many as are fastest, and then `engine=auto`
-            means the faster one; compiled steps take as many as have their tensors near.
+        chunk: tasks at a time. None: by rule, see `rule_pace`; the same for every run. `auto`: a stopwatch chooses, and
+            then `engine=auto` means the faster engine; its choice differs from machine to machine, and so do the bits.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
         capture: `auto`, `true` or `false`: whether the step is compiled; see `mlframework.capture`.
-        memory_limit: what a meta-gradient may take, in GB beside the data; None: whatever there is. It bounds
-            `chunk=auto`, and where a single task takes more, inner steps are checkpointed. What is predicted, from one
-            task and two, and what the first step takes are logged.
+        memory_limit: what a meta-gradient may take, in GB beside the data; None: whatever there is. It bounds the
+            tasks at a time, and where a single task takes more, inner steps are checkpointed. What is predicted, from
+            one task and two, and what the first step takes are logged.
     """
 
     def __init__(
@@ -162,13 +164,13 @@ class OuterLoop:
         memory_limit: float | None = None,
     ) -> None:
         if not (chunk in (None, "auto") or (isinstance(chunk, int) and chunk >= 1)):
-            raise InvalidValue("chunk", chunk, "must be at least 1, or null for all tasks at once, or auto")
+            raise InvalidValue("chunk", chunk, "must be at least 1, or null for a choice by rule, or auto")
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         if memory_limit is not None and not memory_limit > 0:
             raise InvalidValue("memory_limit", memory_limit, "must be above 0 GB, or null for none")
-        if memory_limit is not None and chunk != "auto":
-            raise InvalidValue("memory_limit", memory_limit, "bounds chunk=auto, and chunk is given: leave one out")
+        if memory_limit is not None and isinstance(chunk, int):
+            raise InvalidValue("memory_limit", memory_limit, f"chunk={chunk} is given as well: leave one out")
         self.memory_limit = memory_limit
         self.meta_layer, self.optimizer, self.scheduler = meta_layer, optimizer, scheduler
         self.engine, self.chunk, self.clip = engine, chunk, clip
@@ -221,17 +223,32 @@ class OuterLoop:
         return concluded(Gradients(losses, metrics, by_name), self.clip)
 
     def pace(self, episode: Episode) -> Pace:
-        """By which engine, and how many tasks at a time; measured at the first meta-batch of a size."""
-        if self.chunk != "auto":
-            assert not isinstance(self.chunk, str)
+        """By which engine, and how many tasks at a time; chosen at the first meta-batch of a size."""
+        if isinstance(self.chunk, int):
             return Pace(self.meta_layer.engine, self.chunk)
         if episode.num_tasks not in self.found:
-            choose = self.near_pace if self.capture.wanted == "true" else self.fastest_pace
-            self.found[episode.num_tasks] = pace = choose(episode)
+            measured = self.chunk == "auto" and self.capture.wanted != "true"  # trying would mean compiling
+            self.found[episode.num_tasks] = pace = (self.fastest_pace if measured else self.rule_pace)(episode)
             give_back()  # what the largest of those that were tried took
             if self.memory_limit is not None:
                 log.info("memory: measured %.3g MB, %s by %d", self.peak(pace, episode) / 1e6, *pace)
         return self.found[episode.num_tasks]
+
+    def rule_pace(self, episode: Episode) -> Pace:
+        """The pace by rule: it depends on the config, the shapes and the kind of device, never on a stopwatch.
+
+        The vectorised engine takes all tasks at once, or as many as `memory_limit` allows. A loop takes all of a few
+        tasks, which it then updates at once, else one; with a limit, or where it may be unrolled in a graph, one.
+        docs/performance.md has the figures.
+        """
+        if self.capture.wanted == "true":
+            return self.near_pace(episode)
+        most = self.most_tasks(episode)
+        return Pace(self.meta_layer.engine, most if self.vectorises or self.loops_over_all(most) else 1)
+
+    def loops_over_all(self, most: int) -> bool:
+        """Whether a loop takes all tasks at once; their graphs take more memory than `most_tasks` knows of."""
+        return most <= FEW and self.memory_limit is None and self.capture.wanted == "false"
 
     def near_pace(self, episode: Episode) -> Pace:
         """That of compiled steps, which cannot be tried out at once: as many tasks as have the tensors of a unit near.
@@ -253,10 +270,8 @@ class OuterLoop:
         """Tries what can be tried on a meta-batch; of what is about as fast, it takes what needs least memory."""
         most = self.most_tasks(episode)
         engines = get_args(Engine) if self.engine == "auto" and self.vectorises else (self.meta_layer.engine,)
-        # All tasks of a loop would be unrolled in a graph, and take more memory than `most_tasks` knows of.
-        few = most <= FEW and self.memory_limit is None and self.capture.wanted == "false"
         tried = {
-            "loop": {1, most if few else 1},
+            "loop": {1, most if self.loops_over_all(most) else 1},
             "vectorised": {1, most, *(size for size in CHUNKS if size < most)},
         }
         by_size = sorted((size, engine) for engine in engines for size in tried[engine])
@@ -285,8 +300,8 @@ class OuterLoop:
 
     def peak(self, pace: Pace, episode: Episode) -> float:
         """The most bytes that the tensors of a meta-gradient take."""
-        self.try_out(pace, episode)  # what is measured once, and gradients, are there before
-        with PeakMemory() as memory:
+        self.try_out(pace, episode)  # gradients are there before
+        with counted_references(), PeakMemory() as memory:
             self.try_out(pace, episode)
         return memory.peak
 
@@ -300,11 +315,24 @@ class OuterLoop:
             self.meta_layer.engine = before
 
 
+@contextmanager
+def counted_references() -> Iterator[None]:
+    """Turns the garbage collector off: when it frees the tensors of a cycle depends on what else the process did."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def described(meta_layer: MetaLayer) -> str:
     """What the time of a step depends on, as far as it is the algorithm's."""
     parts = [type(module).__name__ for module in meta_layer.modules()]
     sizes = [tuple(p.shape) for p in meta_layer.parameters()]
-    numbers = {key: value for key, value in vars(meta_layer).items() if isinstance(value, (int, float, str))}
+    now = ("outer_step", "engine", "training")  # the state of a run at hand: a resumed run asks the same question
+    numbers = {k: v for k, v in vars(meta_layer).items() if isinstance(v, (int, float, str)) and k not in now}
     text = f"{parts} {sizes} {sorted(numbers.items())} {type(getattr(meta_layer, 'meta_gradient', None)).__name__}"
     return f"{type(meta_layer).__name__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

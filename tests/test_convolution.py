@@ -89,22 +89,16 @@ def test_torch_func_takes_it():
     torch.testing.assert_close(ours, expected)
 
 
-LARGE = Shape(1, False, 8, 16, 16, 32, 32, (3, 3), (1, 1), (1, 1), "float32", "cpu", True)
+LARGE = Shape(tasks=1, in_channels=16, products=10**8, device="cpu")
 
 
-def test_large_convolutions_are_measured_and_small_ones_are_not(monkeypatch):
-    asked = []
-    monkeypatch.setattr(convolution, "known", lambda question: None)
-    monkeypatch.setattr(convolution, "fastest", lambda question, ways, margin: asked.append(set(ways)) or "native")
-    small = LARGE._replace(images=1, in_channels=1)
-    assert method_for(LARGE) == method_for(LARGE._replace(tasks=2)) == "native"
-    assert asked == [{"unfolded", "torch", "native"}, {"unfolded", "native"}]
-    assert method_for(small) == "torch"
-    assert method_for(small._replace(tasks=2)) == method_for(small, compiled=True) == "unfolded"
-    assert len(asked) == 2
-    assert method_for(small._replace(device="cuda", tasks=2)) == "torch"
-    method_for(LARGE._replace(device="cuda", tasks=2))
-    assert asked[2:] == [{"unfolded", "torch", "native"}]
+def test_the_method_follows_from_the_shape():
+    small, tasks = LARGE._replace(products=10**5), LARGE._replace(tasks=2)
+    assert method_for(LARGE) == method_for(small) == "torch"
+    assert method_for(tasks) == "native"
+    assert method_for(tasks._replace(products=10**5)) == method_for(tasks._replace(in_channels=1)) == "unfolded"
+    assert method_for(small, compiled=True) == "unfolded"
+    assert method_for(tasks._replace(device="cuda")) == "torch"
 
 
 def test_a_convolution_can_be_exported():
@@ -129,18 +123,18 @@ def test_a_shape_knows_the_tasks_behind_vmap():
     x, weight = torch.zeros(3, 5, 2, 4, 4, requires_grad=True), torch.zeros(3, 6, 2, 3, 3)
     torch.func.vmap(see)(x, weight)
     torch.func.vmap(lambda x: see(x, weight[0]))(x)
-    assert [(shape.tasks, shape.images) for shape in shapes] == [(3, 5), (1, 15)]
-    assert all(shape.differentiated for shape in shapes)
+    assert [(shape.tasks, shape.products) for shape in shapes] == [(3, 5 * 4 * 108), (1, 15 * 4 * 108)]
 
 
-def test_weights_that_tasks_share_are_measured_to_first_order(monkeypatch):
+def test_weights_that_tasks_share_are_those_of_one_task(monkeypatch):
     asked = []
     monkeypatch.setattr(convolution, "method_for", lambda shape, compiled: asked.append(shape) or "unfolded")
     layer, x = Convolution(2, 3, 3), torch.zeros(4, 5, 2, 6, 6)
     torch.func.vmap(layer)(x)
     weights = {name: p.expand(4, *p.shape) for name, p in layer.named_parameters()}
     torch.func.vmap(lambda weights, x: torch.func.functional_call(layer, weights, x))(weights, x)
-    assert [(shape.tasks, shape.shared, shape.images) for shape in asked] == [(1, True, 20), (4, False, 5)]
+    assert [shape.tasks for shape in asked] == [1, 4]
+    assert asked[0].products == 4 * asked[1].products
 
 
 @pytest.mark.parametrize("size", [4, 7])

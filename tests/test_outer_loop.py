@@ -239,20 +239,44 @@ def test_an_automatic_chunk_tries_a_loop_over_all_tasks_where_they_are_few(monke
     assert asked == expected
 
 
+@pytest.mark.parametrize(
+    ("tasks", "settings", "chunk"),
+    [
+        (8, {}, 8),
+        (40, {}, 40),
+        (8, {"engine": "loop"}, 8),
+        (40, {"engine": "loop"}, 1),
+        (8, {"engine": "loop", "memory_limit": 1.0}, 1),
+        (8, {"engine": "loop", "capture": "auto"}, 1),
+    ],
+)
+def test_by_rule_all_tasks_are_taken_at_once_and_a_loop_takes_all_of_a_few(monkeypatch, tasks, settings, chunk):
+    monkeypatch.delattr(outer_loop_module, "fastest")  # no stopwatch is asked
+    outer, episode = sinusoid_loop(tasks=tasks, **settings)
+    assert outer.pace(episode) == Pace(settings.get("engine", "vectorised"), chunk)
+
+
+def test_the_question_of_a_pace_is_the_same_at_every_outer_step():
+    layer = maml()
+    before = outer_loop_module.described(layer)
+    layer.outer_step, layer.engine = 17, "loop"
+    assert outer_loop_module.described(layer) == before
+
+
 def test_compiled_steps_take_as_many_tasks_as_have_their_tensors_near_in_parts_of_one_shape(monkeypatch):
     meta_layer = maml()
     episode = episode_of(meta_layer)
-    outer = outer_loop(meta_layer, chunk="auto", capture="true")
+    outer = outer_loop(meta_layer, capture="true")
     alone = outer.peak(Pace("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
     for near, chunk in [(1.0, 1), (2.5 * alone, 2), (4.5 * alone, 3), (1e12, 6)]:
         monkeypatch.setattr(outer_loop_module, "NEAR", near)
-        assert outer.near_pace(episode) == Pace("vectorised", chunk)
+        assert outer.rule_pace(episode) == Pace("vectorised", chunk)
 
 
 def test_a_memory_limit_bounds_the_tasks_at_a_time_and_what_is_predicted_comes_about(caplog):
-    unlimited, episode = sinusoid_loop(chunk=None, tasks=32)
+    unlimited, episode = sinusoid_loop(tasks=32)
     whole = unlimited.peak(Pace("vectorised", None), episode)
-    outer, _ = sinusoid_loop(chunk="auto", memory_limit=whole / 4e9)
+    outer, _ = sinusoid_loop(tasks=32, memory_limit=whole / 4e9)
     with caplog.at_level(logging.INFO):
         pace = outer.pace(episode)
     assert pace.chunk is not None and 1 <= pace.chunk < 32
@@ -261,7 +285,7 @@ def test_a_memory_limit_bounds_the_tasks_at_a_time_and_what_is_predicted_comes_a
 
 
 def test_where_a_single_task_takes_too_much_inner_steps_are_checkpointed(caplog):
-    outer, episode = sinusoid_loop(chunk="auto", memory_limit=1e-9)
+    outer, episode = sinusoid_loop(memory_limit=1e-9)
     with caplog.at_level(logging.INFO):
         pace = outer.pace(episode)
     assert outer.meta_layer.checkpoint_steps and pace.chunk == 1
@@ -271,9 +295,9 @@ def test_where_a_single_task_takes_too_much_inner_steps_are_checkpointed(caplog)
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"chunk": "some"}, "or null for all tasks at once, or auto"),
-        ({"chunk": "auto", "memory_limit": 0}, "must be above 0 GB"),
-        ({"chunk": 4, "memory_limit": 1.0}, "leave one out"),
+        ({"chunk": "some"}, "or null for a choice by rule, or auto"),
+        ({"memory_limit": 0}, "must be above 0 GB"),
+        ({"chunk": 4, "memory_limit": 1.0}, "chunk=4 is given as well: leave one out"),
     ],
 )
 def test_wrong_memory_settings_say_what_would_be_right(settings, why):

@@ -1,0 +1,68 @@
+"""A default run gives the same bits whatever the clock says and whatever the cache folder holds."""
+
+import random
+import time
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from mlframework import tuning
+from mlframework.run import train_run
+from mlframework.run_folder import RunFolder
+
+SMALL = [
+    "trainer.steps=3",
+    "trainer.meta_batch=4",
+    "trainer.validation_tasks=2",
+    "trainer.checkpoint_every=3",
+    "evaluation=none",
+    "logger.figures=false",
+    "device=cpu",
+    "threads=1",
+]
+#: Layers large enough that a stopwatch used to choose how they are convolved.
+IMAGES = ["task=digits", "task.k_shot=4", "task.k_query=4", "base_layer=conv4", "base_layer.filters=64"]
+
+RUNS = {
+    "conv4": ["algorithm=maml", *IMAGES],
+    "meta_networks": ["algorithm=meta_networks", *IMAGES],
+    "maml_plus_plus": ["algorithm=maml_plus_plus", "base_layer.hidden=[8]"],
+    "text": ["task=text_lists", "algorithm=fomaml", "base_layer=gru", "base_layer.width=8", "task.length=16"],
+    "loop": ["algorithm=maml", "base_layer.hidden=[8]", "outer.engine=loop"],
+    "limit": ["algorithm=maml", "base_layer.hidden=[8]", "outer.memory_limit=0.0001"],
+    "captured": ["algorithm=maml", "base_layer.hidden=[4]", "outer.capture=true"],
+}
+
+
+class LyingClock:
+    """Time that passes at random: whatever a stopwatch decides by it is chance."""
+
+    def __init__(self, seed):
+        self.draw, self.now = random.Random(seed), 0.0
+
+    def __call__(self):
+        self.now += self.draw.expovariate(1)
+        return self.now
+
+
+def trained(folder, cache, overrides, monkeypatch):
+    """The state at the end of a run that starts with nothing but the cache folder."""
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(cache))
+    monkeypatch.setattr(tuning, "KNOWN", {})
+    overrides = [*SMALL, *overrides, f"run_dir={folder}"]
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        config = compose("train", overrides)
+    train_run(config, RunFolder(folder), overrides=overrides)
+    state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    return state["meta_layer"], state["optimizer"]["state"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_fresh_caches_a_warm_one_and_a_lying_clock_give_the_same_bits(tmp_path, monkeypatch, name):
+    expected = trained(tmp_path / "first", tmp_path / "one", RUNS[name], monkeypatch)
+    for seed, cache in ((1, "two"), (2, "one")):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "perf_counter", LyingClock(seed))
+            found = trained(tmp_path / str(seed), tmp_path / cache, RUNS[name], patch)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
