@@ -20,7 +20,7 @@ class Progress(NamedTuple):
 
     Attributes:
         step: outer steps done.
-        best: the best validation metric so far, if there was a validation.
+        best: the best monitored value so far; None before the first validation at which it was finite.
         best_step: where it was.
         seconds: spent training, over all the processes that had a part in it.
     """

@@ -72,21 +72,20 @@ class TensorBoardLogger:
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.writer._get_file_writer().add_summary(Summary(value=points), step)
 
-    def intervals(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
-        """A point of each metric after its last inner step, with its interval, and one after 0, 1, ... inner steps.
-
-        Args:
-            split: what the tags start with.
-            metrics: intervals after 0, 1, ... inner steps, by name.
-            step: the outer step.
-        """
-        for name, intervals in metrics.items():
-            tag, last = f"{split}/{name}", intervals[-1]
-            self.scalars({f"{tag}_by_step/{inner}": interval.mean for inner, interval in enumerate(intervals)}, step)
-            self.scalars({tag: last.mean}, step)
-            if not math.isnan(last.half_width):
-                bounds = {"lower": last.mean - last.half_width, "upper": last.mean + last.half_width}
+    def intervals(self, split: str, metrics: Mapping[str, Interval], step: int) -> None:
+        """A point of each metric, with the ends of its interval, at an outer step; tags start with the split."""
+        for name, interval in metrics.items():
+            tag = f"{split}/{name}"
+            self.scalars({tag: interval.mean}, step)
+            if not math.isnan(interval.half_width):
+                bounds = {"lower": interval.mean - interval.half_width, "upper": interval.mean + interval.half_width}
                 self.scalars({f"{tag}_interval/{bound}": value for bound, value in bounds.items()}, step)
+
+    def by_step(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
+        """A point of each metric after 0, 1, ... inner steps, at an outer step; tags start with the split."""
+        for name, intervals in metrics.items():
+            tags = {f"{split}/{name}_by_step/{inner}": interval.mean for inner, interval in enumerate(intervals)}
+            self.scalars(tags, step)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""

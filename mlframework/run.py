@@ -79,6 +79,7 @@ def train_run(
     evaluation = build.build_evaluation(config)  # what is wrong with it should be said now, not after the training
     if evaluation is not None:
         evaluation.check(training.task)
+    trainer.check_monitor_step(training.meta_layer)
     try_out(training, trainer)
     with folder.locked():
         if not config.resume:
@@ -105,15 +106,17 @@ def train_run(
 
 def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
     """What came of a training, with the validation metrics of the weights at hand, the best ones."""
-    validated = trainer.validation(training)
+    validation = trainer.validation(training)
+    selected = {"value": progress.best, "step": progress.best_step, "inner_steps": validation.inner_steps}
     return {
         "step": progress.step,
         "seconds": progress.seconds,
         "monitor": trainer.monitor,
-        "best": {"value": progress.best, "step": progress.best_step},
+        "best": selected,
         "batch_norm": training.meta_layer.batch_norm_policy,
         "engine": training.meta_layer.engine,
-        "validation": {name: steps[-1]._asdict() for name, steps in validated.items()},
+        "validation": {name: interval._asdict() for name, interval in validation.metrics.items()},
+        "validation_by_step": {n: [interval._asdict() for interval in rows] for n, rows in validation.by_step.items()},
     }
 
 

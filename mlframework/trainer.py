@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -58,6 +61,23 @@ class Training(NamedTuple):
     folder: RunFolder
 
 
+class Validation(NamedTuple):
+    """The metrics of the frozen validation tasks.
+
+    Attributes:
+        by_step: each metric's intervals after 0, 1, ... inner steps.
+        inner_steps: the number of inner steps after which weights are selected.
+    """
+
+    by_step: dict[str, list[Interval]]
+    inner_steps: int
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """Each metric after the inner steps that select; an algorithm without inner steps has one row."""
+        return {name: rows[min(self.inner_steps, len(rows) - 1)] for name, rows in self.by_step.items()}
+
+
 class Trainer:
     """Runs the outer loop for a number of steps.
 
@@ -68,7 +88,9 @@ class Trainer:
         validation_tasks: tasks of the frozen validation set.
         checkpoint_every: outer steps between checkpoints; a resumed run continues at the last one.
         log_every: outer steps between points of the training curves.
-        monitor: the validation metric that chooses the best checkpoint.
+        monitor: the validation metric that selects the best checkpoint.
+        monitor_step: inner steps after which it is taken; None takes the number that is trained, or the last one if
+            validation takes fewer.
         prefetch: meta-batches drawn ahead, in a thread, where that makes steps faster; 0: none.
     """
 
@@ -82,6 +104,7 @@ class Trainer:
         checkpoint_every: int,
         log_every: int,
         monitor: str,
+        monitor_step: int | None = None,
         prefetch: int = 0,
     ) -> None:
         numbers = {"steps": steps, "meta_batch": meta_batch, "validate_every": validate_every, "log_every": log_every}
@@ -92,9 +115,14 @@ class Trainer:
         }.items():
             if value < 1:
                 raise InvalidValue(field, value, "must be at least 1")
+        if monitor_step is not None and monitor_step < 0:
+            raise InvalidValue(
+                "monitor_step", monitor_step, "must be at least 0, or null for the steps that are trained"
+            )
         if prefetch < 0:
             raise InvalidValue("prefetch", prefetch, "must be at least 0, which draws nothing ahead")
-        self.steps, self.meta_batch, self.monitor, self.prefetch = steps, meta_batch, monitor, prefetch
+        self.steps, self.meta_batch, self.prefetch = steps, meta_batch, prefetch
+        self.monitor, self.monitor_step = monitor, monitor_step
         self.validate_every, self.validation_tasks = validate_every, validation_tasks
         self.checkpoint_every, self.log_every = checkpoint_every, log_every
 
@@ -103,7 +131,10 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint, unless a compiler was at work.
+            FailedRun: a loss was not finite, or the monitored metric was not finite at any validation.
         """
+        if progress.step == 0:
+            self.save_first(training, progress)
         with (
             training_progress(self.steps, progress.step) as bar,
             deferred_interrupt() as interrupt,
@@ -130,7 +161,24 @@ class Trainer:
                     raise KeyboardInterrupt
         if interrupt.asked:  # after the last step
             raise KeyboardInterrupt
+        if progress.best is None:
+            when = f"after {self.selecting_step(training.meta_layer)} inner steps"
+            why = f"{self.monitor} {when} was not finite at any validation, so no weights are the best"
+            raise FailedRun(f"{why}; the last ones are in {training.folder.last}")
         return progress
+
+    def selecting_step(self, meta_layer: MetaLayer) -> int:
+        """The number of inner steps after which the monitored metric selects weights."""
+        if self.monitor_step is None:
+            return min(meta_layer.trained_inner_steps, meta_layer.test_inner_steps)
+        return self.monitor_step
+
+    def check_monitor_step(self, meta_layer: MetaLayer) -> None:
+        """Refuses to monitor an inner step that validation does not take."""
+        most = meta_layer.test_inner_steps
+        if self.monitor_step is not None and self.monitor_step > most:
+            why = f"must be at most {most}, the inner steps of validation (algorithm.test_inner_steps)"
+            raise InvalidValue("monitor_step", self.monitor_step, why if most else "must be null: nothing is stepped")
 
     def check_monitor(self, metrics: Collection[str]) -> None:
         """Refuses to monitor what is not among the metrics."""
@@ -176,23 +224,26 @@ class Trainer:
         self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
     ) -> Progress:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
-        intervals = self.validation(training)
-        logger.intervals("validation", intervals, progress.step)
+        validation = self.validation(training)
+        logger.intervals("validation", validation.metrics, progress.step)
+        logger.by_step("validation", validation.by_step, progress.step)
         # What an algorithm tells about itself, a solver's residual say, is a curve; people are shown how well it does.
-        shown = {name: steps for name, steps in intervals.items() if name.startswith("query_")}
+        shown = {name: steps for name, steps in validation.by_step.items() if name.startswith("query_")}
         if logger.figures and self.draws_figures_at(progress.step):
             self.draw(training, logger, shown, progress.step)
-        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {s[-1]}" for n, s in shown.items()))
-        value = intervals[self.monitor][-1].mean
-        if progress.best is not None and not self.better(training.task, value, progress.best):
+        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {validation.metrics[n]}" for n in shown))
+        value = validation.metrics[self.monitor].mean
+        if not self.better(training.task, value, progress.best):
             return progress
         checkpoint.save_weights(training.folder.best, training.meta_layer)
         return progress._replace(best=value, best_step=progress.step)
 
-    def validation(self, training: Training) -> dict[str, list[Interval]]:
-        """Each query metric of the frozen validation tasks after 0, 1, ... inner steps."""
+    def validation(self, training: Training) -> Validation:
+        """Judges the frozen validation tasks after 0, 1, ... inner steps."""
+        layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
-        return judge_tasks(training.meta_layer, tasks, training.meta_layer.test_inner_steps, device=training.device)
+        by_step = judge_tasks(layer, tasks, layer.test_inner_steps, device=training.device)
+        return Validation(by_step, self.selecting_step(layer))
 
     def draws_figures_at(self, step: int) -> bool:
         """After the last step and after 1, 2, 4, 8, ... validations: things change early, then slowly."""
@@ -221,9 +272,20 @@ class Trainer:
             for when, measures in quality.measures() if quality else ():
                 logger.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, step)
 
-    def better(self, task: TaskDistribution, value: float, than: float) -> bool:
+    def better(self, task: TaskDistribution, value: float, than: float | None) -> bool:
+        """Whether a monitored value replaces the best so far: a finite value does where there is no finite one."""
+        if not math.isfinite(value):
+            return False
+        if than is None or not math.isfinite(than):
+            return True
         higher = self.monitor.removeprefix("query_") in task.higher_is_better
         return value > than if higher else value < than
+
+    def save_first(self, training: Training, progress: Progress) -> None:
+        """Writes a checkpoint before the first outer step; weights that cannot be written as the best ones fail now."""
+        self.save(training, progress)
+        with TemporaryDirectory() as elsewhere:  # no validation has selected them
+            checkpoint.save_weights(Path(elsewhere) / training.folder.best.name, training.meta_layer)
 
     def save(self, training: Training, progress: Progress) -> None:
         checkpoint.save(
@@ -243,4 +305,4 @@ def culprits(episode: Episode, tasks: list[int]) -> str:
 
 
 def last_good(folder: RunFolder) -> str:
-    return f"the last good checkpoint is {folder.last}" if folder.last.exists() else "there is no checkpoint yet"
+    return f"the last good checkpoint is {folder.last}"

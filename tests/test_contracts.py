@@ -17,8 +17,9 @@ from torch import nn
 from mlframework import build
 from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.episode import Episode, Examples
-from mlframework.errors import IncompatibleTask
+from mlframework.errors import EXAMPLES, IncompatibleTask
 from mlframework.inner_updates import SGD
+from mlframework.judging import judge_by_step
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
@@ -127,6 +128,26 @@ def test_every_preset_of_an_algorithm_keeps_the_contract_on_every_task(algorithm
     else:
         with pytest.raises(IncompatibleTask, match=f"takes .* {type(made).__name__} is a {made.spec.kind}: use task="):
             build.build_meta_layer(config, made)
+
+
+#: Presets that report a training loss of other examples than the queries.
+REPORTED_OTHERWISE = ("joint", "reptile")
+
+
+@pytest.mark.parametrize("algorithm", [name for name in presets("algorithm") if name not in REPORTED_OTHERWISE])
+def test_the_query_loss_while_training_is_that_of_an_evaluation_after_the_trained_inner_steps(algorithm):
+    kinds = get_class(small(f"algorithm={algorithm}").algorithm._target_).kinds
+    config = small(f"algorithm={algorithm}", EXAMPLES[kinds[0]])
+    if "test_inner_steps" in config.algorithm:
+        OmegaConf.update(config, "algorithm.test_inner_steps", 4)
+    made = built(OmegaConf.to_yaml(config.task, resolve=True))
+    layer = build.build_meta_layer(config, made)
+    episode = made.sample(2, "train", torch.Generator().manual_seed(0))
+    _, metrics = layer.train().meta_loss(episode)
+    rows = judge_by_step(layer, episode, layer.test_inner_steps)["query_loss"]
+    torch.testing.assert_close(metrics["query_loss"].detach(), rows[layer.trained_inner_steps])
+    others = [row for step, row in enumerate(rows) if step != layer.trained_inner_steps]
+    assert not any(torch.equal(rows[layer.trained_inner_steps], row) for row in others)
 
 
 @pytest.mark.parametrize("experiment", presets("experiment"))

@@ -138,10 +138,11 @@ def test_points_beyond_the_checkpoint_are_dropped_when_a_run_is_resumed(tmp_path
     assert points(tmp_path, "validation/only_before") == kept
 
 
-def test_every_inner_step_has_a_curve_and_the_last_one_is_the_metric_with_its_interval(tmp_path):
+def test_a_metric_has_a_curve_with_its_interval_and_one_for_each_inner_step(tmp_path):
     logger = TensorBoardLogger(tmp_path, start=0)
     steps = [Interval(4.0, 0.5, 10), Interval(2.0, 0.5, 10), Interval(1.0, 0.25, 10)]
-    logger.intervals("validation", {"query_loss": steps}, 30)
+    logger.intervals("validation", {"query_loss": steps[2]}, 30)
+    logger.by_step("validation", {"query_loss": steps}, 30)
     logger.close()
     last = {"": 1.0, "_interval/lower": 0.75, "_interval/upper": 1.25}
     wanted = {**last, "_by_step/0": 4.0, "_by_step/1": 2.0, "_by_step/2": 1.0}
@@ -153,9 +154,9 @@ def test_every_inner_step_has_a_curve_and_the_last_one_is_the_metric_with_its_in
 
 def test_a_single_task_has_no_interval(tmp_path):
     logger = TensorBoardLogger(tmp_path, start=0)
-    logger.intervals("validation", {"query_loss": [Interval.of(torch.tensor([2.0]))]}, 1)
+    logger.intervals("validation", {"query_loss": Interval.of(torch.tensor([2.0]))}, 1)
     logger.close()
-    assert events(tmp_path).Tags()["scalars"] == ["validation/query_loss_by_step/0", "validation/query_loss"]
+    assert events(tmp_path).Tags()["scalars"] == ["validation/query_loss"]
 
 
 def test_a_figure_arrives_as_it_was_drawn(tmp_path):

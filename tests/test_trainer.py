@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 import shutil
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,10 @@ import torch
 from commands import SHORT, call
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from test_logger import points
 
 from mlframework import checkpoint, trainer
-from mlframework.commands.train import main
+from mlframework.commands.train import main, monitored
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.logger import TensorBoardLogger
 from mlframework.run import evaluate_run, set_up, train_run
@@ -60,6 +64,35 @@ class Bursting(Sinusoid):
             if self.draws >= 5:
                 episode.query.y[2] = float("inf")
         return episode
+
+
+class Undefined(Sinusoid):
+    """Sinusoids whose query values are NaN in the first validations, for each of which four tasks are drawn."""
+
+    def __init__(self, validations: int, k_shot: int = 10, k_query: int = 10) -> None:
+        super().__init__(k_shot, k_query)
+        self.left = 4 * validations
+
+    def sample(self, num_tasks, split, generator):
+        episode = super().sample(num_tasks, split, generator)
+        if split == "validation" and num_tasks == 1 and self.left:
+            self.left -= 1
+            episode.query.y[:] = float("nan")
+        return episode
+
+
+class Broken(Sinusoid):
+    """Sinusoids that cannot be drawn at the third step of a training, as long as a file is there."""
+
+    def __init__(self, file: str, k_shot: int = 10, k_query: int = 10) -> None:
+        super().__init__(k_shot, k_query)
+        self.file, self.draws = Path(file), 0
+
+    def sample(self, num_tasks, split, generator):
+        self.draws += split == "train" and num_tasks == 4
+        if self.draws == 3 and self.file.exists():
+            raise OSError("the disk is gone")
+        return super().sample(num_tasks, split, generator)
 
 
 def test_tasks_per_second_counts_the_steps_since_the_clock_was_set(tmp_path, monkeypatch):
@@ -118,6 +151,94 @@ def test_a_run_folder_tells_what_was_run_on_what_and_what_came_of_it(tmp_path):
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
     result, _ = train(tmp_path, "optimizer.lr=0.5", "evaluation=none", "trainer.steps=20")
     assert result["validation"]["query_loss"]["mean"] == pytest.approx(result["best"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "inner_steps"),
+    [
+        (["algorithm=maml", "algorithm.update.lr=0.2"], 1),
+        (["algorithm=maml", "algorithm.update.lr=0.2", "trainer.monitor_step=5"], 5),
+        (["algorithm=maml", "algorithm.update.lr=0.2", "trainer.monitor_step=0"], 0),
+        (["algorithm=joint", "algorithm.update.lr=0.05"], 0),
+        (["algorithm=maml", "algorithm.inner_steps=3", "algorithm.test_inner_steps=2"], 2),
+        (["algorithm=prototypes", "task=glyphs", "task.k_query=2", "task.drawings=6", "base_layer.filters=4"], 0),
+    ],
+)
+def test_weights_are_selected_after_the_inner_steps_that_were_trained_or_asked_for(tmp_path, overrides, inner_steps):
+    small = [override for override in SMALL if "hidden" not in override or "task=glyphs" not in overrides]
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        config = compose(
+            "train",
+            [*small, "optimizer.lr=0.1", "evaluation=none", "trainer.steps=20", *overrides, f"run_dir={tmp_path}"],
+        )
+    result, _ = train_run(config, RunFolder(tmp_path))
+    metric = result["monitor"]
+    curve = points(tmp_path, f"validation/{metric}_by_step/{inner_steps}")
+    higher = metric == "query_accuracy"
+    step, value = (max if higher else min)(curve, key=lambda point: point[1])  # the first of equal ones
+    assert result["best"] == {"value": pytest.approx(value), "step": step, "inner_steps": inner_steps}
+    assert points(tmp_path, f"validation/{metric}") == curve
+    # Whatever else is reported or returned is that of the same weights after the same steps.
+    assert monitored(result) == result["best"]["value"] == result["validation"][metric]["mean"]
+    assert result["validation_by_step"][metric][inner_steps] == result["validation"][metric]
+
+
+def selected(monitor: str, values: Sequence[float]) -> int | None:
+    """Which of the values of several validations, one after another, is the best."""
+    numbers = dict.fromkeys(("steps", "meta_batch", "validate_every", "validation_tasks", "checkpoint_every"), 1)
+    choosing, best = trainer.Trainer(**numbers, log_every=1, monitor=monitor), None
+    for i, value in enumerate(values):
+        if choosing.better(Sinusoid(), value, None if best is None else values[best]):
+            best = i
+    return best
+
+
+def test_the_best_is_the_first_of_the_best_finite_values():
+    for values in itertools.product([math.nan, math.inf, -math.inf, 1.0, 2.0], repeat=3):
+        finite = [value for value in values if math.isfinite(value)]
+        assert selected("query_loss", values) == (values.index(min(finite)) if finite else None)
+        assert selected("query_accuracy", values) == (values.index(max(finite)) if finite else None)
+
+
+def test_a_validation_that_is_not_finite_is_replaced_by_the_next(tmp_path):
+    result, _ = train(tmp_path, f"task._target_={__name__}.Undefined", "+task.validations=1", "evaluation=none")
+    curve = dict(points(tmp_path, "validation/query_loss"))
+    assert math.isnan(curve.pop(2)) and curve[4] != curve[6]
+    assert result["best"]["step"] == min(curve, key=curve.get)
+    assert result["validation"]["query_loss"]["mean"] == result["best"]["value"] == pytest.approx(min(curve.values()))
+
+
+def test_a_run_without_a_finite_validation_fails_in_one_line_and_leaves_no_best_weights(tmp_path):
+    typed = [f"task._target_={__name__}.Undefined", "+task.validations=100", "run_dir=run", "evaluation=none", *SMALL]
+    for more in [], ["resume=true"]:
+        said = call(main, *typed, *more, folder=tmp_path)
+        assert (said.exit_code, said.err.splitlines()[-1]) == (
+            1,
+            "query_loss after 1 inner steps was not finite at any validation, so no weights are the best; "
+            "the last ones are in run/checkpoints/last.pt",
+        )
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.pt"]
+    progress = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["progress"]
+    assert (progress["step"], progress["best"], progress["best_step"]) == (6, None, None)
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_is_resumed_from_the_start(tmp_path):
+    (tmp_path / "broken").touch()
+    typed = [f"task._target_={__name__}.Broken", f"+task.file={tmp_path / 'broken'}", "evaluation=none", "seed=4"]
+    typed += ["trainer.checkpoint_every=6", "trainer.validate_every=6"]
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tmp_path / "run", *typed)
+    first = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert (first["progress"]["step"], first["progress"]["best"]) == (0, None)
+    assert not (tmp_path / "run" / "checkpoints" / "best.safetensors").exists(), "no validation has selected weights"
+    (tmp_path / "broken").unlink()
+    resumed, _ = train(tmp_path / "run", "resume=true")
+    whole, _ = train(tmp_path / "whole", *typed)
+    assert resumed["best"] == whole["best"]
+    one, other = (torch.load(tmp_path / run / "checkpoints" / "last.pt", weights_only=True) for run in ("run", "whole"))
+    assert all(torch.equal(one["meta_layer"][name], tensor) for name, tensor in other["meta_layer"].items())
+    assert not all(torch.equal(first["meta_layer"][name], tensor) for name, tensor in other["meta_layer"].items())
 
 
 def test_an_evaluation_afterwards_gives_what_the_run_ended_with(tmp_path):

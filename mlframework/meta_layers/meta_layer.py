@@ -91,6 +91,14 @@ class MetaLayer(nn.Module, ABC):
         if batch_norm == "support":
             reject_norms_without_mask(self.base_layer)
 
+    @property
+    def trained_inner_steps(self) -> int:
+        """Inner steps after which meta-training asks for good predictions; validation selects weights by them.
+
+        As many as at evaluation, unless the algorithm trains with another number.
+        """
+        return self.test_inner_steps
+
     @abstractmethod
     def adapt(self, support: Examples) -> Adapted:
         """Each task's own model, from its support set; the module itself stays as it is."""

@@ -108,6 +108,10 @@ class MAML(MetaLayer):
         only_last = not any(self.weights_of_steps()[:-1])
         return only_last and self.meta_gradient.exact(self.inner_steps, self.outer_step)
 
+    @property
+    def trained_inner_steps(self) -> int:
+        return self.meta_gradient.trained_steps(self.inner_steps)
+
     def adapt(self, support: Examples) -> Params:
         *_, adapted = self.trajectory(support, self.inner_steps if self.training else self.test_inner_steps)
         return adapted

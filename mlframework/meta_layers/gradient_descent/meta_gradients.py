@@ -29,6 +29,10 @@ class MetaGradient(ABC):
     def constant_steps(self, inner_steps: int, outer_step: int) -> int:
         """How many of the first inner steps' gradients are constants, at an outer step; 0: the gradient is exact."""
 
+    def trained_steps(self, inner_steps: int) -> int:
+        """After how many of the inner steps the trained model predicts."""
+        return inner_steps
+
     def exact(self, inner_steps: int, outer_step: int) -> bool:
         """Whether the gradient of the meta-loss is that of the weighted query losses, exactly."""
         return self.constant_steps(inner_steps, outer_step) == 0
@@ -149,6 +153,9 @@ class Joint(MetaGradient):
 
     def constant_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
+
+    def trained_steps(self, inner_steps: int) -> int:
+        return 0  # the network that is trained has not adapted
 
     def exact(self, inner_steps: int, outer_step: int) -> bool:
         return False
