@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Kind, masked_mean
-from mlframework.inner_loop import Params, inner_loop
+from mlframework.inner_loop import Params, inner_loop, last
 from mlframework.inner_updates import Adam
 from mlframework.judging import Interval, TaskSet
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
@@ -59,8 +59,7 @@ class FromScratch(MetaLayer):
         return {name: torch.stack([n[name].detach() for n in networks]).to(like.device) for name in networks[0]}
 
     def adapt(self, support: Examples) -> Params:
-        *_, adapted = self.trajectory(support, self.test_inner_steps)
-        return adapted
+        return last(self.trajectory(support, self.test_inner_steps))
 
     def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.call_base_layer(adapted, x, mask)
@@ -69,14 +68,12 @@ class FromScratch(MetaLayer):
         """Parameters before and after training; what lies between is nobody's business."""
 
         def losses_of(params: Params, step: int) -> Tensor:
-            prediction = self.predict(params, support.x, self.needed(support.mask))
-            return masked_mean(self.task.loss(prediction, support.y), support.mask)
+            mask = self.needed(support.mask)
+            return masked_mean(self.task.loss(self.predict(params, support.x, mask), support.y), mask)
 
-        last = self.initial(support.mask)
-        yield last
-        for params in inner_loop(losses_of, last, self.update, steps, constant_steps=steps):
-            last = params
-        yield last
+        initial = self.initial(support.mask)
+        yield initial
+        yield last(inner_loop(losses_of, initial, self.update, steps, constant_steps=steps))
 
 
 class FittedEstimators(OnFeatures):

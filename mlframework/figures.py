@@ -49,9 +49,8 @@ def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
     """
     grid = grid_over(episode)
     models = trajectory(meta_layer, episode)
-    last = len(models) - 1
-    drawn = sorted({0, min(1, last), last})
-    curves = {step: predictions(meta_layer, models[step], episode._replace(query=grid)) for step in drawn}
+    last = max(models)
+    curves = {step: predictions(meta_layer, model, episode._replace(query=grid)) for step, model in models.items()}
     with torch.no_grad():
         losses = [meta_layer.judge(models[step], episode)["query_loss"] for step in (0, last)]  # [tasks] each
     columns = min(2, episode.num_tasks)
@@ -111,7 +110,8 @@ def contact_sheet(meta_layer: MetaLayer, episode: Episode) -> Figure:
         episode: a single task.
     """
     models = trajectory(meta_layer, episode)
-    before, after = (predictions(meta_layer, model, episode)[0] for model in (models[0], models[-1]))  # [n, classes]
+    last = max(models)
+    before, after = (predictions(meta_layer, models[step], episode)[0] for step in (0, last))  # [n, classes]
     support, query = (images_by_class(examples, meta_layer.task.spec.out_features) for examples in episode)
     shots = (min(MOST_SHOTS, longest(support)), min(MOST_QUERIES, longest(query)))
     rows = min(MOST_CLASSES, len(support))
@@ -120,8 +120,8 @@ def contact_sheet(meta_layer: MetaLayer, episode: Episode) -> Figure:
     draw_support(left, episode.support, support[:rows], shots[0])
     draw_queries(right, episode.query, query[:rows], shots[1], after.softmax(-1))
     title = f"{len(support)}-way {longest(support)}-shot: query accuracy {accuracy(after, episode.query):.2f}"
-    if len(models) > 1:
-        title += f" {after_steps(len(models) - 1, len(models) - 1)}, {accuracy(before, episode.query):.2f} before"
+    if last:
+        title += f" {after_steps(last, last)}, {accuracy(before, episode.query):.2f} before"
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -203,11 +203,13 @@ def tidy(axes: Axes, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def trajectory(meta_layer: MetaLayer, episode: Episode) -> list[Adapted]:
-    """The tasks' models after 0, 1, ... inner steps; a single one from an algorithm without inner steps."""
+def trajectory(meta_layer: MetaLayer, episode: Episode) -> dict[int, Adapted]:
+    """The tasks' models after 0, 1 and all inner steps; a single one from an algorithm without inner steps."""
     meta_layer.eval()
+    steps = meta_layer.test_inner_steps
     with torch.no_grad():
-        return list(meta_layer.trajectory(episode.support, meta_layer.test_inner_steps))
+        path = enumerate(meta_layer.trajectory(episode.support, steps))
+        return {step: model for step, model in path if step in (0, 1, steps)}
 
 
 def predictions(meta_layer: MetaLayer, adapted: Adapted, episode: Episode) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from mlframework.operators import differentiated
 if TYPE_CHECKING:
     from mlframework.inner_updates import InnerUpdate
 
-__all__ = ["Params", "Run", "call", "inner_loop"]
+__all__ = ["Params", "Run", "call", "ends", "inner_loop", "last"]
+
+T = TypeVar("T")
 
 #: Named tensors; stacked, each is `[tasks, *shape]`.
 Params = Mapping[str, Tensor]
@@ -113,6 +116,26 @@ def inner_loop(
         else:
             params, state = run(*args)
         yield params
+
+
+def last(values: Iterable[T]) -> T:
+    """The last of at least one value. Each is freed before the one after the next is made: `*_, x` would hold all.
+
+    >>> last(range(3))
+    2
+    """
+    (value,) = deque(values, maxlen=1)
+    return value
+
+
+def ends(values: Iterable[T]) -> list[T]:
+    """The first and the last value, or the only one; the others are freed, as in `last`.
+
+    >>> ends(range(3)), ends(range(1))
+    ([0, 2], [0])
+    """
+    iterator = iter(values)
+    return [next(iterator), *deque(iterator, maxlen=1)]
 
 
 def gradients(losses: Tensor, params: Params, *, create_graph: bool) -> Params:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
+from mlframework.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
 from mlframework.run import load_run
 from mlframework.run_folder import RunFolder
@@ -56,7 +57,7 @@ class Trained:
         if steps < 0:
             raise InvalidValue("inner_steps", steps, "must be at least 0, or null for the algorithm's own number")
         with torch.no_grad():
-            *_, adapted = self.meta_layer.trajectory(support, steps)
+            adapted = last(self.meta_layer.trajectory(support, steps))
         return TaskModel(self.meta_layer, adapted, support)
 
     def encoded(self, texts: Sequence[str]) -> Examples:

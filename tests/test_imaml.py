@@ -63,6 +63,36 @@ def test_conjugate_gradients_equal_a_dense_solve():
     assert {name: value.shape for name, value in solution.x.items()} == {name: v.shape for name, v in b.items()}
 
 
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-13), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("condition", [1.0, 2.0, 50.0])
+@pytest.mark.parametrize("steps", [SIZE, 5 * SIZE, 30 * SIZE])
+def test_steps_beyond_the_solution_change_nothing(dtype, bar, condition, steps):
+    """Squares of residuals would vanish in float32 at once, and 0 / 0 follow."""
+    matrices, b = positive_definite(4, condition), vectors(4)
+    rounded = {name: value.to(dtype) for name, value in b.items()}
+    solution = conjugate_gradient(product_with(matrices.to(dtype)), rounded, steps)
+    wanted = torch.linalg.solve(matrices, joined(b))
+    assert ((joined(solution.x) - wanted).norm(dim=1) <= bar * condition * wanted.norm(dim=1)).all()
+    assert (solution.residual <= bar).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_the_solution_is_as_large_as_the_right_hand_side(size):
+    """Squares of such numbers are 0 or infinite in float32."""
+    matrices, b = positive_definite(4, condition=9.0).float(), {n: v.float() for n, v in vectors(4).items()}
+    sized = conjugate_gradient(product_with(matrices), {n: size * v for n, v in b.items()}, steps=20)
+    wanted = size * torch.linalg.solve(matrices, joined(b))
+    torch.testing.assert_close(joined(sized.x), wanted, rtol=1e-3, atol=1e-5 * size)
+
+
+def test_what_is_not_a_number_is_not_solved():
+    b = vectors(2)
+    b["bias"][0, 0] = torch.nan
+    solution = conjugate_gradient(product_with(positive_definite(2, condition=9.0)), b, steps=20)
+    assert solution.residual[0].isnan() and joined(solution.x)[0].isnan().any()
+    assert solution.residual[1] < 1e-12 and joined(solution.x)[1].isfinite().all()
+
+
 @pytest.mark.parametrize("steps", [1, 3, 6])
 def test_the_reported_residual_is_that_of_the_system(steps):
     matrices, b = positive_definite(4, condition=50.0), vectors(4)
@@ -145,6 +175,16 @@ def test_every_rule_solves_the_proximal_problem(rule):
     normal = 2 / 6 * x.mT @ x + torch.eye(2)
     wanted = torch.linalg.solve(normal, 2 / 6 * x.mT @ support.y + start.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(joined(adapted), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-20, 1e-21])
+def test_the_rate_of_barzilai_and_borwein_stays_finite_where_squares_vanish(size):
+    rule = BarzilaiBorwein({}, lr=0.5)
+    params = {"w": size * torch.ones(1, 2, dtype=torch.float32)}
+    state = rule.init(params)
+    for step in range(4):
+        params, state = rule(params, {"w": 1e-3 * params["w"]}, state, step)
+        assert params["w"].isfinite().all() and params["w"].abs().max() <= size
 
 
 @pytest.mark.parametrize("rule", [partial(SGD, lr=0.02), partial(Adam, lr=0.02), partial(BarzilaiBorwein, lr=0.02)])
@@ -241,6 +281,60 @@ def test_it_equals_differentiating_through_very_many_steps():
         meta_gradient(meta_layer, episode)
     found, wanted = (flat(gradients(meta_layer).values()) for meta_layer in (implicitly, unrolled))
     assert (found - wanted).norm() < 1e-8 * wanted.norm()
+
+
+def test_the_meta_gradient_is_finite_after_more_steps_than_the_head_has_parameters():
+    """Two parameters adapt: two steps solve the linear system, and 20 are taken."""
+    torch.set_default_dtype(torch.float32)
+    task = Sinusoid(k_shot=10, k_query=10)
+    meta_layer = solved_by(
+        partial(BarzilaiBorwein, lr=0.01),
+        task,
+        steps=16,
+        network=MLP(task.spec, hidden=[8]),
+        meta_gradient=Implicit(cg_steps=20),
+        strength=2.0,
+        adapts="^head",
+    )
+    for seed in range(10):
+        meta_layer.zero_grad()
+        _, metrics = meta_gradient(meta_layer, task.sample(4, "train", torch.Generator().manual_seed(seed)))
+        assert metrics["cg_residual"].max() < 1e-5
+        assert all(p.grad.isfinite().all() for p in meta_layer.parameters())
+
+
+def padded(examples, rows):
+    """The same examples, and rows of nonsense that do not count."""
+    leaves = [torch.cat([leaf, leaf[:, :rows]], dim=1) for leaf in examples]
+    leaves[0][:, -rows:] *= -7
+    leaves[2][:, -rows:] = 0
+    return Examples(*leaves)
+
+
+class Ragged(Sinusoid):
+    """Sinusoids whose tasks may hold padding."""
+
+    def __init__(self):
+        super().__init__(k_shot=6, k_query=4)
+        self.spec = self.spec._replace(ragged=True)
+
+
+def test_padding_of_the_support_set_is_no_part_of_the_implicit_meta_gradient():
+    found = []
+    for pad in (0, 1, 5):
+        torch.manual_seed(0)
+        task = Ragged()
+        meta_layer = solved_by(
+            partial(BarzilaiBorwein, lr=0.01), task, steps=60, network=smooth(MLP(task.spec, hidden=[6]))
+        )
+        episode = episode_of(task)
+        if pad:
+            episode = Episode(padded(episode.support, pad), padded(episode.query, min(pad, 4)))
+        losses, metrics = meta_gradient(meta_layer, episode)
+        found.append((losses, metrics["inner_residual"], flat(p.grad for p in meta_layer.parameters())))
+    for other in found[1:]:
+        for value, wanted in zip(other, found[0], strict=True):
+            torch.testing.assert_close(value, wanted, rtol=1e-8, atol=1e-9)
 
 
 def test_the_inner_residual_goes_from_one_to_nothing():

@@ -30,7 +30,8 @@ def conjugate_gradient(multiply: Callable[[Params], Params], b: Params, steps: i
     """Solves `A x = b` for each task, with A symmetric and positive definite.
 
     Tasks do not see each other. One whose A turns out not to be positive definite keeps what it had before that
-    direction, or `b` itself if it is the first; one that is solved exactly stays so.
+    direction, or `b` itself if it is the first. One whose residual is within rounding of `b` is solved and stays as it
+    is: further steps would divide one rounding error by another.
 
     Args:
         multiply: the product of each task's A with vectors like `b`.
@@ -46,22 +47,32 @@ def conjugate_gradient(multiply: Callable[[Params], Params], b: Params, steps: i
     """
     if steps < 1:
         raise InvalidValue("steps", steps, "must be at least 1")
-    residual = direction = b
-    x: Params = {name: torch.zeros_like(value) for name, value in b.items()}
-    square = first = inner_product(b, b)
-    going = square > 0
+    size = largest(b)
+    zero: Params = {name: torch.zeros_like(value) for name, value in b.items()}
+    # Entries of at most 1: their squares neither overflow nor vanish.
+    residual = direction = unit = add(zero, 1 / size, b)
+    x = zero
+    square = first = inner_product(unit, unit)
+    solved = first * torch.finfo(first.dtype).eps ** 2
+    going = first != 0  # not a number is not solved
     for step in range(steps):
         product = multiply(direction)
         curvature = inner_product(direction, product)
-        going = going & (curvature > 0)
         if step == 0:
-            x = add(x, (~going).to(square.dtype), b)
+            x = add(x, (going & ~(curvature > 0)).to(square.dtype), unit)
+        going = going & (curvature > 0) & (square > solved)
         # A task that has stopped goes on in place: no branch on values, which would wait for the device.
         length = torch.where(going, square / curvature, 0.0)
         x, residual = add(x, length, direction), add(residual, -length, product)
         last, square = square, inner_product(residual, residual)
         direction = add(residual, torch.where(going, square / last, 0.0), direction)
-    return CGSolution(x, torch.where(first > 0, (square / first).sqrt(), 0.0))
+    return CGSolution(add(zero, size, x), torch.where(first != 0, (square / first).sqrt(), 0.0))
+
+
+def largest(vectors: Params) -> Tensor:
+    """The largest magnitude in each task's vectors, over all names: `[tasks]`; 1 where all are 0."""
+    found = torch.stack([value.flatten(1).abs().amax(1) for value in vectors.values()]).amax(0)
+    return torch.where(found > 0, found, 1.0)
 
 
 def inner_product(a: Params, b: Params) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from mlframework.episode import Examples, Split
 from mlframework.errors import InvalidValue
+from mlframework.inner_loop import ends
 from mlframework.judging import Interval
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import TextTasks
@@ -132,7 +133,7 @@ class TextQuality:
         generator = torch.Generator().manual_seed(self.seed)
         support = task.draw(torch.tensor([number]), split, generator).support
         with torch.no_grad():
-            models = list(meta_layer.trajectory(support.to(device), meta_layer.test_inner_steps))
+            models = ends(meta_layer.trajectory(support.to(device), meta_layer.test_inner_steps))
         sampling = Sampling(task.length, self.temperature, self.top_p)
         before, after = (
             generate(meta_layer, adapted, count=self.texts, sampling=sampling, generator=generator)

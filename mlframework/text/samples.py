@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlframework.episode import Episode
+from mlframework.inner_loop import ends
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.text.generation import Sampling, generate
 
@@ -38,11 +39,11 @@ def task_sheet(meta_layer: MetaLayer, episode: Episode, seed: int) -> str:
     task: TextTasks = meta_layer.task  # type: ignore[assignment]
     sampling = Sampling(length=task.spec.x_shape[0])
     with torch.no_grad():
-        models = list(meta_layer.trajectory(episode.support, meta_layer.test_inner_steps))
+        models = ends(meta_layer.trajectory(episode.support, meta_layer.test_inner_steps))
     rows = zip(episode.support.y[0], episode.support.mask[0], strict=True)
     columns = {"support": [task.decode(y[mask > 0].tolist()) for y, mask in rows][:SHOWN]}
-    titles = ["before", f"after {len(models) - 1} steps"] if len(models) > 1 else ["adapted"]
-    for title, adapted in zip(titles, (models[0], models[-1])[: len(titles)], strict=True):
+    titles = ["before", f"after {meta_layer.test_inner_steps} steps"] if len(models) > 1 else ["adapted"]
+    for title, adapted in zip(titles, models, strict=True):
         generator = torch.Generator().manual_seed(seed)
         columns[title] = generate(meta_layer, adapted, count=SHOWN, sampling=sampling, generator=generator)
     return table(columns)

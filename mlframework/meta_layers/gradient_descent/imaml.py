@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples, masked_mean
 from mlframework.errors import InvalidValue, UserError
-from mlframework.inner_loop import Params
+from mlframework.inner_loop import Params, last
 from mlframework.inner_updates import InnerUpdate, positive
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product
@@ -76,9 +76,10 @@ class BarzilaiBorwein(InnerUpdate):
         """`[tasks]`."""
         step = {name: p - last_params[name] for name, p in params.items()}
         change = {name: g - last_grads[name] for name, g in grads.items()}
-        curvature = inner_product(step, change)
-        convex = curvature > 0
-        return torch.where(convex, curvature / torch.where(convex, inner_product(change, change), 1.0), last)
+        curvature, square = inner_product(step, change), inner_product(change, change)
+        # Below the smallest normal number a square may be 0 though the change is not.
+        convex = (curvature > 0) & (square >= torch.finfo(square.dtype).tiny)
+        return torch.where(convex, curvature / torch.where(convex, square, 1.0), last)
 
 
 class Implicit(MetaGradient):
@@ -121,7 +122,7 @@ class Implicit(MetaGradient):
         strength = strength_of(layer)
         start = layer.initial(episode.support)
         with torch.no_grad():
-            *_, trained = layer.trajectory(episode.support, layer.inner_steps)
+            trained = last(layer.trajectory(episode.support, layer.inner_steps))
         solved = {name: trained[name].detach().requires_grad_() for name in start}
         metrics = layer.judge({**trained, **solved}, episode)
         gradient = gradients(support_losses(layer, {**trained, **solved}, episode.support), solved, create_graph=True)
@@ -170,8 +171,8 @@ def strength_of(layer: MAML) -> float:
 
 def support_losses(layer: MAML, params: Params, support: Examples) -> Tensor:
     """The support loss of each task `[tasks]`, without the proximal term."""
-    prediction = layer.predict(params, support.x, layer.needed(support.mask))
-    return masked_mean(layer.task.loss(prediction, support.y), support.mask)
+    mask = layer.needed(support.mask)
+    return masked_mean(layer.task.loss(layer.predict(params, support.x, mask), support.y), mask)
 
 
 def gradients(values: Tensor, params: Params, *, create_graph: bool = False) -> Params:

@@ -12,7 +12,7 @@ from mlframework import shared_start, stacked
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, masked_mean
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params, call, inner_loop
+from mlframework.inner_loop import Params, call, inner_loop, last
 from mlframework.inner_updates import InnerUpdate
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, SharedNorm
@@ -113,8 +113,7 @@ class MAML(MetaLayer):
         return self.meta_gradient.trained_steps(self.inner_steps)
 
     def adapt(self, support: Examples) -> Params:
-        *_, adapted = self.trajectory(support, self.inner_steps if self.training else self.test_inner_steps)
-        return adapted
+        return last(self.trajectory(support, self.inner_steps if self.training else self.test_inner_steps))
 
     def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.call_base_layer(adapted, x, mask)

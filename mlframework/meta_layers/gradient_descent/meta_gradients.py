@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue
+from mlframework.inner_loop import last
 
 if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
@@ -39,7 +40,9 @@ class MetaGradient(ABC):
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         """What the outer loop differentiates `[tasks]`, and what it reports."""
-        _, *adapted = layer.trajectory(episode.support, layer.inner_steps)
+        adapted = layer.trajectory(episode.support, layer.inner_steps)
+        next(adapted)  # before the first step
+        # Judged on the way, so that parameters whose loss has no weight are freed.
         judged = [
             (weight, layer.run(layer.judge, params, episode))
             for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
@@ -134,7 +137,7 @@ class ParameterDifference(MetaGradient):
         examples = episode.joined()
         initial = layer.initial(examples)
         with torch.no_grad():
-            *_, trained = layer.trajectory(examples, layer.inner_steps, batch_size=self.batch_size)
+            trained = last(layer.trajectory(examples, layer.inner_steps, batch_size=self.batch_size))
             metrics = layer.run(layer.judge, trained, episode)
         surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
