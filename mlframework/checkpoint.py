@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +67,32 @@ def cuda_states() -> list[torch.Tensor]:
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Writes a module's parameters and buffers as safetensors."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    """Writes a module's parameters and buffers as safetensors.
+
+    A tensor of several names is written once, under the first; the file's metadata maps the other names to it. Views
+    that share memory without being the same tensor are written each for itself.
+    """
+    state = module.state_dict()
+    firsts = first_names(state)
+    # Cloned, for safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+        if firsts[name] == name
+    }
     with atomic(path) as part:
-        safetensors.torch.save_file(tensors, part)
+        safetensors.torch.save_file(tensors, part, {name: first for name, first in firsts.items() if name != first})
+
+
+def first_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Each name in a state dict with the first name of the same tensor."""
+    firsts: dict[Any, str] = {}
+    return {name: firsts.setdefault(identity(tensor) or name, name) for name, tensor in state.items()}
+
+
+def identity(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Equal for names of one tensor; None for an empty one, which has no memory to tell it by."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else None
 
 
 def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
@@ -83,18 +106,31 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")
     try:
-        tensors = safetensors.torch.load_file(path)
+        tensors = read_weights(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors that `save_weights` wrote, under all their names."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        others = file.metadata() or {}
+    return {**tensors, **{name: tensors[first] for name, first in others.items() if first in tensors}}
+
+
 def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Loads a state dict, or says in one line where its architecture differs."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             have, need = found.get(name, "absent"), wanted.get(name, "absent")
             raise UserError(f"{path}: a checkpoint of another architecture: {name} is {have} there and {need} here")
+    for name, first in first_names(state).items():
+        if name != first and not torch.equal(tensors[name], tensors[first]):
+            why = f"{name} and {first} are one tensor here and two there"
+            raise UserError(f"{path}: a checkpoint of another architecture: {why}")
     module.load_state_dict(tensors)
