@@ -7,7 +7,7 @@ import gc
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, get_args
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.allocator import give_back
+from mlframework.buffers import follow_parameters, refresh
 from mlframework.capture import Capture
 from mlframework.compiled import Gradients, concluded
 from mlframework.devices import fork_rng, name_of
@@ -82,7 +83,7 @@ def meta_gradient(
             losses, metrics, by_name, _ = gradients_of(part)
             accumulate(learned, by_name, episode.num_tasks)
         parts.append({**metrics, "meta_loss": losses})
-    report_missing(name for name, p in learned.items() if p.grad is None)
+    report_missing(meta_layer, [name for name, p in learned.items() if p.grad is None])
     joined = {
         name: torch.cat([part[name] for part in parts]).detach() if len(parts) > 1 else value.detach()
         for name, value in parts[0].items()
@@ -102,12 +103,23 @@ def accumulate(learned: Mapping[str, Tensor], by_name: Mapping[str, Tensor], num
         p.grad = grad if p.grad is None else p.grad + grad
 
 
-def report_missing(names: Iterable[str]) -> None:
+def report_missing(meta_layer: MetaLayer, names: Sequence[str]) -> None:
     """Raises `MissingGradient` if there are names of meta-parameters that got no gradient."""
-    if missing := list(names):
-        raise MissingGradient(
-            f"no gradient reaches {', '.join(missing)}: "
-            "what takes no part must be said, as in algorithm.frozen='<pattern>'"
+    if names:
+        raise MissingGradient(f"no gradient reaches {', '.join(names)}: {'; '.join(advice(meta_layer, names))}")
+
+
+def advice(meta_layer: MetaLayer, names: Sequence[str]) -> Iterator[str]:
+    """What to do about parameters that take no part: the algorithm can freeze those of the base layer alone."""
+    inside = [name.removeprefix("base_layer.") for name in names if name.startswith("base_layer.")]
+    if inside:
+        yield f"freeze unused parameters: algorithm.frozen='{'|'.join(f'^{name}$' for name in inside)}'"
+    owners = {name.partition(".")[0] for name in names if not name.startswith("base_layer.")}
+    for owner in sorted(owners):
+        kind = type(getattr(meta_layer, owner)).__name__
+        yield (
+            f"{owner} ({kind}) takes no part, and algorithm.frozen names parameters of the base layer alone: "
+            f"choose another {owner}, or leave it out"
         )
 
 
@@ -178,9 +190,11 @@ class OuterLoop:
         self.found: dict[int, Pace] = {}
         self.capture = Capture(meta_layer, str(capture).lower(), clip)
         self.learned = learned_by(meta_layer)
+        self.writes_buffers: bool | None = None
 
     def prepare(self, episode: Episode) -> None:
-        """Chooses the engine, by trying it on an episode."""
+        """Chooses the engine, by trying it on an episode; finds out whether the base layer writes to its buffers."""
+        self.writes_buffers = follow_parameters(self.meta_layer.base_layer, *episode)
         self.meta_layer.engine = choose_engine(self.meta_layer, episode, self.engine)
         self.vectorises = self.meta_layer.engine == "vectorised"
 
@@ -202,8 +216,19 @@ class OuterLoop:
             raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
         lr = torch.tensor(self.scheduler.get_last_lr()[0])
         optimizer_step(self.optimizer)
+        self.refresh_buffers(episode)
         self.scheduler.step()
         return {**conclusion.means, "meta_grad_norm": conclusion.norm, "lr": lr}
+
+    def refresh_buffers(self, episode: Episode) -> None:
+        """Lets buffers follow the parameters: tasks write to copies, so that only this writes to the base layer's own.
+
+        Spectral norm takes one step of its power iteration.
+        """
+        if self.writes_buffers is None:
+            self.writes_buffers = follow_parameters(self.meta_layer.base_layer, *episode)
+        if self.writes_buffers:
+            refresh(self.meta_layer.base_layer, episode.support)
 
     def gradients(self, episode: Episode) -> Gradients:
         """What the optimizer steps along, and what else a meta-batch comes to."""
@@ -213,7 +238,7 @@ class OuterLoop:
         captured = self.capture.wanted != "false"
         if captured and (pace.chunk is None or pace.chunk >= episode.num_tasks):
             found = self.capture(episode, whole=True)
-            report_missing(self.learned.keys() - found.by_name.keys())
+            report_missing(self.meta_layer, [name for name in self.learned if name not in found.by_name])
             return found
         way = self.capture if captured else None
         losses, metrics = meta_gradient(

@@ -49,6 +49,9 @@ class MixesExamples(TakesMask):
     """A module whose output for one example depends on the others that count."""
 
 
+#: What is asked of a base layer.
+NEEDED = "must be a BaseLayer(features, head): features give [n, d] for inputs [n, *x_shape], the head gives predictions"
+
 #: What makes a prediction depend on the examples beside it.
 MIXING: tuple[type[nn.Module], ...] = (MixesExamples, nn.modules.batchnorm._BatchNorm)
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework import stacked
-from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.attention import differentiable_attention
+from mlframework.base_layers.base_layer import NEEDED, BaseLayer
 from mlframework.engine import Engine, over_tasks
 from mlframework.episode import Episode, Examples, Kind
 from mlframework.errors import IncompatibleKind, InvalidValue
@@ -74,6 +75,8 @@ class MetaLayer(nn.Module, ABC):
         super().__init__()
         if task.spec.kind not in self.kinds:
             raise IncompatibleKind(type(self).__name__, self.kinds, type(task).__name__, task.spec.kind)
+        if not isinstance(base_layer, BaseLayer):
+            raise InvalidValue("base_layer", type(base_layer).__name__, NEEDED)
         self.base_layer = base_layer
         self.is_tied = is_tied(base_layer)
         self.task = task
@@ -179,7 +182,8 @@ class MetaLayer(nn.Module, ABC):
             with holding(self.base_layer, {**buffers, **params}):
                 return self.base_layer(*inputs)
 
-        return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=self.engine)
+        with differentiable_attention():
+            return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=self.engine)
 
     @property
     def batch_norm_policy(self) -> str:
