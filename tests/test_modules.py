@@ -86,7 +86,9 @@ class RunningCentre(nn.Module):
 
 def test_buffers_that_depend_on_inputs_are_refused():
     layer = maml(nn.Sequential(RunningCentre(), nn.Linear(1, 8), nn.Tanh()))
-    with pytest.raises(UserError, match=r"^base_layer.features.0 \(RunningCentre\): its buffer centre depends on the in"):
+    with pytest.raises(
+        UserError, match=r"^base_layer.features.0 \(RunningCentre\): its buffer centre depends on the in"
+    ):
         outer_loop(layer).prepare(episode())
 
 

@@ -50,7 +50,9 @@ class MixesExamples(TakesMask):
 
 
 #: What is asked of a base layer.
-NEEDED = "must be a BaseLayer(features, head): features give [n, d] for inputs [n, *x_shape], the head gives predictions"
+NEEDED = (
+    "must be a BaseLayer(features, head): features give [n, d] for inputs [n, *x_shape], the head gives predictions"
+)
 
 #: What makes a prediction depend on the examples beside it.
 MIXING: tuple[type[nn.Module], ...] = (MixesExamples, nn.modules.batchnorm._BatchNorm)
