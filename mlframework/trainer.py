@@ -162,8 +162,8 @@ class Trainer:
         if interrupt.asked:  # after the last step
             raise KeyboardInterrupt
         if progress.best is None:
-            when = f"after {self.selecting_step(training.meta_layer)} inner steps"
-            why = f"{self.monitor} {when} was not finite at any validation, so no weights are the best"
+            after = f"inner steps: {self.selecting_step(training.meta_layer)}"
+            why = f"{self.monitor} ({after}) was not finite at any validation, so no weights are the best"
             raise FailedRun(f"{why}; the last ones are in {training.folder.last}")
         return progress
 

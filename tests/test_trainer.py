@@ -214,7 +214,7 @@ def test_a_run_without_a_finite_validation_fails_in_one_line_and_leaves_no_best_
         said = call(main, *typed, *more, folder=tmp_path)
         assert (said.exit_code, said.err.splitlines()[-1]) == (
             1,
-            "query_loss after 1 inner steps was not finite at any validation, so no weights are the best; "
+            "query_loss (inner steps: 1) was not finite at any validation, so no weights are the best; "
             "the last ones are in run/checkpoints/last.pt",
         )
     assert not (tmp_path / "run" / "result.json").exists()
