@@ -1,5 +1,7 @@
 """Convolution with weights of each task: both ways are torch's own convolution, differentiable to second order."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,10 +9,15 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mlframework.base_layers import convolution
+from mlframework.base_layers import Conv4, convolution
 from mlframework.base_layers.conv4 import compared
 from mlframework.base_layers.convolution import METHODS, Convolution, Shape, method_for
+from mlframework.episode import Episode
+from mlframework.inner_updates import SGD
+from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.operators import TRACED, UNFOLDED, named
+from mlframework.outer_loop import meta_gradient
+from mlframework.tasks import ArrayTasks, ClassIndexed
 
 #: Image, channels in and out, kernel, stride, padding: even and odd sizes, unequal sides, pixels no kernel reaches.
 CASES = [
@@ -145,3 +152,22 @@ def test_pooling_that_is_compiled_gives_the_first_of_equal_pixels_the_gradient(s
     cotangent = random(*theirs.shape)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, cotangent)[0] for y in (ours, theirs)))
     assert compared(torch.full((1, 1, 2, 2), torch.nan)).isnan().all()
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+@pytest.mark.parametrize("engine", ["vectorised", "loop"])
+def test_channels_last_images_give_the_meta_gradient_of_contiguous_ones(engine, downsample, float64):
+    """Layouts differ in rounding alone, which inner steps through the norm of two images magnify."""
+    x, y = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) // 5
+    task = ArrayTasks({"train": ClassIndexed.from_labels(x, y)}, n_way=2, k_shot=2, k_query=2)
+    network = Conv4(task.spec, filters=6, downsample=downsample)
+    layer = MAML(network, task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2)
+    layer.engine = engine
+    support, query = task.sample(3, "train", torch.Generator().manual_seed(0))
+    found = []
+    for change in (torch.Tensor.contiguous, lambda x: x.movedim(-3, -1).contiguous().movedim(-1, -3)):
+        losses, _ = meta_gradient(
+            layer, Episode(support._replace(x=change(support.x)), query._replace(x=change(query.x)))
+        )
+        found.append((losses, [p.grad for p in layer.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)

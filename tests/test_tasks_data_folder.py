@@ -138,3 +138,14 @@ def test_the_data_folder_is_the_argument_else_the_environment_else_in_the_home(m
     assert data_folder(None) == tmp_path
     monkeypatch.delenv("MLFRAMEWORK_DATA")
     assert str(data_folder(None)) == "/home/somebody/.local/share/mlframework"
+
+
+def test_what_is_built_and_what_is_read_have_the_same_layout(cache):
+    def build():
+        return {"turned": np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1), "columns": np.ones((2, 3), order="F")}
+
+    cold, warm = (cached("layout", 0, build, source=__file__) for _ in range(2))
+    assert {name: array.strides for name, array in cold.items()} == {
+        name: array.strides for name, array in warm.items()
+    }
+    assert all(array.flags.c_contiguous for array in (*cold.values(), *warm.values()))

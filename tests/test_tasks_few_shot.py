@@ -166,3 +166,12 @@ def test_too_few_classes_and_an_absent_split_are_named_at_the_first_draw():
         tasks_of(9, 9, n_way=3).sample(1, "train", seeded())
     with pytest.raises(InvalidValue, match="there is no test split"):
         tasks_of(9, 9).sample(1, "test", seeded())
+
+
+def test_episodes_are_contiguous_whatever_the_layout_of_the_array():
+    x, y = torch.rand(12, 4, 5, 3).movedim(-1, 1), torch.arange(12) // 4
+    task = ArrayTasks({"train": ClassIndexed.from_labels(x, y)}, n_way=2, k_shot=1, k_query=2)
+    alike = ArrayTasks({"train": ClassIndexed.from_labels(x.contiguous(), y)}, n_way=2, k_shot=1, k_query=2)
+    ours, theirs = (tasks.sample(2, "train", seeded()) for tasks in (task, alike))
+    assert ours.hash() == theirs.hash()
+    assert ours.query.x.stride() == theirs.query.x.stride()

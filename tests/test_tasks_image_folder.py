@@ -1,6 +1,8 @@
 """A user's own folder of images."""
 
 import re
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mlframework.base_layers import Conv4
 from mlframework.errors import InvalidValue, UserError
+from mlframework.inner_updates import SGD
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ImageFolder
 
 SPLITS = ("train", "validation", "test")
@@ -49,6 +55,27 @@ def test_every_image_of_any_size_is_drawn_with_its_own_class(tmp_path):
         brightness = data.x.flatten(1).float().mean(1).view(len(data.names), 4)
         assert (brightness == torch.tensor([10.0 * int(name[-2:]) for name in data.names])[:, None]).all()
     assert tasks.sample(3, "train", seeded()).query.x.shape[2:] == tasks.spec.x_shape == (3, 8, 8)
+
+
+def test_a_cold_and_a_warm_cache_give_the_same_layout_loss_and_gradient(tmp_path):
+    rng, outcomes = np.random.default_rng(0), []
+    for i, j in product(range(12), range(4)):
+        path = tmp_path / "images" / f"class{i}" / f"{j}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    for _ in ("cold", "warm"):
+        task = image_folder(tmp_path / "images", image_size=16)
+        episode = task.sample(3, "train", seeded())
+        torch.manual_seed(0)
+        network = Conv4(task.spec, filters=8)
+        layer = MAML(network, task, update=partial(SGD, lr=0.4), meta_gradient=Exact(), inner_steps=3)
+        layer.engine = "loop"
+        losses, _ = meta_gradient(layer, episode)
+        strides = [leaf.stride() for part in episode for leaf in part]
+        outcomes.append((strides, losses, [p.grad for p in layer.parameters()]))
+    (strides, *numbers), (warm_strides, *warm) = outcomes
+    assert strides == warm_strides
+    torch.testing.assert_close(numbers, warm, rtol=0, atol=0)
 
 
 def test_classes_are_split_64_16_20_and_none_is_in_two(tmp_path):

@@ -42,6 +42,8 @@ def subfolders(path: Path) -> list[Path]:
 def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:
     """The arrays that `build` returns, read from the cache when they were built before.
 
+    Built or read, they are contiguous: sums over another memory layout are rounded in another order.
+
     Args:
         name: what they are, for the file's name.
         settings: all that they depend on, as something whose `repr` tells: a change of it builds them anew.
@@ -52,16 +54,21 @@ def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: 
     path = cache_folder() / f"{name}-{key}.npz"
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            return {key: file[key] for key in file.files}
+            return contiguous({key: file[key] for key in file.files})
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         pass  # not there, or damaged by something outside: built below
-    arrays = build()
+    arrays = contiguous(build())
     try:
         with atomic(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error}), so it is computed anew every time", stacklevel=2)
     return arrays
+
+
+def contiguous(arrays: Arrays) -> Arrays:
+    """The same numbers, each array in C's order."""
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:

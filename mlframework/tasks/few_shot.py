@@ -21,7 +21,8 @@ class ClassIndexed(NamedTuple):
     """Examples sorted by class.
 
     Attributes:
-        x: `[examples, *x_shape]`; uint8 images in [0, 255] become floats in [0, 1] when they are drawn.
+        x: `[examples, *x_shape]`; uint8 images in [0, 255] become floats in [0, 1] when they are drawn. Whatever its
+            memory layout, episodes are contiguous.
         sizes: examples of each class `[classes]`, in the order in which they stand in `x`.
         names: one name per class, for figures and messages.
     """
@@ -89,7 +90,7 @@ class FewShotClassification(TaskDistribution, ABC):
         if split not in self._loaded:
             data = self.load(split)
             self._check(data, split)
-            self._loaded[split] = data
+            self._loaded[split] = data._replace(x=data.x.contiguous())  # equal episodes give equal bits
         return self._loaded[split]
 
     def _check(self, data: ClassIndexed, split: Split) -> None:
