@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from mlframework import checkpoint
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.check_config import is_part
 from mlframework.errors import InvalidValue, UserError
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -69,7 +70,8 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 def build_evaluation(config: DictConfig) -> Evaluation | None:
     """The evaluation that a run ends with; None where `evaluation=none` leaves it out."""
-    return instantiate(config.evaluation) if config.get("evaluation") else None
+    # An experiment's own settings of the evaluation are left when it is; they make no part.
+    return instantiate(config.evaluation) if is_part(config.get("evaluation")) else None
 
 
 def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> TensorBoardLogger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -14,12 +15,14 @@ from omegaconf.errors import InterpolationKeyError
 
 from mlframework.errors import InvalidValue, UserError, nearest
 
-__all__ = ["check_config", "locate", "located", "parts"]
+__all__ = ["check_config", "is_part", "locate", "located", "parts"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
 
 
-def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = ()) -> None:
+def check_config(
+    config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = (), others: Sequence[str] = ()
+) -> None:
     """Raises a `UserError` for the first value that cannot be right.
 
     Every interpolation resolves, every `_target_` can be imported, takes the settings that stand beside it and is given
@@ -29,8 +32,10 @@ def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: S
         config: the whole config.
         settings: the types of its keys that are no parts.
         required: parts that cannot be left out.
+        others: what else is read.
     """
     check_interpolations(config)
+    check_keys(config, (*settings, *required, *others))
     for key, hint in settings.items():
         if not fits(config[key], hint):
             raise InvalidValue(key, config[key], f"must be {described(hint)}")
@@ -54,6 +59,17 @@ def check_interpolations(config: DictConfig) -> None:
         plain = cast(dict[Any, Any], OmegaConf.to_container(config, resolve=False))
         key = next((key for key, value in leaves(plain) if f"${{{missing}}}" in str(value)), error.full_key)
         raise UserError(f"{key}: refers to {missing}, which is not there") from error
+
+
+def check_keys(config: DictConfig, known: Sequence[str]) -> None:
+    """Refuses a key that nothing reads, neither a command nor another key's interpolation."""
+    tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    interpolations = " ".join(str(value) for _, value in leaves(tree) if "${" in str(value))
+    for name in tree:
+        if name not in known and not re.search(rf"\b{re.escape(name)}\b", interpolations):
+            key, value = next(leaves({name: tree[name]}), (name, "{}"))
+            why = f"nothing reads {name}{nearest(name, known)}; there are {', '.join(known)}"
+            raise InvalidValue(key, value, why)
 
 
 def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

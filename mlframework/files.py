@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-__all__ = ["as_json", "atomic", "cache_folder", "remove_parts", "write_first", "write_json", "write_part"]
+__all__ = ["as_json", "atomic", "cache_folder", "remove_parts", "take_lock", "write_first", "write_json", "write_part"]
 
 
 def cache_folder() -> Path:
@@ -46,14 +47,31 @@ def remove_parts(folder: Path, names: Collection[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_first(path: Path, text: str) -> None:
-    """Writes a file unless there is one: of several writers the first wins, and nobody sees half a file."""
+def take_lock(path: Path) -> IO[str] | None:
+    """An open file that locks its path until it is closed; None where another process holds the lock."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def write_first(path: Path, text: str) -> bool:
+    """Writes a file unless there is one: of several writers the first wins, and nobody sees half a file.
+
+    Returns:
+        Whether this writer was the first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
         part.write_text(text, encoding="utf-8")
-        with suppress(FileExistsError):
-            os.link(part, path)
+        os.link(part, path)
+        return True
+    except FileExistsError:
+        return False
     finally:
         part.unlink(missing_ok=True)
 

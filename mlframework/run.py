@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -45,7 +45,12 @@ THREADS = torch.get_num_threads()
 
 
 def train_run(
-    config: DictConfig, folder: RunFolder, *, overrides: Sequence[str] = (), choices: Mapping[str, str] | None = None
+    config: DictConfig,
+    folder: RunFolder,
+    *,
+    overrides: Sequence[str] = (),
+    choices: Mapping[str, str] | None = None,
+    show: Callable[[Report, str], None] | None = None,
 ) -> tuple[dict[str, Any], Report | None]:
     """Meta-trains and evaluates.
 
@@ -54,6 +59,7 @@ def train_run(
         folder: where everything is written.
         overrides: what the user typed, for the record.
         choices: the option chosen of each config group, for the record.
+        show: takes the evaluation and the monitored metric before anything of them is written, which may fail.
 
     Returns:
         What `result.json` holds, and the evaluation, if the config asks for one.
@@ -92,7 +98,7 @@ def train_run(
         finally:
             logger.close()
         checkpoint.load_weights(folder.best, training.meta_layer)
-        report = evaluate(config, training, choices) if config.get("evaluation") else None
+        report = evaluate(config, training, choices) if evaluation is not None else None
         result = {
             "status": "finished",
             "overrides": list(overrides),
@@ -100,6 +106,8 @@ def train_run(
             **outcome(training, trainer, progress),
             "evaluation": None if report is None else report.to_json(),
         }
+        if show is not None and report is not None:
+            show(report, trainer.monitor)
         folder.write_json(folder.result, result)
     return result, report
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import atomic, remove_parts, write_json
+from mlframework.files import as_json, atomic, remove_parts, take_lock, write_first, write_json
 
-__all__ = ["RunFolder"]
+__all__ = ["PARTS", "RunFolder"]
 
-#: The files of a run: in its folder, and in `checkpoints/`.
-FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "result.json", "evaluation.json")
+#: What the config of a run is made of.
+PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
+
+#: What the process that holds the lock writes, in its folder and in `checkpoints/`.
+FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "result.json")
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
 #: Held by the process that writes the run.
@@ -37,6 +42,9 @@ class RunFolder:
             TensorBoard's events lie here.
         key: the setting that named the folder, for messages.
     """
+
+    #: The folders that this process has held.
+    held: ClassVar[set[Path]] = set()
 
     def __init__(self, path: Path | str, *, key: str = "run_dir") -> None:
         if not str(path).strip():
@@ -59,6 +67,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def failed(self) -> Path:
+        """Why the run failed, if it is a job of a sweep; a job that ended well leaves `result`."""
+        return self.path / "failed.json"
+
+    @property
     def holds_run(self) -> bool:
         return (self.path / "config.yaml").exists()
 
@@ -79,17 +92,17 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process out for as long as this one lives, however it ends; clears what a killed one left."""
+        """Keeps a second process out for as long as this one lives, however it ends; clears what was left before."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("a")
+            lock = take_lock(self.path / LOCK)
         except OSError as error:
             raise InvalidValue(self.key, self.path, f"cannot be made ({error.strerror})") from error
-        with file as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InvalidValue(self.key, self.path, "another process is using this run folder") from None
+        if lock is None:
+            raise InvalidValue(self.key, self.path, "another process is using this run folder")
+        with lock:
+            self.held.add(self.path.resolve())
+            self.failed.unlink(missing_ok=True)
             remove_parts(self.path, FILES)
             remove_parts(self.last.parent, CHECKPOINTS)
             yield
@@ -104,12 +117,13 @@ class RunFolder:
 
     def choices(self) -> dict[str, str]:
         """The option chosen of each config group."""
-        found: dict[str, str] = json.loads((self.path / "choices.json").read_text())
+        found: dict[str, str] = read(self.path / "choices.json", dict, json.loads)
         return found
 
     def overrides(self) -> list[str]:
         """What the user typed when the run was started."""
-        return [str(override) for override in OmegaConf.load(self.path / "overrides.yaml")]
+        found: list[Any] = read(self.path / "overrides.yaml", list, yaml.safe_load)
+        return [str(override) for override in found]
 
     def finished(self, overrides: Sequence[str]) -> bool:
         """Whether a run that was started with the same overrides has come to its end."""
@@ -117,7 +131,7 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any]:
         """What came of the run."""
-        found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read(self.result, dict, json.loads)
         return found
 
     def config(self) -> DictConfig:
@@ -125,13 +139,42 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UserError(f"{self.path}: not a run folder (it holds no config.yaml)")
-        config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig)
+        config: DictConfig = read(path, DictConfig, OmegaConf.create)
+        for name in (*PARTS, "seed"):
+            if config.get(name) is None:
+                raise UserError(f"{path}: damaged (it holds no {name})")
         return config
+
+    def add_evaluation(self, content: Mapping[str, Any]) -> Path:
+        """Writes an evaluation to a file of its own, the next of `evaluations/1.json`, `2.json`, ...
+
+        The latest stands in `evaluation.json` as well.
+
+        Returns:
+            The file of its own.
+        """
+        text = as_json(content, indent=2) + "\n"
+        paths = (self.path / "evaluations" / f"{number}.json" for number in itertools.count(1))
+        path = next(path for path in paths if not path.exists() and write_first(path, text))
+        write_text(self.path / "evaluation.json", text)
+        return path
 
     def write_json(self, path: Path, content: Any) -> None:
         """Writes JSON, atomically, with `null` for a number that is not finite."""
         write_json(path, content)
+
+
+def read(path: Path, kind: type[Any], parse: Callable[[str], Any]) -> Any:
+    """What a file of the run folder holds, of the kind that was written there."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: damaged (it holds no {kind.__name__})")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

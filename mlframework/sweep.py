@@ -6,26 +6,28 @@ import csv
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from mlframework.check_config import located
-from mlframework.errors import FailedRun
+from mlframework.errors import FailedRun, UserError
 from mlframework.faults import Fault
-from mlframework.files import write_json
+from mlframework.files import atomic, take_lock, write_json
+from mlframework.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["Job", "RememberFolder", "Row", "conclude", "grouped", "read_rows"]
 
-#: Why a job ended early; a job that ended well leaves `result.json`.
-FAILED = "failed.json"
+#: Why a job did not start in the folder of a run that is not its own; in the sweep's folder until the sweep ends.
+REFUSED = "refused.{}.json"
 
 Overrides = dict[str, str]
 
@@ -45,37 +47,65 @@ class Job(NamedTuple):
     Attributes:
         number: in the order in which they were launched.
         overrides: what makes it differ from the config as it stands.
-        folder: its own.
+        run: its own folder.
+        sweep: the folder of the sweep.
     """
 
     number: int
     overrides: tuple[str, ...]
-    folder: Path
+    run: RunFolder
+    sweep: Path
 
     @classmethod
     def current(cls) -> Job:
-        """The job that Hydra runs just now, without what an earlier job of this folder left about its failure."""
+        """The job that Hydra runs just now."""
         config = HydraConfig.get()
-        job = cls(config.job.num, tuple(config.overrides.task), Path(config.runtime.output_dir))
-        (job.folder / FAILED).unlink(missing_ok=True)
-        return job
+        run = RunFolder(config.runtime.output_dir)
+        run.held.discard(run.path.resolve())  # by an earlier job of this process
+        overrides = tuple(override for override in config.overrides.task if not override.startswith("resume="))
+        return cls(config.job.num, overrides, run, Path(config.sweep.dir))
 
     def record_failure(self, fault: Fault) -> None:
-        """Leaves why it failed in its folder; a result that lies there already stays."""
+        """Leaves why it failed in its folder; where that holds a run which this job never held, in the sweep's folder.
+
+        So a job that was refused does not mark the run of another launch as failed.
+        """
         content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
-        write_json(self.folder / FAILED, content)
+        refused = self.run.holds_run and self.run.path.resolve() not in self.run.held
+        write_json(self.sweep / REFUSED.format(self.number) if refused else self.run.failed, content)
 
     def __str__(self) -> str:
         return f"job {self.number} ({' '.join(self.overrides)})"
 
 
 class RememberFolder(Callback):
-    """Tells `conclude` where the sweep is that this process launches."""
+    """Tells `conclude` where the sweep is that this process launches, and keeps a second sweep out of that folder."""
 
     folder: ClassVar[Path | None] = None
+    lock: ClassVar[IO[str] | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        RememberFolder.folder = Path(config.hydra.sweep.dir)
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            RememberFolder.lock = locked(folder)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(error.exit_code) from None  # Hydra would make a warning of an Exception
+        RememberFolder.folder = folder
+        for path in folder.glob(REFUSED.format("*")):
+            path.unlink()
+
+
+def locked(folder: Path) -> IO[str]:
+    """The lock of a sweep's folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder / ".lock")
+    except OSError as error:
+        raise UserError(f"hydra.sweep.dir={folder}: cannot be made ({error.strerror})") from error
+    if lock is None:
+        raise UserError(f"hydra.sweep.dir={folder}: another sweep is running in this folder")
+    return lock
 
 
 class Row(NamedTuple):
@@ -83,7 +113,8 @@ class Row(NamedTuple):
 
     Attributes:
         job: its folder within the sweep's.
-        status: `finished`, `failed`, or `lost` where a job ended without a word.
+        status: `finished`, `failed`, `lost` where a job ended without a word, or `damaged` where its record cannot be
+            read.
         overrides: by key.
         metric: the name of the monitored validation metric; empty where there is none.
         mean, half_width: of that metric over validation tasks, with the half width of its 95 % interval; None: not
@@ -105,8 +136,19 @@ class Row(NamedTuple):
 def conclude() -> int:
     """Prints and writes the table of the sweep that this process launched, if any; 1 if one of its jobs failed."""
     folder, RememberFolder.folder = RememberFolder.folder, None
-    rows = read_rows(folder) if folder is not None else []
-    if folder is None or not rows:
+    if folder is None:
+        return 0
+    try:
+        return concluded(folder)
+    finally:
+        assert RememberFolder.lock is not None
+        RememberFolder.lock.close()
+
+
+def concluded(folder: Path) -> int:
+    """`conclude` for the sweep in a folder."""
+    rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
+    if not rows:
         return 0
     from rich.console import Console
 
@@ -118,13 +160,15 @@ def conclude() -> int:
     console.print(table(folder, groups))
     for row in rows:
         if row.error:
-            console.print(f"job {row.job}: {row.error}", markup=False, highlight=False)
-    return FailedRun.exit_code if any(row.status != "finished" for row in rows) else 0
+            console.print(f"job {row.job}: {row.error}", markup=False, highlight=False, soft_wrap=True)
+    for path in refused:  # its line stands on stderr
+        path.unlink()
+    return FailedRun.exit_code if refused or any(row.status != "finished" for row in rows) else 0
 
 
 def read_rows(folder: Path) -> list[Row]:
     """What the jobs in a sweep's folder left, in their order."""
-    marks = ("result.json", FAILED, "config.yaml")
+    marks = ("result.json", "failed.json", "config.yaml")
     jobs = {path.parent for mark in marks for path in folder.rglob(mark)}
     return [read_row(job, folder) for job in sorted(jobs, key=lambda job: natural(str(job)))]
 
@@ -136,24 +180,33 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def read_row(job: Path, folder: Path) -> Row:
     """What one job left."""
-    name = str(job.relative_to(folder))
-    if (job / FAILED).exists():
-        record = json.loads((job / FAILED).read_text(encoding="utf-8"))
-        return Row(name, record["status"], by_key(record["overrides"]), error=record["error"])
-    if not (job / "result.json").exists():
-        return Row(name, "lost", {}, error="ended without a word: was it killed?")
-    record = json.loads((job / "result.json").read_text(encoding="utf-8"))
+    name, run = str(job.relative_to(folder)), RunFolder(job)
+    file = run.failed if run.failed.exists() else run.result
+    if not file.exists():
+        return Row(name, "lost", started_with(run), error="ended without a word: was it killed?")
+    try:
+        return row_of(name, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Row(name, "damaged", started_with(run), error=f"damaged: {file}")
+
+
+def row_of(name: str, record: dict[str, Any]) -> Row:
+    """The row of a job by its `result.json` or `failed.json`."""
+    status, overrides = record["status"], by_key(record["overrides"])
+    if "error" in record:
+        return Row(name, status, overrides, error=record["error"])
     metric = record["monitor"]
     interval = record["validation"][metric]
-    return Row(
-        name,
-        record["status"],
-        by_key(record["overrides"]),
-        metric,
-        finite(interval["mean"]),
-        finite(interval["half_width"]),
-        record["seconds"],
-    )
+    mean, half_width = finite(interval["mean"]), finite(interval["half_width"])
+    return Row(name, status, overrides, metric, mean, half_width, finite(record["seconds"]))
+
+
+def started_with(run: RunFolder) -> Overrides:
+    """What was overridden, as far as that can be read."""
+    try:
+        return by_key(run.overrides())
+    except UserError:
+        return {}
 
 
 def by_key(overrides: Iterable[str]) -> Overrides:
@@ -169,7 +222,10 @@ def grouped(rows: Sequence[Row]) -> list[Row]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(pair for pair in row.overrides.items() if pair[0] != "seed"), []).append(row)
+        same = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")
+        if not row.overrides:  # nothing is known of it: it stands alone
+            same = (("job", row.job),)
+        groups.setdefault(same, []).append(row)
     if all(len(group) == 1 for group in groups.values()):
         return list(rows)
     return [over_seeds(group) for group in groups.values()]
@@ -216,7 +272,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A column for every key that was overridden, between the job and what came of it."""
     keys = dict.fromkeys(key for row in rows for key in row.overrides)
     outcome = ("metric", "mean", "half_width", "seconds", "error")
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "status", *keys, *outcome])
         for row in rows:

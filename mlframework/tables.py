@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -11,7 +12,15 @@ if TYPE_CHECKING:
     from mlframework.judging import Interval
     from mlframework.text.quality import Quality
 
-__all__ = ["evaluation_table", "quality_table"]
+__all__ = ["evaluation_table", "quality_table", "show_report"]
+
+
+def show_report(report: Report, metric: str) -> None:
+    """Prints the tables of an evaluation."""
+    console = Console()
+    console.print(evaluation_table(report, metric))
+    if report.quality is not None:
+        console.print(quality_table(report.quality))
 
 
 def evaluation_table(report: Report, metric: str) -> Table:

@@ -64,7 +64,7 @@ def test_locking_keeps_what_a_file_of_the_same_name_as_the_lock_holds(tmp_path):
 
 @pytest.mark.parametrize("path", ["", " ", "\t"])
 def test_a_run_folder_has_a_name(path):
-    with pytest.raises(InvalidValue, match="run_dir=.*: must name a folder"):
+    with pytest.raises(InvalidValue, match=r"run_dir=\s*: must name a folder"):
         RunFolder(path)
 
 

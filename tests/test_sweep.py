@@ -119,6 +119,92 @@ def test_a_sweep_that_is_resumed_as_another_says_so(tmp_path):
     assert "optimizer.lr=0.3: this run was started with 0.2; resume=true cannot change it" in said.err
 
 
+def kept(folder: Path) -> dict[Path, bytes]:
+    """What the jobs and the table of a sweep came to."""
+    return {path: path.read_bytes() for pattern in ("*/*.json", "*.csv") for path in folder.glob(pattern)}
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("optimizer.lr=0.1,0.2"),
+        ("optimizer.lr=0.1,0.3", "resume=true"),
+        ("optimizer.lr=0.5,0.6"),
+        ("optimizer.lr=0.1,0.2", "task.k_shot=0"),
+        ("optimizer.lr=0.1,0.2", "launcher=joblib"),
+    ],
+    ids=str,
+)
+def test_a_second_sweep_in_a_folder_leaves_finished_jobs_and_their_table_as_they_are(two, typed):
+    folder, before = two
+    typed = (typed,) if isinstance(typed, str) else typed
+    said = sweep(folder, "task=sinusoid", *typed)
+    assert said.exit_code == 1
+    assert "Traceback" not in said.err
+    assert kept(folder) == before
+    assert not list(folder.rglob("refused.*"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A finished sweep of two jobs, and what it holds."""
+    folder = tmp_path_factory.mktemp("two") / "sweep"
+    assert sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2").exit_code == 0
+    assert [row["status"] for row in table(folder)] == ["finished", "finished"]
+    return folder, kept(folder)
+
+
+def test_a_second_sweep_is_refused_while_another_runs_in_the_same_folder(tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    hold = (
+        f"import sys; from mlframework.sweep import locked; lock = locked(__import__('pathlib').Path({str(folder)!r}))"
+    )
+    code = f"{hold}; print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        said = sweep(folder, "seed=0,1")
+        other.communicate()
+    assert (said.exit_code, said.out) == (2, "")
+    assert said.err == f"hydra.sweep.dir={folder}: another sweep is running in this folder\n"
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_job_that_failed_before_runs_again_and_its_failure_is_gone(tmp_path):
+    folder = tmp_path / "sweep"
+    assert sweep(folder, "optimizer.lr=0.1", "task.k_shot=0").exit_code == 1
+    assert (folder / "0" / "failed.json").exists()
+    said = sweep(folder, "optimizer.lr=0.1", "resume=true")
+    assert said.exit_code == 0, said.err
+    assert [row["status"] for row in table(folder)] == ["finished"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "\0", '{"status": "finished"}', '{"status": 1, "overrides": [1], "monitor": []}']
+)
+@pytest.mark.parametrize("name", ["result.json", "failed.json"])
+def test_a_damaged_record_is_one_row(two, tmp_path, name, text):
+    shutil.copytree(two[0], tmp_path / "sweep")
+    damaged = tmp_path / "sweep" / "1" / name
+    damaged.write_text(text)
+    rows = read_rows(tmp_path / "sweep")
+    assert [(row.status, row.overrides["optimizer.lr"]) for row in rows] == [("finished", "0.1"), ("damaged", "0.2")]
+    assert rows[1].error == f"damaged: {damaged}"
+
+
+def test_a_sweep_with_a_damaged_record_ends_with_its_table(two, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(two[0], folder)
+    (folder / "1" / "result.json").write_text("{")
+    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2", "resume=true")
+    assert said.exit_code == 1
+    assert "Traceback" not in said.err
+    assert [row["status"] for row in table(folder)] == ["finished", "damaged"]
+    assert f"\njob 1: damaged: {folder / '1' / 'result.json'}\n" in said.out
+
+
 @pytest.mark.parametrize("launcher", ["", "launcher=joblib"])
 def test_a_job_that_fails_ends_neither_the_others_nor_in_silence(tmp_path, launcher):
     said = sweep(tmp_path / "sweep", "task.k_shot=0,5", "algorithm.update.lr=0.01,1e30", *filter(None, [launcher]))

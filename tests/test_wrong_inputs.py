@@ -15,7 +15,7 @@ from commands import SHORT, call
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mlframework.commands import evaluate, train
+from mlframework.commands import evaluate, generate, train
 from mlframework.run_folder import RunFolder
 
 #: What is typed, and what is answered.
@@ -33,6 +33,8 @@ TRAIN = [
     (["evaluation=none", "evaluation.tasks=10"], "evaluation.tasks=10: there is no evaluation.tasks"),
     (["+task.foo=1"], "task.foo=1: Sinusoid has no such setting; it takes k_shot, k_query"),
     (["+trainer.step=1"], "trainer.step=1: Trainer has no such setting (did you mean steps?); it takes steps, "),
+    (["+foo=1"], "foo=1: nothing reads foo; there are seed, threads, "),
+    (["+trainr.steps=5"], "trainr.steps=5: nothing reads trainr (did you mean trainer?); there are seed, "),
     (["+seed=1"], "+seed=...: is there already: without the + it is set"),
     (["~trainr"], "Could not delete from config. 'trainr' does not exist."),
     (["~task"], "task=null: must be an option of the group task; --help lists them"),
@@ -113,6 +115,8 @@ TRAIN = [
     (["run_dir=run", "resume=true", "algorithm=anil"], "algorithm=anil: this run was started with maml; resume=true "),
     (["run_dir=run", "resume=true", "task.k_shot=3"], "task.k_shot=3: this run was started with 10; resume=true "),
     (["run_dir=broken", "resume=true"], "broken/checkpoints/last.pt: cannot be read as a checkpoint"),
+    (["run_dir=no_overrides", "resume=true"], "no_overrides/overrides.yaml: damaged ("),
+    (["run_dir=half_config", "resume=true"], "half_config/config.yaml: damaged ("),
     (["run_dir=wider", "resume=true"], "wider/checkpoints/last.pt: a checkpoint of another architecture: base_layer."),
 ]
 EVALUATE = [
@@ -125,6 +129,11 @@ EVALUATE = [
         ["run=run", "trainer.steps=3"],
         "trainer.steps=3: there is no trainer; there are run, weights, device, evaluation",
     ),
+    (["run=run", "+task.k_shot=5"], "task.k_shot=5: nothing reads task; there are run, weights, device, evaluation"),
+    (["run=no_choices"], "no_choices/choices.json: damaged ("),
+    (["run=list_of_choices"], "list_of_choices/choices.json: damaged (it holds no dict)"),
+    (["run=half_config"], "half_config/config.yaml: damaged ("),
+    (["run=other_config"], "other_config/config.yaml: damaged (it holds no task)"),
     (["run=wider"], "wider/checkpoints/best.safetensors: a checkpoint of another architecture: base_layer.features."),
     (["run=broken"], "broken/checkpoints/best.safetensors: cannot be read as safetensors ("),
 ]
@@ -139,12 +148,22 @@ def world(tmp_path_factory):
     for name in ("last.pt", "best.safetensors"):
         whole = (folder / "run" / "checkpoints" / name).read_bytes()
         (folder / "broken" / "checkpoints" / name).write_bytes(whole[: len(whole) // 2])
+    for name, file, text in (
+        ("no_choices", "choices.json", '{"task": '),
+        ("list_of_choices", "choices.json", "[]"),
+        ("no_overrides", "overrides.yaml", "- 'a"),
+        ("half_config", "config.yaml", "task: {k_shot: 5"),
+        ("other_config", "config.yaml", "name: somebody's"),
+    ):
+        shutil.copytree(folder / "run", folder / name)
+        (folder / name / file).write_text(text)
     shutil.copytree(folder / "run", folder / "wider")
     config = OmegaConf.load(folder / "wider" / "config.yaml")
     config.base_layer.hidden = [50, 50]
     OmegaConf.save(config, folder / "wider" / "config.yaml")
     (folder / "empty").mkdir()
     (folder / "file").touch()
+    (folder / "texts").write_text("Ada\nGrace\n")
     (folder / "project").mkdir()
     (folder / "project" / "environment.json").write_text("{}")
     few_images(folder / "images")
@@ -194,6 +213,22 @@ def test_training_refuses_in_one_line_before_anything_is_written(world, typed, l
 def test_evaluation_refuses_in_one_line_before_anything_is_written(world, typed, line):
     before = files(world)
     said = call(evaluate.main, *typed, folder=world)
+    assert said.err.startswith(line), said.err
+    assert (said.exit_code, said.err.count("\n"), said.out) == (2, 1, "")
+    assert files(world) == before
+
+
+GENERATE = [
+    (["run=run", "+foo.bar=1"], "foo.bar=1: nothing reads foo; there are run, support, unit, "),
+    (["run="], "run=: must name a folder"),
+    (["run=half_config"], "half_config/config.yaml: damaged ("),
+]
+
+
+@pytest.mark.parametrize(("typed", "line"), GENERATE, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
+def test_generation_refuses_in_one_line_before_anything_is_written(world, typed, line):
+    before = files(world)
+    said = call(generate.main, "support=texts", *typed, folder=world)
     assert said.err.startswith(line), said.err
     assert (said.exit_code, said.err.count("\n"), said.out) == (2, 1, "")
     assert files(world) == before

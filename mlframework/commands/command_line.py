@@ -33,14 +33,16 @@ Job = Callable[[DictConfig], float | None]
 TRACEBACKS = "MLFRAMEWORK_TRACEBACKS"
 
 
-def job(*, settings: Mapping[str, Any], required: Sequence[str] = ()) -> Callable[[Job], Job]:
+def job(
+    *, settings: Mapping[str, Any], required: Sequence[str] = (), others: Sequence[str] = ()
+) -> Callable[[Job], Job]:
     """Checks the config of a function that Hydra calls, and turns its errors into one line.
 
     A single run then ends with the error's exit code. A job of a sweep leaves its line in its folder and returns None,
     which sweepers take for a failure, so that the other jobs go on. A value that is not finite counts as None.
 
     Args:
-        settings, required: see `check_config`.
+        settings, required, others: see `check_config`.
     """
 
     def decorate(function: Job) -> Job:
@@ -48,7 +50,7 @@ def job(*, settings: Mapping[str, Any], required: Sequence[str] = ()) -> Callabl
         def checked(config: DictConfig) -> float | None:
             this = sweep.Job.current() if HydraConfig.get().mode == RunMode.MULTIRUN else None
             try:
-                check_config(config, settings=settings, required=required)
+                check_config(config, settings=settings, required=required, others=others)
                 value = function(config)
             except Exception as error:
                 if this is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mlframework.commands.command_line import command, job
@@ -11,19 +12,17 @@ __all__ = ["evaluate", "main"]
 
 @job(settings={"run": str, "weights": str, "device": str}, required=("evaluation",))
 def evaluate(config: DictConfig) -> None:
-    """Evaluates the run in a folder, prints the table and writes `evaluation.json` beside the run's result."""
-    from rich.console import Console
-
+    """Evaluates the run in a folder, prints the table, and writes the evaluation to a file of its own in the folder."""
     from mlframework.run import evaluate_run
     from mlframework.run_folder import RunFolder
-    from mlframework.tables import evaluation_table, quality_table
+    from mlframework.tables import show_report
 
     folder = RunFolder(config.run, key="run")
     report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
-    folder.write_json(folder.path / "evaluation.json", {**report.to_json(), "weights": config.weights})
-    Console().print(evaluation_table(report, folder.config().trainer.monitor))
-    if report.quality is not None:
-        Console().print(quality_table(report.quality))
+    show_report(report, folder.config().trainer.monitor)  # before it is written, which may fail
+    overrides = list(HydraConfig.get().overrides.task)
+    path = folder.add_evaluation({**report.to_json(), "weights": config.weights, "overrides": overrides})
+    print(f"written to {path}")
 
 
 main = command(evaluate, config_name="evaluate")

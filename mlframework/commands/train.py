@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from mlframework.allocator import Allocator
 from mlframework.commands.command_line import command, job
+from mlframework.run_folder import PARTS, RunFolder
 
 __all__ = ["main", "train"]
 
@@ -22,18 +23,17 @@ SETTINGS = {
     "init": str | None,
     "resume": bool,
 }
-PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
+
+#: What else a training reads: an evaluation may be left out.
+OTHERS = ("evaluation", "suggested")
 
 
-@job(settings=SETTINGS, required=PARTS)
+@job(settings=SETTINGS, required=PARTS, others=OTHERS)
 def train(config: DictConfig) -> float | None:
     """One run; returns the monitored validation metric, for sweepers."""
     # Imported here, so that --help and completion do not wait for torch.
-    from rich.console import Console
-
     from mlframework.run import train_run
-    from mlframework.run_folder import RunFolder
-    from mlframework.tables import evaluation_table, quality_table
+    from mlframework.tables import show_report
 
     hydra_config = HydraConfig.get()
     overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
@@ -50,11 +50,7 @@ def train(config: DictConfig) -> float | None:
             print(f"{folder.path}: finished before")
             return monitored(folder.read_result())
         config.resume = folder.holds_run
-    result, report = train_run(config, folder, overrides=overrides, choices=choices)
-    if report is not None:
-        Console().print(evaluation_table(report, result["monitor"]))
-        if report.quality is not None:
-            Console().print(quality_table(report.quality))
+    result, _ = train_run(config, folder, overrides=overrides, choices=choices, show=show_report)
     return monitored(result)
 
 
