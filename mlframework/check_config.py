@@ -15,14 +15,12 @@ from omegaconf.errors import InterpolationKeyError
 
 from mlframework.errors import InvalidValue, UserError, nearest
 
-__all__ = ["check_config", "is_part", "locate", "located", "parts"]
+__all__ = ["check_config", "check_keys", "is_part", "locate", "located", "parts"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
 
 
-def check_config(
-    config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = (), others: Sequence[str] = ()
-) -> None:
+def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = ()) -> None:
     """Raises a `UserError` for the first value that cannot be right.
 
     Every interpolation resolves, every `_target_` can be imported, takes the settings that stand beside it and is given
@@ -32,10 +30,8 @@ def check_config(
         config: the whole config.
         settings: the types of its keys that are no parts.
         required: parts that cannot be left out.
-        others: what else is read.
     """
     check_interpolations(config)
-    check_keys(config, (*settings, *required, *others))
     for key, hint in settings.items():
         if not fits(config[key], hint):
             raise InvalidValue(key, config[key], f"must be {described(hint)}")
@@ -62,7 +58,12 @@ def check_interpolations(config: DictConfig) -> None:
 
 
 def check_keys(config: DictConfig, known: Sequence[str]) -> None:
-    """Refuses a key that nothing reads, neither a command nor another key's interpolation."""
+    """Refuses a key that nothing reads, neither a command nor another key's interpolation.
+
+    Args:
+        config: the whole config.
+        known: the keys that the command reads.
+    """
     tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     interpolations = " ".join(str(value) for _, value in leaves(tree) if "${" in str(value))
     for name in tree:

@@ -16,6 +16,7 @@ from commands import SHORT, call
 from mlframework.commands import evaluate, train
 from mlframework.commands.command_line import command, job
 from mlframework.errors import FailedRun
+from mlframework.run_folder import PARTS
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -135,7 +136,7 @@ def test_the_evaluation_of_a_training_is_shown_before_it_is_written(tmp_path):
     ],
 )
 def test_any_error_ends_in_one_line_and_its_exit_code(tmp_path, error, exit_code, line):
-    @job(settings={"seed": int})
+    @job(settings=train.SETTINGS, required=PARTS, others=train.OTHERS)
     def failing(config):
         raise error
 
@@ -145,7 +146,7 @@ def test_any_error_ends_in_one_line_and_its_exit_code(tmp_path, error, exit_code
 
 
 def test_an_interrupted_command_ends_as_one_that_was(tmp_path):
-    @job(settings={})
+    @job(settings=train.SETTINGS, required=PARTS, others=train.OTHERS)
     def interrupted(config):
         raise KeyboardInterrupt
 

@@ -38,7 +38,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 def built(config: DictConfig, folder: Path):
     """Checks a config of a training, and builds all that it names but the data."""
-    check_config(config, settings=train.SETTINGS, required=PARTS, others=train.OTHERS)
+    check_config(config, settings=train.SETTINGS, required=PARTS)
     config.init = None  # of another run
     training = set_up(config, RunFolder(folder))
     return training, build.build_trainer(config), build.build_evaluation(config)

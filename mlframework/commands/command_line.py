@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mlframework import plugins, sweep
-from mlframework.check_config import check_config
+from mlframework.check_config import check_config, check_keys
 from mlframework.errors import UserError
 from mlframework.faults import Fault, fault
 
@@ -42,7 +42,8 @@ def job(
     which sweepers take for a failure, so that the other jobs go on. A value that is not finite counts as None.
 
     Args:
-        settings, required, others: see `check_config`.
+        settings, required: see `check_config`.
+        others: what else the function reads.
     """
 
     def decorate(function: Job) -> Job:
@@ -50,7 +51,8 @@ def job(
         def checked(config: DictConfig) -> float | None:
             this = sweep.Job.current() if HydraConfig.get().mode == RunMode.MULTIRUN else None
             try:
-                check_config(config, settings=settings, required=required, others=others)
+                check_keys(config, (*settings, *required, *others))
+                check_config(config, settings=settings, required=required)
                 value = function(config)
             except Exception as error:
                 if this is None:
