@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.choices import thinned
 from mlframework.episode import Examples, Kind, masked_mean
 from mlframework.inner_loop import Params, inner_loop, last
-from mlframework.inner_updates import Adam
-from mlframework.judging import Interval, TaskSet
-from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
+from mlframework.inner_updates import InnerUpdate
+from mlframework.judging import TaskSet
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text import TextTasks
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
     # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
     from sklearn.base import BaseEstimator
 
-__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "judge_ngrams", "kind_of", "raw_inputs"]
+__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "grid", "kind_of", "ngram_values", "raw_inputs"]
 
-#: Validation tasks by which an n-gram model chooses how far to trust a support set; others than those that are judged.
-TUNING_TASKS, TUNING_SEED = 100, 2
+#: The settings of scikit-learn's estimators that are tuned, where an estimator has them: penalties and widths.
+GRID: dict[str, tuple[float, ...]] = {
+    "C": (0.01, 0.1, 1.0, 10.0, 100.0),
+    "alpha": (0.001, 0.01, 0.1, 1.0, 10.0),
+    "gamma": (0.02, 0.1, 0.5, 2.0),
+}
 
 #: The logarithm of a probability that counts as none.
 LEAST = float(np.log(1e-12))
@@ -39,18 +44,23 @@ class FromScratch(MetaLayer):
     Args:
         make_base_layer: draws a newly initialised network from torch's global generator.
         task: says what the loss and the metrics are.
-        lr: rate of Adam.
-        steps: steps of Adam on the whole support set.
+        update: builds the optimizer's rule from the parameters.
+        steps: of it, on the whole support set.
     """
 
     exact = False
 
     def __init__(
-        self, make_base_layer: Callable[[], BaseLayer], task: TaskDistribution, *, lr: float, steps: int
+        self,
+        make_base_layer: Callable[[], BaseLayer],
+        task: TaskDistribution,
+        *,
+        update: Callable[[Params], InnerUpdate],
+        steps: int,
     ) -> None:
         super().__init__(make_base_layer(), task)
         self.make_base_layer = make_base_layer
-        self.update = Adam(dict(self.base_layer.named_parameters()), lr)
+        self.update = update(dict(self.base_layer.named_parameters()))
         self.test_inner_steps = steps
 
     def initial(self, like: Tensor) -> Params:
@@ -65,15 +75,15 @@ class FromScratch(MetaLayer):
         return self.call_base_layer(adapted, x, mask)
 
     def trajectory(self, support: Examples, steps: int) -> Iterator[Params]:
-        """Parameters before and after training; what lies between is nobody's business."""
+        """Parameters after each of the `thinned` numbers of steps."""
 
         def losses_of(params: Params, step: int) -> Tensor:
             mask = self.needed(support.mask)
             return masked_mean(self.task.loss(self.predict(params, support.x, mask), support.y), mask)
 
-        initial = self.initial(support.mask)
-        yield initial
-        yield last(inner_loop(losses_of, initial, self.update, steps, constant_steps=steps))
+        path = inner_loop(losses_of, self.initial(support.mask), self.update, steps, constant_steps=steps)
+        shown = set(thinned(steps))
+        yield from (params for step, params in enumerate(path) if step in shown)
 
 
 class FittedEstimators(OnFeatures):
@@ -127,23 +137,26 @@ class FittedEstimators(OnFeatures):
         return torch.from_numpy(np.stack(found)).to(features.device, dtype)
 
 
-def judge_ngrams(task: TextTasks, tasks: TaskSet, *, order: int) -> dict[str, list[Interval]]:
-    """How an n-gram model of all training text and each support set predicts the queries of a task set.
+def ngram_values(task: TextTasks, tasks: TaskSet, *, order: int, validation: TaskSet) -> Metrics:
+    """How an n-gram model of all training text and each support set predicts the queries, `[1, tasks]` each.
 
-    How far it trusts the support set is tuned on validation tasks.
+    Args:
+        task: of text.
+        tasks: the task set.
+        order: tokens of the longest n-grams.
+        validation: the tasks on which it chooses how far to trust a support set.
     """
     rows = task.rows("train")
     train = rows.examples(torch.arange(len(rows.lengths)))
     model = NGramModel(task.spec.out_features, order=order)
     model.fit_background(*train)
-    model.tune(TaskSet(task, "validation", tasks=TUNING_TASKS, seed=TUNING_SEED))
+    model.tune(validation)
     losses, bits = [], []
     for episode in tasks:
         query = episode.query
         losses.append(masked_mean(-model.log_probabilities(episode.support, query), query.mask))
         bits.append(task.bits_per_character(losses[-1], query.y, query.mask))
-    found = {"query_loss": torch.cat(losses), "query_bits_per_character": torch.cat(bits)}
-    return {name: [Interval.of(values)] for name, values in found.items()}
+    return {"query_loss": torch.cat(losses)[None], "query_bits_per_character": torch.cat(bits)[None]}
 
 
 def raw_inputs() -> BaseLayer:
@@ -195,6 +208,27 @@ def estimator_for(kind: Kind) -> BaseEstimator:
     if kind == "classification":
         return LogisticRegression(max_iter=1000)
     return KernelRidge(kernel="rbf", alpha=0.1, gamma=0.5)
+
+
+def grid(estimator: BaseEstimator) -> Iterator[tuple[str, BaseEstimator]]:
+    """Copies of an estimator with each setting of `GRID` that it has, each in words; a width only of an RBF kernel.
+
+    >>> from sklearn.svm import LinearSVC
+    >>> [setting for setting, _ in grid(LinearSVC())]
+    ['C=0.01', 'C=0.1', 'C=1', 'C=10', 'C=100']
+    """
+    from sklearn.base import clone
+    from sklearn.model_selection import ParameterGrid
+
+    has = estimator.get_params(deep=False)
+    tuned = {name: values for name, values in GRID.items() if name in has}
+    if has.get("kernel") != "rbf":
+        tuned.pop("gamma", None)
+    for settings in ParameterGrid(tuned):
+        yield (
+            ", ".join(f"{name}={value:g}" for name, value in settings.items()),
+            clone(estimator).set_params(**settings),
+        )
 
 
 def kind_of(estimator: BaseEstimator) -> Kind:

@@ -13,27 +13,34 @@ from torch import Tensor
 from mlframework.episode import Episode, Split
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.sources import Sources, half_width_over_sources
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Interval", "TaskSet", "judge_by_step", "judge_tasks"]
+__all__ = ["VALIDATION_SEED", "Interval", "TaskSet", "judge_by_step", "judge_tasks", "task_values"]
+
+#: Validation tasks come from their own generator, so that they are the same for every run and every method.
+VALIDATION_SEED = 1
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval over tasks, by Student's t.
+    """A mean with its 95 % confidence interval over tasks, by Student's t, and that over the sources of the tasks.
 
     Attributes:
         mean: of the values.
         half_width: `mean - half_width` to `mean + half_width` is the interval; not a number for a single value.
         values: how many there were.
+        over_sources: the half width of the interval over sources; None where each task is a source of its own, or
+            where there are too few sources to tell. See `mlframework.sources`.
     """
 
     mean: float
     half_width: float
     values: int
+    over_sources: float | None = None
 
     @classmethod
-    def of(cls, values: Tensor) -> Interval:
-        """The interval of a sample `[count]`."""
+    def of(cls, values: Tensor, sources: Sources | None = None) -> Interval:
+        """The interval of a sample `[count]`, whose tasks come from some sources."""
         # Student's quantile, imported here: a run's first step need not wait for it. scipy.stats would take a second.
         from scipy.special import stdtrit
 
@@ -42,7 +49,8 @@ class Interval(NamedTuple):
         if count < 2:
             return cls(float(values.mean()), float("nan"), count)
         quantile = float(stdtrit(count - 1, 0.975))
-        return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count)
+        over_sources = None if sources is None else half_width_over_sources(values, sources)
+        return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count, over_sources)
 
     def __str__(self) -> str:
         return self.shown(4)
@@ -77,6 +85,26 @@ class TaskSet:
         for start in range(0, self.tasks, self.chunk):
             count = min(self.chunk, self.tasks - start)
             yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
+
+    def first(self, tasks: int) -> TaskSet:
+        """The set of its first tasks."""
+        return TaskSet(self.task, self.split, tasks=min(tasks, self.tasks), seed=self.seed, chunk=self.chunk)
+
+    def by(self, chunk: int) -> TaskSet:
+        """The same tasks, as many at a time."""
+        return TaskSet(self.task, self.split, tasks=self.tasks, seed=self.seed, chunk=chunk)
+
+    def sources(self) -> Sources | None:
+        """The sources of each task; None where each task is a source of its own."""
+        generator, found = torch.Generator().manual_seed(self.seed), []
+        for _ in range(self.tasks):
+            before = generator.get_state()
+            names = self.task.drawn_from(1, self.split, generator)
+            if names is None:
+                return None
+            found += names
+            self.task.sample(1, self.split, generator.set_state(before))
+        return found
 
     def hash(self) -> str:
         """Sixteen hexadecimal digits that stand for all the tasks, whatever the chunk."""
@@ -114,7 +142,7 @@ def judge_by_step(
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def judge_tasks(
+def task_values(
     meta_layer: MetaLayer,
     tasks: TaskSet,
     steps: int,
@@ -122,9 +150,22 @@ def judge_tasks(
     device: torch.device,
     batch_norm: BatchNormPolicy | None = None,
     ends_only: bool = False,
-) -> dict[str, list[Interval]]:
-    """Each query metric over a task set: its interval by inner steps; see `judge_by_step`."""
+) -> Metrics:
+    """Each query metric of every task of a set by inner steps, `[steps + 1, tasks]` on the CPU; see `judge_by_step`."""
     judged = [
         judge_by_step(meta_layer, episode.to(device), steps, batch_norm, ends_only=ends_only) for episode in tasks
     ]
-    return {name: [Interval.of(row) for row in torch.cat([part[name] for part in judged], dim=1)] for name in judged[0]}
+    return {name: torch.cat([part[name].cpu() for part in judged], dim=1) for name in judged[0]}
+
+
+def judge_tasks(
+    meta_layer: MetaLayer,
+    tasks: TaskSet,
+    steps: int,
+    *,
+    device: torch.device,
+    batch_norm: BatchNormPolicy | None = None,
+) -> dict[str, list[Interval]]:
+    """Each query metric over a task set: its interval by inner steps; see `judge_by_step`."""
+    values = task_values(meta_layer, tasks, steps, device=device, batch_norm=batch_norm)
+    return {name: [Interval.of(row) for row in rows] for name, rows in values.items()}

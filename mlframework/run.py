@@ -211,6 +211,7 @@ def evaluate(config: DictConfig, training: Training, choices: Mapping[str, str])
         training.meta_layer,
         lambda: build.build_base_layer(config, training.task),
         training.device,
+        monitor=config.trainer.monitor,
     )
 
 

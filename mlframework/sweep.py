@@ -259,7 +259,7 @@ def interval(values: Sequence[float | None]) -> tuple[float | None, float | None
     from mlframework.judging import Interval
 
     known = [math.nan if value is None else value for value in values]
-    mean, half_width, _ = Interval.of(torch.tensor(known, dtype=torch.float64))
+    mean, half_width, *_ = Interval.of(torch.tensor(known, dtype=torch.float64))
     return finite(mean), finite(half_width)
 
 

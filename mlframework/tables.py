@@ -24,34 +24,48 @@ def show_report(report: Report, metric: str) -> None:
 
 
 def evaluation_table(report: Report, metric: str) -> Table:
-    """One metric of every method, before and after adaptation, with 95 % intervals over tasks."""
+    """One metric of every method, before and after adaptation, with 95 % intervals, and its distance from the first."""
     table = Table(
         title=f"{metric.replace('_', ' ')} on {report.split} tasks (seed {report.seed}, hash {report.task_hash})",
-        caption="mean ± half width of the 95 % interval over tasks; (inner steps)",
+        caption=(
+            f"mean ± half width of the 95 % interval over tasks; after the (steps) and by the setting that "
+            f"{report.validation_tasks} validation tasks chose; differences are paired"
+        ),
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     mixing = any(row.batch_norm != "none" for row in report.rows)
     if mixing:
         table.add_column("batch norm")
     table.add_column("tasks", justify="right")
-    for name in ("before", "after"):
+    for name in ("before", "after (steps)"):
         table.add_column(name, justify="right", no_wrap=True)
+    if clustered := report.sources is not None:
+        table.add_column("± over sources", justify="right")
+    table.add_column(f"minus {report.rows[0].method}", justify="right", no_wrap=True)
     for row in report.rows:
         if metric not in row.metrics:
             continue
         policy = [row.batch_norm] if mixing else []
-        table.add_row(row.method, *policy, str(row.tasks), *cells(row, metric))
+        over_sources = row.interval(metric).over_sources
+        wide = ["" if over_sources is None else f"{over_sources:.3f}"] if clustered else []
+        minus = "" if row.difference is None else short(row.difference[metric])
+        table.add_row(described(row), *policy, str(row.tasks), *cells(row, metric), *wide, minus)
     return table
 
 
+def described(row: Row) -> str:
+    """The method, and its setting where it had a choice."""
+    return f"{row.method}, {row.setting}" if row.setting else row.method
+
+
 def cells(row: Row, metric: str) -> tuple[str, str]:
-    """Before adaptation, and after the last step; a method without a before leaves it empty."""
-    before, after = row.metrics[metric][0], row.metrics[metric][-1]
+    """Before adaptation, and after the chosen step; a method without a before leaves it empty."""
+    before, after = row.metrics[metric][0], row.interval(metric)
     if len(row.steps) == 1:
         return "", short(after)
-    return short(before), f"{short(after)} ({row.steps[-1]})"
+    return short(before), f"{short(after)} ({row.chosen})"
 
 
 def short(interval: Interval) -> str:

@@ -18,7 +18,7 @@ from mlframework.devices import UNDISTURBED
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.interrupt import deferred_interrupt
-from mlframework.judging import Interval, TaskSet, judge_tasks
+from mlframework.judging import VALIDATION_SEED, Interval, TaskSet, judge_tasks
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.outer_loop import NotFinite, OuterLoop
@@ -30,9 +30,6 @@ from mlframework.tasks.task_distribution import TaskDistribution
 __all__ = ["Trainer", "Training"]
 
 log = logging.getLogger(__name__)
-
-#: Validation tasks come from their own generator, so that they are the same for every run.
-VALIDATION_SEED = 1
 
 #: As many of them are drawn in figures.
 DRAWN_TASKS = 4

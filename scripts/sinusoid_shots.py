@@ -110,7 +110,7 @@ def draw(found: dict[Cell, Interval]) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(methods) + 1.2), layout="constrained")
     for index, k_shot in enumerate(shots_of(found)):
         places = [row + 0.2 * (1 - index) for row in range(len(methods))]
-        means, widths, _ = zip(*(best(found, method, k_shot) for method in methods), strict=True)
+        means, widths, *_ = zip(*(best(found, method, k_shot) for method in methods), strict=True)
         axes.errorbar(means, places, xerr=widths, fmt="o", ms=4, label=f"{k_shot}-shot")
     axes.set(xscale="log", xlim=(0.004, 10), xlabel="query mean squared error after the best number of steps")
     axes.set_yticks(range(len(methods)), methods)

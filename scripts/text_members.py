@@ -131,7 +131,7 @@ def draw(found: dict[Cell, Interval], tasks: list[str]) -> None:
     for (above, below), task in zip(axes.T, tasks, strict=True):
         methods = methods_of(found, task)[::-1]
         for row, method in enumerate(methods):
-            mean, width, _ = found[Cell(task, method, "bits")]
+            mean, width, *_ = found[Cell(task, method, "bits")]
             colour = "tab:blue" if method in FAMILIES else "tab:gray"
             above.errorbar(mean, row, xerr=width, fmt="o", color=colour)
         above.set_yticks(range(len(methods)), methods)
@@ -140,7 +140,7 @@ def draw(found: dict[Cell, Interval], tasks: list[str]) -> None:
         for method in methods:
             steps = sorted(c.column for c in found if c[:2] == (task, method) and isinstance(c.column, int))
             if steps:
-                means, widths, _ = zip(*(found[Cell(task, method, step)] for step in steps), strict=True)
+                means, widths, *_ = zip(*(found[Cell(task, method, step)] for step in steps), strict=True)
                 below.errorbar(steps, means, yerr=widths, marker="o", label=method)
         below.set(xlabel="inner steps", ylabel="bits per character")
         below.grid(alpha=0.3)

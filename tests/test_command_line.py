@@ -84,7 +84,12 @@ def test_a_run_leaves_its_folder_and_nothing_else(tmp_path):
 
 def test_evaluation_of_a_run_prints_a_table_and_writes_it_down(tmp_path):
     assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=tmp_path).exit_code == 0
-    few = ("evaluation.tasks=4", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2")
+    few = (
+        "evaluation.tasks=4",
+        "evaluation.validation_tasks=2",
+        "evaluation.scratch_tasks=2",
+        "evaluation.scratch_steps=2",
+    )
     said = call(evaluate.main, "run=run", *few, folder=tmp_path)
     assert said.exit_code == 0, said.err
     assert "query loss on test tasks (seed 0, hash " in said.out

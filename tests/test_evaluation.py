@@ -19,7 +19,7 @@ from mlframework.baselines import FittedEstimators, FromScratch, raw_inputs
 from mlframework.episode import Episode
 from mlframework.errors import UserError
 from mlframework.evaluation import Evaluation
-from mlframework.inner_updates import SGD
+from mlframework.inner_updates import SGD, Adam
 from mlframework.judging import Interval, TaskSet, judge_by_step, judge_tasks
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.neural_network import Prototypes
@@ -96,15 +96,17 @@ def test_metrics_after_every_inner_step_equal_those_of_plain_gradient_descent():
             optimizer.step()
 
 
-def test_the_costly_policy_is_judged_before_and_after_alone(images):
+def test_the_costly_policy_is_judged_before_and_after_the_chosen_steps_alone(images):
     layer = maml(images, Conv4(images.spec, filters=4), steps=3)
-    evaluation = Evaluation(tasks=2, seed=0, scratch_tasks=0)
+    evaluation = Evaluation(tasks=2, seed=0, scratch_tasks=0, validation_tasks=3)
     transductive, inductive = evaluation.run("maml", layer, lambda: layer.base_layer, CPU).rows[:2]
-    assert (transductive.steps, inductive.steps) == ((0, 1, 2, 3), (0, 3))
+    chosen = transductive.chosen
+    assert chosen == inductive.chosen > 0
+    assert (transductive.steps, inductive.steps) == ((0, 1, 2, 3), (0, chosen))
     (episode,) = TaskSet(images, "test", tasks=2, seed=0)
     all_steps = judge_by_step(layer, episode, 3, "inductive")["query_loss"].mean(1)
     found = [interval.mean for interval in inductive.metrics["query_loss"]]
-    assert found == pytest.approx(all_steps[[0, 3]].tolist())
+    assert found == pytest.approx(all_steps[[0, chosen]].tolist())
 
 
 def test_inductive_queries_do_not_see_each_other_and_transductive_ones_do(images):
@@ -138,28 +140,28 @@ def test_under_the_support_policy_queries_are_normalised_as_the_support_set_is(i
 
 
 def test_a_layer_trained_by_the_support_policy_is_judged_by_it_first(images):
-    evaluation = Evaluation(tasks=2, seed=0, scratch_tasks=0)
+    evaluation = Evaluation(tasks=2, seed=0, validation_tasks=2, scratch_tasks=0)
     layer = Prototypes(Conv4(images.spec, filters=4), images)
     report = evaluation.run("prototypes", layer, lambda: Conv4(images.spec, filters=4), CPU)
     assert [row.batch_norm for row in report.rows] == ["support", "transductive", "none"]
 
 
 def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_not(images):
-    evaluation = Evaluation(tasks=6, seed=0, scratch_tasks=2, scratch_steps=2)
+    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=2, scratch_tasks=2, scratch_steps=2)
     for norm, policies in (("batch", ["transductive", "inductive"]), ("group", ["none"])):
         base = functools.partial(Conv4, images.spec, filters=4, norm=norm)
         report = evaluation.run("maml", maml(images, base()), base, CPU)
         assert [row.batch_norm for row in report.rows if row.method == "maml"] == policies
         assert report.rows[0].steps == (0, 1, 2)
-        assert [row.method for row in report.rows[-2:]] == ["from scratch (Adam)", "scikit-learn LogisticRegression"]
+        assert [row.method for row in report.rows[-2:]] == ["from scratch", "scikit-learn LogisticRegression"]
 
 
 def test_from_scratch_fits_every_support_set_from_an_initialisation_of_its_own():
     task = Sinusoid()
     torch.manual_seed(0)
-    scratch = FromScratch(functools.partial(MLP, task.spec), task, lr=0.01, steps=300)
+    scratch = FromScratch(functools.partial(MLP, task.spec), task, update=functools.partial(Adam, lr=0.01), steps=300)
     episode = task.sample(3, "test", torch.Generator().manual_seed(0))
-    before, after = scratch.trajectory(episode.support, 300)
+    before, *_, after = scratch.trajectory(episode.support, 300)
     assert not torch.equal(before["head.weight"][0], before["head.weight"][1])
     losses = [task.loss(scratch.predict(p, episode.support.x), episode.support.y).mean(1) for p in (before, after)]
     assert (losses[1] < losses[0] / 10).all()
@@ -239,7 +241,8 @@ def test_a_report_has_a_row_for_each_estimator_on_the_algorithm_s_features(image
     base = functools.partial(Conv4, images.spec, filters=4)
     layer = Prototypes(base(), images)
     asked = {"margin": LinearSVC(), "nearest": KNeighborsClassifier(1)}
-    report = Evaluation(tasks=6, seed=0, scratch_tasks=0, on_features=asked).run("prototypes", layer, base, CPU)
+    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=3, scratch_tasks=0, on_features=asked)
+    report = evaluation.run("prototypes", layer, base, CPU)
     rows = {row.method: row for row in report.rows}
     assert [row.batch_norm for name, row in rows.items() if name.endswith("on features")] == ["support", "support"]
     # The nearest neighbour is what prototypes are in one shot.

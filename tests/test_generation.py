@@ -154,7 +154,13 @@ def test_a_sample_sheet_has_the_support_and_texts_before_and_after(algorithm):
 SMALL = (
     *("base_layer.width=8", "base_layer.depth=1", "base_layer.heads=2", "task.k_shot=2", "task.k_query=2"),
     *("task.length=8", "trainer.steps=2", "trainer.meta_batch=2", "trainer.validation_tasks=3"),
-    *("evaluation.tasks=3", "evaluation.scratch_tasks=1", "evaluation.scratch_steps=2", "algorithm.inner_steps=1"),
+    *(
+        "evaluation.tasks=3",
+        "evaluation.validation_tasks=2",
+        "evaluation.scratch_tasks=1",
+        "evaluation.scratch_steps=2",
+        "algorithm.inner_steps=1",
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from commands import call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mlframework.base_layers import BaseLayer
-from mlframework.baselines import judge_ngrams
+from mlframework.baselines import ngram_values
 from mlframework.commands.train import main as train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
@@ -137,11 +137,14 @@ def test_judging_nothing_is_refused(field):
 
 def test_the_ngram_baseline_learns_letters_from_the_support_set():
     task = Alphabets()
-    found = judge_ngrams(task, TaskSet(task, "test", tasks=20, seed=0), order=3)
+    tasks = TaskSet(task, "test", tasks=20, seed=0)
+    validation = TaskSet(task, "validation", tasks=100, seed=2)
+    found = ngram_values(task, tasks, order=3, validation=validation)
     # Of a word of four letters and an end, the letters are one in five, and the end is certain.
     floor, unadapted = 4 * math.log2(5) / 5, 4 * math.log2(25) / 5
-    assert floor < found["query_bits_per_character"][0].mean < (floor + unadapted) / 2
-    assert found["query_loss"][0].mean == pytest.approx(found["query_bits_per_character"][0].mean * math.log(2))
+    bits = found["query_bits_per_character"].mean().item()
+    assert floor < bits < (floor + unadapted) / 2
+    assert found["query_loss"].mean().item() == pytest.approx(bits * math.log(2))
 
 
 def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp_path):
@@ -156,7 +159,13 @@ def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp
         *("task=text_folder", "task.path=mine", "task.running=false", "task.k_shot=3", "task.k_query=3"),
         *("task.length=6", "base_layer.width=8", "base_layer.depth=1", "base_layer.heads=2", "run_dir=run"),
         *("trainer.steps=2", "trainer.meta_batch=2", "trainer.validation_tasks=3", "trainer.validate_every=1"),
-        *("evaluation.tasks=4", "evaluation.scratch_tasks=1", "evaluation.scratch_steps=1", "algorithm.inner_steps=1"),
+        *(
+            "evaluation.tasks=4",
+            "evaluation.validation_tasks=2",
+            "evaluation.scratch_tasks=1",
+            "evaluation.scratch_steps=1",
+            "algorithm.inner_steps=1",
+        ),
         *("evaluation.quality.sources=1", "evaluation.quality.texts=2", "evaluation.ngram_order=3"),
         folder=tmp_path,
     )
@@ -181,7 +190,13 @@ def test_positions_that_know_no_longer_sequence_leave_in_context_out_and_nothing
         *("task=text_folder", "task.path=mine", "task.k_shot=2", "task.k_query=2", "task.length=6", "run_dir=run"),
         *("base_layer.width=8", "base_layer.depth=1", "base_layer.heads=2", "base_layer.positions=learned"),
         *("trainer.steps=1", "trainer.meta_batch=2", "trainer.validation_tasks=2", "logger.figures=false"),
-        *("evaluation.tasks=2", "evaluation.scratch_tasks=0", "evaluation.quality=null", "evaluation.ngram_order=0"),
+        *(
+            "evaluation.tasks=2",
+            "evaluation.validation_tasks=2",
+            "evaluation.scratch_tasks=0",
+            "evaluation.quality=null",
+            "evaluation.ngram_order=0",
+        ),
         folder=tmp_path,
     )
     assert said.exit_code == 0, said.err

@@ -36,7 +36,12 @@ SMALL = [
     "trainer.checkpoint_every=2",
     "logger.figures=false",
 ]
-SMALL_EVALUATION = ["evaluation.tasks=8", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2"]
+SMALL_EVALUATION = [
+    "evaluation.tasks=8",
+    "evaluation.validation_tasks=4",
+    "evaluation.scratch_tasks=2",
+    "evaluation.scratch_steps=2",
+]
 
 
 def composed(*overrides: str):

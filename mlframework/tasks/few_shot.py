@@ -105,7 +105,7 @@ class FewShotClassification(TaskDistribution, ABC):
 
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
         data = self.classes(split)
-        drawn = distinct(torch.full((num_tasks,), len(data.sizes)), self.n_way, generator)  # [tasks, n_way]
+        drawn = self.drawn_classes(num_tasks, split, generator)
         sizes, starts = data.sizes[drawn], (data.sizes.cumsum(0) - data.sizes)[drawn]
         wanted = self.shots[1] + self.k_query
         picked = distinct(sizes, wanted, generator)  # [tasks, n_way, wanted]
@@ -121,6 +121,19 @@ class FewShotClassification(TaskDistribution, ABC):
         return self._with_random_shots(
             Episode(examples.rows(slice(split_at)), examples.rows(slice(split_at, None))), generator
         )
+
+    def drawn_classes(self, num_tasks: int, split: Split, generator: torch.Generator) -> Tensor:
+        """The numbers of each task's classes, `[tasks, n_way]`."""
+        return distinct(torch.full((num_tasks,), len(self.classes(split).sizes)), self.n_way, generator)
+
+    def drawn_from(self, num_tasks: int, split: Split, generator: torch.Generator) -> list[tuple[str, ...]] | None:
+        names = self.classes(split).names
+        drawn = self.drawn_classes(num_tasks, split, generator).tolist()
+        return [tuple(sorted({self.source_of(names[number]) for number in task})) for task in drawn]
+
+    def source_of(self, name: str) -> str:
+        """The source of a class; several classes may be views of one."""
+        return name
 
     def _with_random_shots(self, episode: Episode, generator: torch.Generator) -> Episode:
         """Masks the support beyond a number of shots drawn for each task."""

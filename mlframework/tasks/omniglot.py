@@ -88,6 +88,9 @@ class Omniglot(FewShotClassification):
         images = torch.from_numpy(arrays["images"][[row_of[name] for name in wanted]]).unsqueeze(2)
         return rotated(names, images) if self.rotations else ClassIndexed.from_classes(names, images)
 
+    def source_of(self, name: str) -> str:
+        return name.partition("/rot")[0]
+
 
 def by_character(names: list[str]) -> dict[Split, list[str]]:
     """Characters `set/alphabet/character` of each split, in an order that is the same on any machine."""

@@ -38,6 +38,14 @@ class TaskDistribution(ABC):
             An episode on the CPU whose leaves start with `[num_tasks]`.
         """
 
+    def drawn_from(self, num_tasks: int, split: Split, generator: torch.Generator) -> list[tuple[str, ...]] | None:
+        """The sources of the tasks that `sample` would draw with the same arguments: languages, roles, characters.
+
+        Two tasks with a common source are not independent, which an interval must know. None: each task is a source of
+        its own.
+        """
+        return None
+
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         """The loss of each example (and position): squared error, or cross-entropy in nats.
 

@@ -61,7 +61,7 @@ class SourceTexts(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """Each measure's interval over sources.
+    """Each measure's interval over the sources that texts were generated for.
 
     Attributes:
         before: of texts drawn before adaptation; None for an algorithm without inner steps.
@@ -105,8 +105,25 @@ class TextQuality:
         Sampling(temperature=temperature, top_p=top_p).check()
         self.sources, self.texts, self.temperature, self.top_p, self.seed = sources, texts, temperature, top_p, seed
 
-    def run(self, meta_layer: MetaLayer, task: TextTasks, split: Split, *, device: torch.device) -> Quality | None:
-        """Generates and judges; None, and a line in the log, where there are not two sources to tell apart."""
+    def run(
+        self,
+        meta_layer: MetaLayer,
+        task: TextTasks,
+        split: Split,
+        *,
+        device: torch.device,
+        inner_steps: int | None = None,
+    ) -> Quality | None:
+        """Generates and judges; None, and a line in the log, where there are not two sources to tell apart.
+
+        Args:
+            meta_layer: the algorithm.
+            task: of text.
+            split: whose sources.
+            device: where support sets go.
+            inner_steps: by which it adapts; None: its own number at test.
+        """
+        steps = meta_layer.test_inner_steps if inner_steps is None else inner_steps
         texts = told_apart(task, split)
         if len(texts) < 2:
             log.warning("generated texts are not judged: there are not two sources with two pieces of text each")
@@ -114,26 +131,26 @@ class TextQuality:
         # Pieces as long as what is generated; the texts of a list are mostly shorter, and are whole then.
         fit = TaskFit(texts, length=task.length)
         numbers = [number for number, source in enumerate(task.sources(split)) if source.name in texts]
-        found = [self.texts_of(meta_layer, task, split, number, device) for number in numbers[: self.sources]]
+        found = [self.texts_of(meta_layer, task, split, number, device, steps) for number in numbers[: self.sources]]
         before = {each.name: each.before for each in found}
         after = {each.name: each.after for each in found}
         # Of real text only what the classifier was not trained on can be recognised fairly.
         places = torch.tensor([fit.names.index(each.name) for each in found])
         ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))
         return Quality(
-            judged(found, before, fit.score(before)) if meta_layer.test_inner_steps else None,
-            judged(found, after, fit.score(after)),
-            judged(found, {each.name: each.real for each in found}, ceiling),
+            judged(task, found, before, fit.score(before)) if meta_layer.test_inner_steps else None,
+            judged(task, found, after, fit.score(after)),
+            judged(task, found, {each.name: each.real for each in found}, ceiling),
         )
 
     def texts_of(
-        self, meta_layer: MetaLayer, task: TextTasks, split: Split, number: int, device: torch.device
+        self, meta_layer: MetaLayer, task: TextTasks, split: Split, number: int, device: torch.device, steps: int
     ) -> SourceTexts:
         """The support set of one source, other real text of it, and what is generated before and after adapting."""
         generator = torch.Generator().manual_seed(self.seed)
         support = task.draw(torch.tensor([number]), split, generator).support
         with torch.no_grad():
-            models = ends(meta_layer.trajectory(support.to(device), meta_layer.test_inner_steps))
+            models = ends(meta_layer.trajectory(support.to(device), steps))
         sampling = Sampling(task.length, self.temperature, self.top_p)
         before, after = (
             generate(meta_layer, adapted, count=self.texts, sampling=sampling, generator=generator)
@@ -145,13 +162,14 @@ class TextQuality:
 
 
 def judged(
-    found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: Recognition
+    task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: Recognition
 ) -> dict[str, Interval]:
     """The measures of some texts of each source."""
     values = {"task_fit": recognition.accuracy, "task_fit_rank": recognition.reciprocal_rank}
     for name, measure in MEASURES.items():
         values[name] = torch.tensor([measure(texts[each.name], each.reference, each.support) for each in found])
-    return {name: Interval.of(value) for name, value in values.items()}
+    sources = [(task.source_of(each.name),) for each in found]
+    return {name: Interval.of(value, sources) for name, value in values.items()}
 
 
 def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:

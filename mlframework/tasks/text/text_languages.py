@@ -52,3 +52,6 @@ class TextLanguages(TextTasks):
         languages = set(split_by_hash({code.partition("_")[0] for code in codes})[split])
         chosen = [code for code in sorted(codes) if code.partition("_")[0] in languages]
         return [Source(code, [line for line in data["text"][code].splitlines() if line.strip()]) for code in chosen]
+
+    def source_of(self, name: str) -> str:
+        return name.partition("_")[0]

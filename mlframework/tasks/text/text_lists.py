@@ -81,6 +81,9 @@ class TextLists(TextTasks):
             elsewhere.update(text for texts in mine.values() for text in texts)
         raise AssertionError(split)
 
+    def source_of(self, name: str) -> str:
+        return language_of(name)
+
 
 def language_of(name: str) -> str:
     """The language of a list `locale/kind`."""

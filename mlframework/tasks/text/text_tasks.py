@@ -102,8 +102,19 @@ class TextTasks(TaskDistribution, ABC):
         return self._of(split)[1]
 
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
-        count = len(self.rows(split).sizes)
-        return self.draw(torch.randint(count, (num_tasks,), generator=generator), split, generator)
+        return self.draw(self.drawn_numbers(num_tasks, split, generator), split, generator)
+
+    def drawn_numbers(self, num_tasks: int, split: Split, generator: torch.Generator) -> Tensor:
+        """The number of each task's source, `[tasks]`."""
+        return torch.randint(len(self.rows(split).sizes), (num_tasks,), generator=generator)
+
+    def drawn_from(self, num_tasks: int, split: Split, generator: torch.Generator) -> list[tuple[str, ...]] | None:
+        names = [source.name for source in self.sources(split)]
+        return [(self.source_of(names[n]),) for n in self.drawn_numbers(num_tasks, split, generator).tolist()]
+
+    def source_of(self, name: str) -> str:
+        """What was sampled when the source of that name was: a language, of which there may be several lists."""
+        return name
 
     def draw(self, drawn: Tensor, split: Split, generator: torch.Generator) -> Episode:
         """One task of each of the sources whose numbers `[tasks]` are given."""

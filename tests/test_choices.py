@@ -1,0 +1,153 @@
+"""Choices: on validation tasks, by the same rules for every method."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+
+from mlframework.base_layers import MLP
+from mlframework.baselines import FittedEstimators, estimator_for, grid, raw_inputs
+from mlframework.choices import Candidate, Rule, choose, other_rule
+from mlframework.errors import FailedRun
+from mlframework.evaluation import Evaluation
+from mlframework.inner_updates import SGD
+from mlframework.judging import VALIDATION_SEED, TaskSet, task_values
+from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
+from mlframework.tasks import Sinusoid
+
+CPU = torch.device("cpu")
+VALIDATION = TaskSet(Sinusoid(), "validation", tasks=2, seed=0)
+
+
+def candidate(name: str, *means: float) -> Candidate:
+    """A setting with these means after 0, 1, ... steps."""
+    values = torch.tensor(means)[:, None].expand(-1, 2)
+    return Candidate(lambda tasks: {"query_loss": values}, range(len(means)), name)
+
+
+def test_the_best_setting_is_taken_at_its_best_number_of_steps():
+    settings = [candidate("a", 3.0, 2.0, 2.5), candidate("b", 3.0, 2.6, 1.5, 4.0)]
+    lowest = choose(settings, VALIDATION, "query_loss", higher_is_better=False)
+    assert (lowest.candidate.setting, lowest.steps, lowest.value) == ("b", 2, 1.5)
+    highest = choose(settings, VALIDATION, "query_loss", higher_is_better=True)
+    assert (highest.candidate.setting, highest.steps, highest.value) == ("b", 3, 4.0)
+
+
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_what_is_not_finite_is_never_the_best(higher_is_better: bool):
+    settings = [candidate("a", math.nan, math.inf), candidate("b", -math.inf, 7.0), candidate("c", math.nan)]
+    found = choose(settings, VALIDATION, "query_loss", higher_is_better=higher_is_better)
+    assert (found.candidate.setting, found.value) == ("b", 7.0)
+    with pytest.raises(FailedRun, match="no setting has a finite query_loss on the validation tasks"):
+        choose(settings[:1], VALIDATION, "query_loss", higher_is_better=higher_is_better)
+
+
+class Noted(Sinusoid):
+    """Sinusoids that remember from which splits episodes were drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[str] = []
+
+    def sample(self, num_tasks, split, generator):
+        self.drawn.append(split)
+        return super().sample(num_tasks, split, generator)
+
+
+def layer_of(task: Sinusoid, meta_gradient) -> MAML:
+    torch.manual_seed(0)
+    network = MLP(task.spec, hidden=[8])
+    return MAML(network, task, update=functools.partial(SGD, lr=0.001), meta_gradient=meta_gradient, inner_steps=3)
+
+
+def test_test_tasks_choose_nothing():
+    """Other test tasks, whatever they are, leave all choices as they were."""
+    task, layer = Sinusoid(), layer_of(Sinusoid(), Joint())
+    reports = [
+        Evaluation(tasks=4, seed=seed, validation_tasks=6, scratch_tasks=2, scratch_steps=5).run(
+            "joint", layer, lambda: MLP(task.spec, hidden=[8]), CPU
+        )
+        for seed in (0, 1)
+    ]
+    assert reports[0].task_hash != reports[1].task_hash
+    choices = [[(row.method, row.setting, row.chosen) for row in report.rows] for report in reports]
+    assert choices[0] == choices[1]
+    assert [row.setting for row in reports[0].rows][1:] != ["", ""]
+
+
+def test_choices_are_made_on_validation_tasks_before_the_test_tasks_are_drawn():
+    task = Noted()
+    evaluation = Evaluation(tasks=4, seed=0, validation_tasks=6, scratch_tasks=0)
+    evaluation.run("maml", layer_of(task, Exact()), lambda: MLP(task.spec), CPU)
+    assert set(task.drawn) == {"validation", "test"}
+    assert task.drawn.count("validation") >= 6
+
+
+def test_fine_tuning_of_the_joint_network_is_tuned_over_rules_and_rates():
+    """By hand: every rule in its own loop; the best of them on validation tasks is what the row reports."""
+    task = Sinusoid()
+    layer = layer_of(task, Joint())
+    evaluation = Evaluation(tasks=5, seed=0, validation_tasks=7, scratch_tasks=0)
+    row = evaluation.run("joint", layer, lambda: MLP(task.spec), CPU).rows[0]
+    validation = TaskSet(task, "validation", tasks=7, seed=VALIDATION_SEED)
+    by_rule = {"": task_values(layer, validation, 3, device=CPU)["query_loss"].mean(1)}
+    for name, lr in (("Adam", 0.001), ("Adam", 0.01), ("Adam", 0.1), ("SGD", 0.01), ("SGD", 0.1)):
+        with other_rule(layer, Rule(name, lr)):
+            by_rule[f"{name} {lr:g}"] = task_values(layer, validation, 3, device=CPU)["query_loss"].mean(1)
+    best = min(by_rule, key=lambda setting: by_rule[setting].min().item())
+    assert row.setting == best != ""
+    assert row.chosen == by_rule[best].argmin()
+    assert row.validation == pytest.approx(by_rule[best].min().item(), rel=1e-5)
+
+
+def test_another_rule_is_followed_and_then_given_back():
+    task = Sinusoid()
+    layer, own = layer_of(task, Exact()), SGD
+    same = MAML(layer.base_layer, task, update=functools.partial(SGD, lr=0.3), meta_gradient=Exact(), inner_steps=3)
+    tasks = TaskSet(task, "test", tasks=3, seed=0)
+    with other_rule(layer, Rule("SGD", 0.3)):
+        found = task_values(layer, tasks, 3, device=CPU)["query_loss"]
+    assert torch.equal(found, task_values(same, tasks, 3, device=CPU)["query_loss"])
+    assert isinstance(layer.update, own) and layer.update.lr == 0.001
+
+
+def test_an_algorithm_that_learned_its_rule_keeps_it_unless_asked():
+    task = Sinusoid()
+    layer = layer_of(task, Exact())
+    asked = [Evaluation(tasks=3, seed=0, validation_tasks=3, scratch_tasks=0, tune_rule=tune) for tune in (None, True)]
+    settings = [each.run("maml", layer, lambda: MLP(task.spec), CPU).rows[0].setting for each in asked]
+    assert settings[0] == "" != settings[1]
+
+
+def test_the_scikit_learn_row_has_the_setting_that_is_best_on_validation_tasks():
+    task = Sinusoid()
+    layer = layer_of(task, Exact())
+    row = (
+        Evaluation(tasks=10, seed=0, validation_tasks=20, scratch_tasks=0).run("maml", layer, lambda: None, CPU).rows[1]
+    )
+    validation = TaskSet(task, "validation", tasks=20, seed=VALIDATION_SEED)
+    losses = {}
+    for setting, estimator in grid(estimator_for("regression")):
+        fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
+        losses[setting] = task_values(fitted, validation, 0, device=CPU)["query_loss"].mean().item()
+    assert len(losses) == 20
+    assert row.setting == min(losses, key=lambda setting: losses[setting])
+
+
+def test_a_difference_is_paired():
+    """The interval of the differences of tasks, not of two means."""
+    task = Sinusoid()
+    layer = layer_of(task, Exact())
+    report = Evaluation(tasks=40, seed=0, validation_tasks=5, scratch_tasks=12, scratch_steps=5).run(
+        "maml", layer, lambda: MLP(task.spec, hidden=[8]), CPU
+    )
+    first, scratch = report.rows[0], report.rows[1]
+    own, other = (torch.tensor(row.values["query_loss"][:12], dtype=torch.float64) for row in (first, scratch))
+    found = scratch.difference["query_loss"]
+    assert found.mean == pytest.approx((other - own).mean().item(), rel=1e-6)
+    half_width = 2.2009851600916 * (other - own).std().item() / 12**0.5  # Student's quantile for 11 degrees of freedom
+    assert found.half_width == pytest.approx(half_width, rel=1e-6)
+    assert first.difference is None
