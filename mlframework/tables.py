@@ -25,12 +25,12 @@ def show_report(report: Report, metric: str) -> None:
 
 def evaluation_table(report: Report, metric: str) -> Table:
     """One metric of every method, before and after adaptation, with 95 % intervals, and its distance from the first."""
+    over = "tasks" if report.sources is None else "sources"
     table = Table(
-        title=f"{metric.replace('_', ' ')} on {report.split} tasks (seed {report.seed}, hash {report.task_hash})",
-        caption=(
-            f"mean ± half width of the 95 % interval over tasks; after the (steps) and by the setting that "
-            f"{report.validation_tasks} validation tasks chose; differences are paired"
-        ),
+        title=f"{metric.replace('_', ' ')} on {report.tasks} {report.split} tasks "
+        f"(seed {report.seed}, hash {report.task_hash})",
+        caption=f"mean ± half width of the 95 % interval over {over}; (steps) and settings are chosen on "
+        f"{report.validation_tasks} validation tasks; differences are paired",
         title_justify="left",
         caption_justify="left",
     )
@@ -38,26 +38,21 @@ def evaluation_table(report: Report, metric: str) -> Table:
     mixing = any(row.batch_norm != "none" for row in report.rows)
     if mixing:
         table.add_column("batch norm")
-    table.add_column("tasks", justify="right")
-    for name in ("before", "after (steps)"):
+    for name in ("before", "after (steps)", f"minus {report.rows[0].method}"):
         table.add_column(name, justify="right", no_wrap=True)
-    if clustered := report.sources is not None:
-        table.add_column("± over sources", justify="right")
-    table.add_column(f"minus {report.rows[0].method}", justify="right", no_wrap=True)
     for row in report.rows:
         if metric not in row.metrics:
             continue
         policy = [row.batch_norm] if mixing else []
-        over_sources = row.interval(metric).over_sources
-        wide = ["" if over_sources is None else f"{over_sources:.3f}"] if clustered else []
         minus = "" if row.difference is None else short(row.difference[metric])
-        table.add_row(described(row), *policy, str(row.tasks), *cells(row, metric), *wide, minus)
+        table.add_row(described(row, report), *policy, *cells(row, metric), minus)
     return table
 
 
-def described(row: Row) -> str:
-    """The method, and its setting where it had a choice."""
-    return f"{row.method}, {row.setting}" if row.setting else row.method
+def described(row: Row, report: Report) -> str:
+    """The method, its setting where it had a choice, and on how many tasks where these are not all."""
+    named = f"{row.method}, {row.setting}" if row.setting else row.method
+    return named if row.tasks == report.tasks else f"{named} ({row.tasks} tasks)"
 
 
 def cells(row: Row, metric: str) -> tuple[str, str]:
@@ -69,7 +64,9 @@ def cells(row: Row, metric: str) -> tuple[str, str]:
 
 
 def short(interval: Interval) -> str:
-    return interval.shown(3)
+    """With the interval over sources where there is one: that over tasks would be too narrow."""
+    widest = interval.half_width if interval.over_sources is None else interval.over_sources
+    return interval._replace(half_width=widest).shown(3)
 
 
 def quality_table(quality: Quality) -> Table:

@@ -39,7 +39,7 @@ def coverage(sources: list[tuple[str, ...]], trials: int) -> tuple[float, float]
 
 def test_the_interval_over_twelve_equal_sources_covers_as_often_as_it_says():
     over_sources, over_tasks = coverage([(f"role {n % 12}",) for n in range(240)], 300)
-    assert over_sources == pytest.approx(0.95, abs=0.03)
+    assert over_sources == pytest.approx(0.95, abs=0.04)
     assert over_tasks < 0.5
 
 
