@@ -1,7 +1,7 @@
 """How long each way to convolve takes, for one task and for tasks with weights of their own.
 
 `python benchmarks/convolutions.py [--threads 1]`. Each cell is a convolution, its gradient and its second derivative,
-as in a step of MAML. `method_for` in mlframework/base_layers/convolution.py states the rule that follows from the table.
+as in a step of MAML. `method_for` in base_layers/convolution.py states the rule that follows.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp
         folder=tmp_path,
     )
     assert said.exit_code == 0, said.err
-    for row in ("maml", "from scratch", "in context (same weights)", "3-gram", "task fit", "copied share"):
+    for row in ("maml", "from scratch", "in context", "3-gram", "task fit", "copied share"):
         assert row in said.out
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert {"validation/samples_before/task_fit", "validation/samples_after/copied_share"} <= set(
