@@ -21,8 +21,8 @@ class Examples(NamedTuple):
     Attributes:
         x: inputs `[tasks, n, *x_shape]`: float features, or integer tokens.
         y: targets `[tasks, n, *y_shape]`; class ids are int64.
-        mask: `[tasks, n, *positions]`, 1 where an example counts and 0 where it is padding, so that tasks of unequal
-            size share one shape.
+        mask: `[tasks, n, *positions]`, 1 (or True) where an example counts and 0 (or False) where it is padding, so
+            that tasks of unequal size share one shape. Its dtype changes no result.
     """
 
     x: Tensor

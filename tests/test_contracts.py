@@ -150,6 +150,49 @@ def test_the_query_loss_while_training_is_that_of_an_evaluation_after_the_traine
     assert not any(torch.equal(rows[layer.trained_inner_steps], row) for row in others)
 
 
+# Masks.
+
+
+MASKS = (torch.bool, torch.int64, torch.uint8, torch.float64)
+
+
+def with_masks(episode, dtype):
+    """The same episode with masks of another type."""
+    return Episode(*(part._replace(mask=part.mask.to(dtype)) for part in episode))
+
+
+def without_last_rows(episode):
+    """The same episode, where the last row of each support and query set does not count."""
+    parts = [part._replace(mask=part.mask.clone()) for part in episode]
+    for part in parts:
+        part.mask[:, -1] = 0
+    return Episode(*parts)
+
+
+def outcome(config, task, episode):
+    """The meta-loss, all metrics and the gradient of a freshly made meta layer."""
+    torch.manual_seed(0)
+    layer = build.build_meta_layer(config, task)
+    losses, metrics = meta_gradient(layer, episode)
+    grads = [p.grad for p in layer.parameters() if p.grad is not None]
+    return [losses, *metrics.values(), *grads]
+
+
+@pytest.mark.parametrize("task", ["sinusoid", "digits", "text_folder"])
+@pytest.mark.parametrize("algorithm", presets("algorithm"))
+def test_the_dtype_of_a_mask_changes_no_result(algorithm, task, needs):
+    config = small(f"algorithm={algorithm}", f"task={task}", *needs(task))
+    made = build.build_task(config)
+    if made.spec.kind not in get_class(config.algorithm._target_).kinds:
+        pytest.skip(f"takes no {made.spec.kind}")
+    made.spec = made.spec._replace(ragged=True)
+    episode = without_last_rows(made.sample(2, "train", torch.Generator().manual_seed(0)))
+    expected = outcome(config, made, episode)
+    for dtype in MASKS:
+        for found, wanted in zip(outcome(config, made, with_masks(episode, dtype)), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("experiment", presets("experiment"))
 def test_every_experiment_can_be_built(experiment, needs):
     config = small(f"experiment={experiment}", hydra=True)

@@ -157,9 +157,14 @@ class MetaLayer(nn.Module, ABC):
         """What a model is fitted to, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
         y, spec = examples.y, self.task.spec
         if spec.kind != "regression":
-            y = F.one_hot(y, spec.out_features)
-        mask = examples.mask.unsqueeze(-1)
-        return torch.where(mask > 0, y, torch.zeros_like(y)).to(examples.mask.dtype)
+            y = F.one_hot(y, spec.out_features).to(self.dtype_of(examples.x))
+        return torch.where(examples.mask.unsqueeze(-1) > 0, y, torch.zeros_like(y))
+
+    def dtype_of(self, x: Tensor) -> torch.dtype:
+        """The dtype of the network's numbers: that of inputs, or of the parameters where inputs are tokens."""
+        if x.is_floating_point():
+            return x.dtype
+        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     def needed(self, mask: Tensor) -> Tensor | None:
         """The mask, or None where the task promises that everything counts, which is cheaper."""

@@ -347,12 +347,12 @@ class NGramModel:
             query: leaves `[tasks, n, length]`.
 
         Returns:
-            `[tasks, n, length]`, 0 where the mask leaves a target out.
+            float64 `[tasks, n, length]`, 0 where the mask leaves a target out.
         """
         values = torch.zeros(query.mask.shape, dtype=torch.float64, device=query.mask.device)
         with torch.no_grad():
             values[query.mask > 0] = self.weights(self.evidence(support, query)).to(values.device)
-        return values.to(query.mask.dtype)
+        return values
 
     def evidence(self, support: Examples, query: Examples) -> Evidence:
         """What was counted in the background and in support sets of the n-grams that end in queries' targets."""

@@ -105,7 +105,7 @@ class KernelMachine(OnFeatures):
         targets = self.targets(support)
         if self.prior is None:
             return targets
-        return targets - self.prior(features).softmax(-1) * support.mask.unsqueeze(-1)
+        return targets - self.prior(features).softmax(-1).masked_fill(support.mask.unsqueeze(-1) == 0, 0)
 
     def diagnostics(self, adapted: Fitted) -> Metrics:
         residual = adapted.solution.residual.detach()
