@@ -4,8 +4,8 @@
 half of the table's outer steps, and takes the one whose evaluation is best on the validation tasks. Nothing reads test
 tasks. `results/sinusoid_shots/tuning/` holds every trial.
 
-`python scripts/tune.py sinusoid_shots train runs/sinusoid` then trains the table's runs. `--only maml,fomaml` takes some
-of the algorithms, so that several processes can share the work. A command that is repeated goes on where it was stopped.
+`python scripts/tune.py sinusoid_shots train runs/sinusoid` then trains the table's runs. `--only maml,fomaml` takes
+some of the algorithms, so that several processes can share the work. A repeated command goes on where it was stopped.
 """
 
 from __future__ import annotations
