@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from mlframework.episode import Episode, Split
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.number_format import shown_interval
 from mlframework.sources import Sources, half_width_over_sources
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -53,12 +53,7 @@ class Interval(NamedTuple):
         return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count, over_sources)
 
     def __str__(self) -> str:
-        return self.shown(4)
-
-    def shown(self, digits: int) -> str:
-        """`mean ± half width`; the mean alone where there is no interval."""
-        width = "" if math.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
-        return f"{self.mean:.{digits}f}{width}"
+        return shown_interval(self.mean, self.half_width)
 
 
 class TaskSet:

@@ -19,6 +19,7 @@ from mlframework.check_config import located
 from mlframework.errors import FailedRun, UserError
 from mlframework.faults import Fault
 from mlframework.files import atomic, take_lock, write_json
+from mlframework.number_format import shown, shown_interval
 from mlframework.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -152,12 +153,14 @@ def concluded(folder: Path) -> int:
         return 0
     from rich.console import Console
 
+    from mlframework.tables import print_table
+
     groups = grouped(rows)
     write_csv(folder / "sweep.csv", groups)
     if groups != rows:
         write_csv(folder / "sweep_jobs.csv", rows)
     console = Console()
-    console.print(table(folder, groups))
+    print_table(table(folder, groups))
     for row in rows:
         if row.error:
             console.print(f"job {row.job}: {row.error}", markup=False, highlight=False, soft_wrap=True)
@@ -297,21 +300,20 @@ def table(folder: Path, rows: Sequence[Row]) -> Table:
     )
     found.add_column("job", justify="right")
     for name in short(varied):
-        found.add_column(name, overflow="fold")
+        found.add_column(name, overflow="fold", max_width=40)
     for name in ("metric", "value", "seconds", "status"):
-        found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=name == "value")
+        found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=True)
     for row in rows:
         chosen = [rounded(row.overrides.get(key, "")) for key in varied]
-        half_width = "" if row.half_width is None else f" ± {row.half_width:.4f}"
-        value = "" if row.mean is None else f"{row.mean:.4f}{half_width}"
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        value = "" if row.mean is None else shown_interval(row.mean, row.half_width)
+        seconds = "" if row.seconds is None else shown(row.seconds)
         found.add_row(row.job, *chosen, row.metric.replace("_", " "), value, seconds, row.status)
     return found
 
 
 def rounded(value: str) -> str:
     """A number that a search has drawn, with four digits; anything else as it is."""
-    return f"{float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
+    return shown(float(value)) if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
 
 
 def short(keys: Sequence[str]) -> list[str]:

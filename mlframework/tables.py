@@ -5,22 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+
+from mlframework.number_format import shown_interval
 
 if TYPE_CHECKING:
     from mlframework.evaluation import Report, Row
     from mlframework.judging import Interval
     from mlframework.text.quality import Quality
 
-__all__ = ["evaluation_table", "quality_table", "show_report"]
+__all__ = ["evaluation_table", "print_table", "quality_table", "show_report"]
+
+#: Characters of a table at most.
+WIDEST = 1000
 
 
 def show_report(report: Report, metric: str) -> None:
     """Prints the tables of an evaluation."""
-    console = Console()
-    console.print(evaluation_table(report, metric))
+    print_table(evaluation_table(report, metric))
     if report.quality is not None:
-        console.print(quality_table(report.quality))
+        print_table(quality_table(report.quality))
+
+
+def print_table(table: Table) -> None:
+    """Prints a table, wider than the terminal if its columns need that: lines then wrap, and no column is emptied."""
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    console = Console()
+    least = Measurement.get(console, console.options.update(width=WIDEST), table).minimum
+    Console(width=max(console.width, least)).print(table)
 
 
 def evaluation_table(report: Report, metric: str) -> Table:
@@ -66,7 +81,7 @@ def cells(row: Row, metric: str) -> tuple[str, str]:
 def short(interval: Interval) -> str:
     """With the interval over sources where there is one: that over tasks would be too narrow."""
     widest = interval.half_width if interval.over_sources is None else interval.over_sources
-    return interval._replace(half_width=widest).shown(3)
+    return shown_interval(interval.mean, widest)
 
 
 def quality_table(quality: Quality) -> Table:

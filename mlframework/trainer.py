@@ -21,6 +21,7 @@ from mlframework.interrupt import deferred_interrupt
 from mlframework.judging import VALIDATION_SEED, Interval, TaskSet, judge_tasks
 from mlframework.logger import TensorBoardLogger
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.number_format import shown
 from mlframework.outer_loop import NotFinite, OuterLoop
 from mlframework.prefetch import Prefetch
 from mlframework.progress import TrainingProgress, training_progress
@@ -215,7 +216,7 @@ class Trainer:
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
         values["train/tasks_per_second"] = rate
         logger.scalars(values, step)
-        bar.show(f"query loss {values['train/query_loss']:.4f}, {rate:.0f} tasks/s")
+        bar.show(f"query loss {shown(values['train/query_loss'])}, {shown(rate)} tasks/s")
 
     def validate(
         self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
