@@ -16,7 +16,7 @@ from mlframework.checkpoint import Progress
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.outer_loop import meta_gradient
-from mlframework.run_folder import RunFolder
+from mlframework.run_folder import RunFolder, git_state
 from mlframework.trainer import Trainer, Training
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[st
         "best": selected,
         "batch_norm": training.meta_layer.batch_norm_policy,
         "engine": training.meta_layer.engine,
+        "parameters": sum(p.numel() for p in training.outer.learned.values()),
+        "git": git_state(),
         "validation": {name: interval._asdict() for name, interval in validation.metrics.items()},
         "validation_by_step": {n: [interval._asdict() for interval in rows] for n, rows in validation.by_step.items()},
     }

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, atomic, remove_parts, take_lock, write_first, write_json
 
-__all__ = ["PARTS", "RunFolder"]
+__all__ = ["PARTS", "RunFolder", "git_state"]
 
 #: What the config of a run is made of.
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
@@ -188,8 +188,13 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": {name: installed(name) for name in RECORDED},
-        "git": {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))},
+        "git": git_state(),
     }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the working directory, None where it is no git checkout, and whether files differ from it."""
+    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
 
 
 def installed(name: str) -> str | None:

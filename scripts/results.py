@@ -34,6 +34,8 @@ HEADER = [
     "tasks",
     "before",
     "after (steps)",
+    "± over sources",
+    "minus the first",
     "paper (gap)",
     "outer steps, training time",
     "seed, task hash",
@@ -54,21 +56,32 @@ def row(name: str, result: dict[str, Any], found: dict[str, Any], metric: str, s
     """One method's line."""
     intervals = found["metrics"][metric]
     before = cell(intervals[0], scale, digits) if len(intervals) > 1 else ""
+    # Runs from before the protocol of choices were judged after their last step.
+    at = found["steps"].index(found["chosen"]) if "chosen" in found else -1
+    after = intervals[at]
     # The paper stands beside the first row, which has the policy that the algorithm was trained by.
     ours = found is result["evaluation"]["rows"][0]
     evaluation = result["evaluation"]
     cells = [
         f"`{command(result)}`" if ours else "",
-        found["method"],
+        f"{found['method']}, {found['setting']}" if found.get("setting") else found["method"],
         found["batch_norm"],
         str(found["tasks"]),
         before,
-        f"{cell(intervals[-1], scale, digits)} ({found['steps'][-1]})",
-        paper(name, intervals[-1]["mean"], scale) if ours and name in PAPERS else "",
+        f"{cell(after, scale, digits)} ({found['steps'][at]})",
+        over_sources(after, scale, digits),
+        cell(found["difference"][metric], scale, digits) if found.get("difference") else "",
+        paper(name, after["mean"], scale) if ours and name in PAPERS else "",
         f"{result['step']}, {result['seconds'] / 60:.0f} min" if ours else "",
         f"{evaluation['seed']}, `{evaluation['task_hash']}`" if ours else "",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def over_sources(interval: dict[str, Any], scale: float, digits: int) -> str:
+    """Half the interval over sources, where there is one."""
+    width = interval.get("over_sources")
+    return "" if width is None else f"{width * scale:.{digits}f}"
 
 
 def paper(name: str, reached: float | None, scale: float) -> str:

@@ -1,118 +1,136 @@
-"""Writes the table and the plot of sinusoids by algorithm and shots: nothing there is typed by hand.
+"""Writes the tables and the plot of sinusoids by algorithm and shots: nothing there is typed by hand.
 
-`python scripts/sinusoid_shots.py multirun/<date>/<time>` collects a finished sweep of `experiment=sinusoid_shots` over
-algorithm, task.k_shot and seed in results/sinusoid_shots/jobs.json, and draws docs/results.md from it; without a folder
-it draws from what was collected.
+`python scripts/sinusoid_shots.py runs/sinusoid/runs` collects the finished runs of `scripts/tune.py` in
+results/sinusoid_shots/cells.json, and draws docs/results.md from it; without a folder it draws from what was collected.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
+from seeds import Judged, judged_rows, mean_difference, number, over_seeds, over_tasks, parameters_of, read_runs
 
-from mlframework.files import write_json, write_part
-from mlframework.judging import Interval
+from mlframework.files import as_json, atomic, write_part
 
 ROOT = Path(__file__).parents[1]
-JOBS = ROOT / "results" / "sinusoid_shots" / "jobs.json"
+CELLS = ROOT / "results" / "sinusoid_shots" / "cells.json"
+TUNING = CELLS.parent / "tuning"
 PAGE, PLOT = ROOT / "docs" / "results.md", ROOT / "docs" / "sinusoid_shots.png"
-STEPS = (0, 1, 5, 10)
-#: Stands for the steps of what has no inner steps, or others: a closed form, a network that emits a model, a baseline.
-FITTED = -1
-#: A mean squared error above this is no prediction: always predicting zero gives about 4.
-DIVERGED = 30.0
+#: The method from which the others are told apart.
+FIRST = "maml"
+
+Cell = dict[str, Any]
 
 
-class Cell(NamedTuple):
-    """Where a number stands.
-
-    Attributes:
-        method: an algorithm, or a baseline.
-        k_shot: examples that it adapts to.
-        step: inner steps, or `FITTED`.
-    """
-
-    method: str
-    k_shot: int
-    step: int
-
-
-def collect(sweep: Path) -> list[dict[str, Any]]:
-    """What the table needs of every job of a sweep."""
-    jobs = []
-    for path in sorted(sweep.rglob("result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+def collect(folder: Path) -> list[Cell]:
+    """A cell for each method and number of shots."""
+    rows: dict[tuple[int, str], list[Judged]] = defaultdict(list)
+    about: dict[tuple[int, str], Cell] = defaultdict(dict)
+    for run, result in read_runs(folder):
         typed = dict(override.split("=", 1) for override in result["overrides"])
-        for row in result["evaluation"]["rows"]:
-            losses = [interval["mean"] for interval in row["metrics"]["query_loss"]]
-            named = {"method": row["method"], "k_shot": int(typed["task.k_shot"]), "seed": int(typed["seed"])}
-            jobs.append({**named, "tasks": row["tasks"], "steps": row["steps"], "losses": losses})
-    return jobs
+        k_shot, algorithm = int(typed["task.k_shot"]), result["choices"]["algorithm"]
+        for row in judged_rows(result["evaluation"], "query_loss", int(typed["seed"])):
+            if row.method == algorithm:
+                cost = {"outer_steps": result["step"], "parameters": parameters_of(run)}
+                about[k_shot, algorithm] |= {**cost, "commit": result["git"]["commit"]}
+                about[k_shot, algorithm].setdefault("seconds", []).append(result["seconds"])
+            elif algorithm != FIRST:
+                continue  # the baselines are those of one algorithm's runs: they do not depend on the algorithm
+            rows[k_shot, row.method].append(row)
+    return [cell(k_shot, found, rows[k_shot, FIRST], about[k_shot, method]) for (k_shot, method), found in rows.items()]
 
 
-def cells(jobs: list[dict[str, Any]]) -> dict[Cell, Interval]:
-    """Each cell's interval over the seeds."""
-    values: dict[Cell, list[float]] = defaultdict(list)
-    for job in jobs:
-        reached = [math.inf if loss is None else loss for loss in job["losses"]]  # a diverged loss is null in JSON
-        losses = dict(zip(job["steps"], reached, strict=True))
-        shown = {step: losses[step] for step in STEPS} if STEPS[-1] in losses else {FITTED: reached[-1]}
-        for step, loss in shown.items():
-            values[Cell(job["method"], job["k_shot"], step)].append(loss)
-    return {cell: Interval.of(torch.tensor(found)) for cell, found in values.items()}
+def cell(k_shot: int, rows: Sequence[Judged], first: Sequence[Judged], about: Cell) -> Cell:
+    """What a method reached."""
+    befores = [row.before for row in rows if row.before is not None]
+    seconds = about.pop("seconds", [])
+    return {
+        "k_shot": k_shot,
+        "method": rows[0].method,
+        "seeds": [row.seed for row in rows],
+        "chosen_steps": [row.steps for row in rows],
+        "settings": [row.setting for row in rows],
+        "before": sum(befores) / len(befores) if befores else None,
+        "over_seeds": over_seeds(rows)._asdict(),
+        "over_tasks": over_tasks(rows, None)._asdict(),
+        "minus_first": None if rows[0].method == FIRST else mean_difference(rows, first, None)._asdict(),
+        "seconds": sum(seconds) / len(seconds) if seconds else None,
+        **about,
+    }
 
 
-def table(found: dict[Cell, Interval], k_shot: int) -> Iterator[str]:
-    """Lines of markdown: a row for each method, the best first, and a column for each number of steps."""
-    columns = (*STEPS, FITTED)
-    steps = [f"{step} step{'' if step == 1 else 's'}" for step in STEPS]
-    yield f"| {k_shot}-shot | " + " | ".join([*steps, "fitted"]) + " |"
+def table(cells: Sequence[Cell], k_shot: int) -> Iterator[str]:
+    """Lines of markdown: a row for each method, the best first."""
+    columns = ("before", "after", "± over seeds", "± over tasks", f"minus {FIRST}", "steps", "seconds", "parameters")
+    yield f"| {k_shot}-shot | " + " | ".join(columns) + " |"
     yield "|" + " --- |" * (len(columns) + 1)
-    for method in methods_of(found, k_shot):
-        intervals = [found.get(Cell(method, k_shot, column)) for column in columns]
-        yield f"| {method} | " + " | ".join(number(interval) if interval else "" for interval in intervals) + " |"
+    for found in ordered(cells, k_shot):
+        seeds, tasks = found["over_seeds"], found["over_tasks"]
+        shown = [
+            "" if found["before"] is None else f"{found['before']:.2f}",
+            f"{seeds['mean']:.3g}",
+            "" if found["seconds"] is None else f"{seeds['half_width']:.2g}",
+            f"{tasks['half_width']:.2g}",
+            number(found["minus_first"]),
+            steps(found),
+            "" if found["seconds"] is None else f"{found['seconds']:.0f}",
+            "" if found["seconds"] is None else f"{found['parameters']:,}",
+        ]
+        yield f"| {named(found)} | " + " | ".join(shown) + " |"
 
 
-def number(interval: Interval) -> str:
-    """A mean and half a 95 % interval; what is no number, or too large to mean one, has diverged for some seed."""
-    if not interval.mean < DIVERGED:
-        return "diverges"
-    digits = 3 if interval.mean < 0.1 else 2
-    return f"{interval.mean:.{digits}f} ± {interval.half_width:.{digits}f}"
+def named(found: Cell) -> str:
+    """The method, with its setting where all seeds have one."""
+    settings = set(found["settings"])
+    return f"{found['method']}, {settings.pop()}" if len(settings) == 1 and settings != {""} else found["method"]
 
 
-def shots_of(found: dict[Cell, Interval]) -> list[int]:
-    return sorted({cell.k_shot for cell in found})
+def steps(found: Cell) -> str:
+    """The numbers of steps that validation chose, by seed."""
+    chosen = sorted(set(found["chosen_steps"]))
+    return "" if chosen == [0] or found["before"] is None else ", ".join(map(str, chosen))
 
 
-def methods_of(found: dict[Cell, Interval], k_shot: int) -> list[str]:
-    """The methods, the one with the smallest error first."""
-    return sorted({cell.method for cell in found}, key=lambda method: best(found, method, k_shot).mean)
+def ordered(cells: Sequence[Cell], k_shot: int) -> list[Cell]:
+    """The cells of a number of shots, the smallest error first."""
+    return sorted((c for c in cells if c["k_shot"] == k_shot), key=lambda c: c["over_seeds"]["mean"])
 
 
-def best(found: dict[Cell, Interval], method: str, k_shot: int) -> Interval:
-    """A method's smallest error over its steps."""
-    intervals = [interval for cell, interval in found.items() if cell[:2] == (method, k_shot)]
-    return min((interval for interval in intervals if interval.mean < DIVERGED), key=lambda interval: interval.mean)
+def tuned() -> Iterator[str]:
+    """Lines of markdown: what each algorithm was tried with, and what validation chose."""
+    yield "| algorithm | settings tried: loss on validation tasks |"
+    yield "| --- | --- |"
+    for path in sorted(TUNING.glob("*.json")):
+        trials = json.loads(path.read_text(encoding="utf-8"))
+        finished = [t["validation"] for t in trials if t["validation"] is not None]
+        shown = []
+        for trial in trials:
+            value = "failed" if trial["validation"] is None else f"{trial['validation']:.3g}"
+            text = f"`{trial['setting']}`: {value}"
+            shown.append(f"**{text}**" if trial["validation"] == min(finished) else text)
+        yield f"| {path.stem} | {'; '.join(shown)} |"
 
 
-def draw(found: dict[Cell, Interval]) -> None:
-    """Each method's smallest error, a colour for each number of examples."""
-    methods = methods_of(found, shots_of(found)[-1])[::-1]
+def draw(cells: Sequence[Cell]) -> None:
+    """Each method's error, a colour for each number of examples."""
+    shots = sorted({c["k_shot"] for c in cells})
+    methods = [c["method"] for c in ordered(cells, shots[-1])][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(methods) + 1.2), layout="constrained")
-    for index, k_shot in enumerate(shots_of(found)):
-        places = [row + 0.2 * (1 - index) for row in range(len(methods))]
-        means, widths, *_ = zip(*(best(found, method, k_shot) for method in methods), strict=True)
+    for index, k_shot in enumerate(shots):
+        by_method = {c["method"]: c["over_seeds"] for c in ordered(cells, k_shot)}
+        shown = [(row, by_method[m]) for row, m in enumerate(methods) if m in by_method]
+        places = [row + 0.2 * (1 - index) for row, _ in shown]
+        means, widths = ([interval[name] or 0.0 for _, interval in shown] for name in ("mean", "half_width"))
         axes.errorbar(means, places, xerr=widths, fmt="o", ms=4, label=f"{k_shot}-shot")
-    axes.set(xscale="log", xlim=(0.004, 10), xlabel="query mean squared error after the best number of steps")
+    axes.set(
+        xscale="log", xlabel="query mean squared error after the steps that validation chose; 95 % over three seeds"
+    )
     axes.set_yticks(range(len(methods)), methods)
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
@@ -121,12 +139,14 @@ def draw(found: dict[Cell, Interval]) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        write_json(JOBS, collect(Path(sys.argv[1])), indent=None)
-    found = cells(json.loads(JOBS.read_text(encoding="utf-8")))
-    write_part(
-        PAGE, "scripts/sinusoid_shots.py", "\n\n".join("\n".join(table(found, k_shot)) for k_shot in shots_of(found))
-    )
-    draw(found)
+        with atomic(CELLS) as part:
+            part.write_text(as_json(collect(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+    cells = json.loads(CELLS.read_text(encoding="utf-8"))
+    shots = sorted({c["k_shot"] for c in cells})
+    tables = ["\n".join(table(cells, k_shot)) for k_shot in shots]
+    write_part(PAGE, "scripts/sinusoid_shots.py", "\n\n".join(tables))
+    write_part(PAGE, "scripts/sinusoid_shots.py tuning", "\n".join(tuned()))
+    draw(cells)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ def test_a_run_folder_tells_what_was_run_on_what_and_what_came_of_it(tmp_path):
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__
     written = json.loads((tmp_path / "result.json").read_text())
+    assert re.fullmatch("[0-9a-f]{40}", written["git"]["commit"] or "0" * 40)
     assert written == json.loads(json.dumps(result))
     assert written["evaluation"]["task_hash"] == report.task_hash
     assert written["step"] == 6
