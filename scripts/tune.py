@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 Trials = Sequence[str]
 
 INNER = [f"algorithm.inner_steps={steps} suggested.inner_lr={lr}" for steps in (1, 5) for lr in (0.01, 0.03)]
+#: Rates that are learned move by the outer rate: of two of these, the larger makes five steps diverge.
+LEARNED = [f"algorithm.inner_steps={steps} optimizer.lr={lr}" for steps in (1, 5) for lr in (0.001, 0.003)]
 CONTEXT = [f"algorithm.inner_steps={steps} algorithm.update.lr={lr}" for steps in (1, 5) for lr in (0.3, 1.0)]
 OUTER = [f"optimizer.lr={lr}" for lr in (0.001, 0.003, 0.006, 0.01)]
 
@@ -47,10 +49,14 @@ class Table(NamedTuple):
 TABLES = {
     "sinusoid_shots": Table(
         trials={
-            **dict.fromkeys(("maml", "fomaml", "anil", "boil", "meta_sgd", "meta_curvature", "lora"), INNER),
-            "learned_update": INNER,
+            **dict.fromkeys(("maml", "fomaml", "anil", "boil", "lora", "learned_update"), INNER),
+            **dict.fromkeys(("meta_sgd", "meta_curvature"), LEARNED),
             # With one inner step MAML++ would be MAML with learned rates: its other parts need several.
-            "maml_plus_plus": [f"algorithm.inner_steps=5 suggested.inner_lr={lr}" for lr in (0.003, 0.01, 0.03, 0.1)],
+            "maml_plus_plus": [
+                f"algorithm.inner_steps=5 optimizer.lr={outer} suggested.inner_lr={inner}"
+                for outer in (0.0003, 0.001)
+                for inner in (0.01, 0.03)
+            ],
             "reptile": [
                 "algorithm.inner_steps=5",
                 "algorithm.inner_steps=32",
