@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from mlframework.errors import InvalidValue, nearest
 
 __all__ = ["Episode", "Examples", "Kind", "Split", "TaskSpec", "masked_mean"]
 
@@ -85,7 +87,14 @@ class Episode(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-class TaskSpec(NamedTuple):
+class _TaskSpec(NamedTuple):
+    kind: Kind
+    x_shape: tuple[int, ...]
+    out_features: int
+    ragged: bool = True
+
+
+class TaskSpec(_TaskSpec):
     """What is known of every task before an episode is drawn; base layers size themselves by it.
 
     Attributes:
@@ -93,17 +102,39 @@ class TaskSpec(NamedTuple):
         x_shape: the shape of one input.
         out_features: numbers that the model emits per example (or per position): values, or logits of classes.
         ragged: whether masks may hold zeros. Where they never do, say so: layers that mix examples are then faster.
+
+    Raises:
+        InvalidValue: a value is none that the attribute may have.
     """
 
-    kind: Kind
-    x_shape: tuple[int, ...]
-    out_features: int
-    ragged: bool = True
+    __slots__ = ()
+
+    def __new__(cls, kind: Kind, x_shape: Sequence[int], out_features: int, ragged: bool = True) -> TaskSpec:
+        kinds = get_args(Kind)
+        if kind not in kinds:
+            raise InvalidValue("kind", kind, f"must be one of {', '.join(kinds)}{nearest(str(kind), kinds)}")
+        if isinstance(x_shape, str) or not isinstance(x_shape, Sequence) or not all(map(is_size, x_shape)):
+            raise InvalidValue("x_shape", x_shape, "must hold whole numbers of at least 1: the shape of one input")
+        if not is_size(out_features):
+            raise InvalidValue("out_features", out_features, "must be a whole number of at least 1")
+        if not isinstance(ragged, bool):
+            raise InvalidValue("ragged", ragged, "must be true or false")
+        return super().__new__(cls, kind, tuple(x_shape), out_features, ragged)
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> TaskSpec:  # type: ignore[override]
+        """`_replace` goes through here, and is checked as well."""
+        return cls(*iterable)
 
     def zeros(self, count: int, device: torch.device | None = None) -> Tensor:
         """Inputs of zeros `[count, *x_shape]`, to ask a module what shape it gives."""
         dtype = torch.long if self.kind == "sequence" else torch.get_default_dtype()
         return torch.zeros(count, *self.x_shape, dtype=dtype, device=device)
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,5 +1,8 @@
 """The n-way k-shot sampler, on examples that carry their own number."""
 
+import hashlib
+import pickle
+import unicodedata
 from collections import Counter
 from itertools import permutations
 
@@ -7,7 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mlframework.errors import InvalidValue
+from mlframework.episode import TaskSpec
+from mlframework.errors import InvalidValue, UserError
 from mlframework.tasks import ArrayTasks, ClassIndexed
 from mlframework.tasks.few_shot import distinct, hash_sorted, split_by_hash
 
@@ -121,6 +125,93 @@ def test_unsorted_labels_are_sorted_into_classes():
     y = torch.tensor([7, 3, 7, 3, 3])
     data = ClassIndexed.from_labels(torch.arange(5), y)
     assert (data.x.tolist(), data.sizes.tolist(), data.names) == ([1, 3, 4, 0, 2], [3, 2], ("3", "7"))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "why"),
+    [
+        (torch.zeros(5, 2), torch.tensor([0, 1, 0]), r"shape \(3,\): must be one for each example: x is \(5, 2\)"),
+        (torch.zeros(3, 2), torch.arange(5), "must be one for each example"),
+        (torch.zeros(3, 2), torch.zeros(3, 1, dtype=torch.int64), "must be one for each example"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), "must be one for each example"),
+        (torch.zeros(3, 2), torch.tensor([0.0, torch.nan, torch.nan]), "labels of torch.float32: must be integers"),
+    ],
+    ids=["fewer labels", "more labels", "a column", "nothing", "missing ones"],
+)
+def test_labels_that_are_not_one_for_each_example_are_refused(x, y, why):
+    with pytest.raises(InvalidValue, match=f"y=labels of .*{why.removeprefix('labels of ')}"):
+        ClassIndexed.from_labels(x, y)
+
+
+@pytest.mark.parametrize(
+    "y", [torch.tensor([True, False, True]), torch.tensor([-1, 1, -1]), torch.tensor([7, 9, 7]).byte()]
+)
+def test_labels_may_be_any_integers(y):
+    data = ClassIndexed.from_labels(torch.arange(3), y)
+    assert int(data.sizes.sum()) == 3 and data.sizes.sort().values.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (ClassIndexed(torch.zeros(30, 2), torch.tensor([9, 9, 9]), ("a", "b", "c")), "sizes"),
+        (ClassIndexed.from_classes("ab", torch.zeros(3, 10, 2)), "names"),
+    ],
+)
+def test_class_indexed_arrays_that_do_not_add_up_are_refused(data, field):
+    tasks = ArrayTasks({"train": data}, n_way=2, k_shot=1, k_query=2)
+    with pytest.raises(InvalidValue, match=f"^{field}="):
+        tasks.sample(1, "train", seeded())
+
+
+ACCENTED = [
+    unicodedata.normalize("NFC", f"{letter}\N{COMBINING ACUTE ACCENT}{i}") for letter in "aeiou" for i in range(9)
+]
+
+
+def test_splits_do_not_depend_on_the_unicode_form_of_names():
+    splits, others = (split_by_hash(unicodedata.normalize(form, n) for n in ACCENTED) for form in ("NFC", "NFD"))
+    for split in splits:
+        assert splits[split] == [unicodedata.normalize("NFC", name) for name in others[split]]
+    assert splits["train"] != others["train"]
+
+
+def test_the_hash_of_a_composed_name_is_that_of_its_bytes():
+    """Splits of names that are composed already, as all that are shipped are, stay as they were."""
+    assert hash_sorted(ACCENTED) == sorted(ACCENTED, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def test_two_unicode_forms_of_one_name_are_an_error():
+    with pytest.raises(UserError, match=r"'\\xe9' and 'e\\u0301' are one name in two Unicode forms"):
+        split_by_hash(["a", "\xe9", "e\N{COMBINING ACUTE ACCENT}"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"kind": "clasification"}, r"kind=clasification: must be one of .* \(did you mean classification\?\)"),
+        ({"kind": None}, "kind=None: must be one of regression, classification, sequence"),
+        ({"x_shape": (3, 0)}, "x_shape=.*must hold whole numbers of at least 1"),
+        ({"x_shape": 3}, "x_shape=3: must hold whole numbers"),
+        ({"x_shape": (2.5,)}, "x_shape=.*must hold whole numbers"),
+        ({"x_shape": "12"}, "x_shape=12: must hold whole numbers"),
+        ({"out_features": 0}, "out_features=0: must be a whole number of at least 1"),
+        ({"out_features": 5.0}, "out_features=5.0: must be a whole number"),
+        ({"ragged": "no"}, "ragged=no: must be true or false"),
+    ],
+)
+def test_a_spec_of_what_no_task_can_be_is_refused(settings, why):
+    good = {"kind": "classification", "x_shape": (3,), "out_features": 5, "ragged": False}
+    with pytest.raises(InvalidValue, match=why):
+        TaskSpec(**{**good, **settings})
+    with pytest.raises(InvalidValue, match=why):
+        TaskSpec(**good)._replace(**settings)
+
+
+def test_a_spec_is_a_tuple_that_can_be_pickled():
+    spec = TaskSpec("sequence", [8], 257)
+    assert spec == ("sequence", (8,), 257, True) and pickle.loads(pickle.dumps(spec)) == spec
+    assert isinstance(spec._replace(ragged=False), TaskSpec)
 
 
 def test_lists_from_a_config_are_lists():

@@ -1,6 +1,9 @@
 """A user's own folder of images."""
 
 import re
+import struct
+import unicodedata
+import zlib
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -178,6 +181,98 @@ def test_sixteen_bits_are_scaled_rather_than_clipped(tmp_path):
     root = two_classes(tmp_path / "images")
     Image.fromarray(np.full((5, 5), 0x8000, dtype=np.uint16)).save(root / "train" / "a" / "0.png")
     assert first_image(root)[0, 0, 0] == 0x80
+
+
+def depth(root, largest, *, suffix="png", shape=(5, 5)):
+    """A ramp from 0 to a largest value in a 16-bit file, in place of the first image."""
+    ramp = np.linspace(0, largest, 25).round().astype(np.uint16).reshape(5, 5)
+    (root / "train" / "a" / "0.png").unlink()
+    Image.fromarray(ramp).save(root / "train" / "a" / f"0.{suffix}")
+    return ramp
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_the_bits_that_a_sixteen_bit_file_uses_keep_their_levels(tmp_path, bits, suffix):
+    root = two_classes(tmp_path / "images")
+    ramp = depth(root, 2**bits - 1, suffix=suffix)
+    read = first_image(root, bits=bits, channels=1, image_size=5)[0]
+    assert read.tolist() == (ramp // 2 ** (bits - 8)).tolist()
+    assert read.max() == 255 and read.unique().numel() == 25
+
+
+@pytest.mark.parametrize(("largest", "advice"), [(255, 8), (1023, 10), (3000, 12), (4095, 12), (16383, 14)])
+def test_a_sixteen_bit_file_that_would_lose_its_levels_is_named(tmp_path, largest, advice):
+    root = two_classes(tmp_path / "images")
+    depth(root, largest)
+    with pytest.raises(InvalidValue, match=rf"bits=None: .*0\.png uses \d+ of its 16 bits.*: must be {advice}, or 16"):
+        first_image(root)
+    assert first_image(root, bits=16, image_size=5).max() == largest >> 8
+
+
+def test_a_pixel_beyond_the_bits_is_named(tmp_path):
+    root = two_classes(tmp_path / "images")
+    depth(root, 5000)
+    with pytest.raises(InvalidValue, match=r"bits=12: must be at least 13: .*0\.png holds the value 5000"):
+        first_image(root, bits=12)
+
+
+def test_a_black_sixteen_bit_file_is_black(tmp_path):
+    root = two_classes(tmp_path / "images")
+    depth(root, 0)
+    assert first_image(root).max() == 0
+
+
+def png_of_sixteen_bit_colours(value):
+    """A PNG of 4x4 pixels of one 16-bit value in all three colours, which PIL cannot write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = (b"\0" + struct.pack(">H", value) * 12) * 4
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colours_that_would_lose_their_levels_are_named(tmp_path):
+    root = two_classes(tmp_path / "images")
+    (root / "train" / "a" / "0.png").write_bytes(png_of_sixteen_bit_colours(0x0FFF))
+    with pytest.raises(UserError, match=r"0\.png: uses 12 of the 16 bits of a colour"):
+        first_image(root)
+    assert first_image(root, bits=16).max() == 0x0F
+    (root / "train" / "a" / "0.png").write_bytes(png_of_sixteen_bit_colours(0xABCD))
+    assert first_image(root).unique().tolist() == [0xAB]
+
+
+@pytest.mark.parametrize("bits", [7, 17, "12", True, 12.0])
+def test_bits_that_no_file_can_use_are_refused(tmp_path, bits):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InvalidValue, match=f"bits={bits}: must be a whole number from 8 to 16, or null"):
+        image_folder(tmp_path / "images", bits=bits)
+
+
+def renamed(root, form):
+    """Class folders and images whose names hold an accent, in a Unicode form."""
+    for folder in sorted(root.iterdir()):
+        for image in sorted(folder.iterdir()):
+            image.rename(folder / unicodedata.normalize(form, f"\N{LATIN SMALL LETTER E WITH ACUTE}{image.name}"))
+        folder.rename(root / unicodedata.normalize(form, f"\N{LATIN SMALL LETTER E WITH ACUTE}{folder.name}"))
+    return root
+
+
+def test_the_unicode_form_of_names_changes_no_episode(tmp_path):
+    tasks = [image_folder(renamed(fill(tmp_path / form, 25), form)) for form in ("NFC", "NFD")]
+    for split in SPLITS:
+        first, second = (task.sample(4, split, seeded()).hash() for task in tasks)
+        assert first == second
+
+
+def test_two_unicode_forms_of_one_class_are_an_error(tmp_path):
+    root = fill(tmp_path / "images", 10)
+    (root / "class00").rename(root / "\N{LATIN SMALL LETTER E WITH ACUTE}")
+    (root / "class01").rename(root / "e\N{COMBINING ACUTE ACCENT}")
+    with pytest.raises(UserError, match="one name in two Unicode forms"):
+        image_folder(root).classes("train")
 
 
 def test_a_changed_image_is_read_anew(tmp_path):

@@ -172,3 +172,14 @@ def test_the_same_files_give_the_same_tasks(tmp_path):
     mine = fill(tmp_path / "mine")
     first, second = (text_folder(mine).sample(4, "train", torch.Generator().manual_seed(0)).hash() for _ in range(2))
     assert first == second
+
+
+def test_two_unicode_forms_of_a_name_are_one_task_of_a_table(tmp_path):
+    def texts(name):
+        return [f"{name!a} says {number} things" for number in range(12)]
+
+    names = ["é", "e\N{COMBINING ACUTE ACCENT}", "a", "b", "c"]
+    rows = [json.dumps({"task": name, "text": text}) for name in names for text in texts(name)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    found = sources(text_folder(tmp_path / "t.jsonl"))
+    assert sorted(found) == ["a", "b", "c", "é"] and len(found["é"]) == 2 * len(found["a"])

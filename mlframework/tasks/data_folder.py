@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import unicodedata
 import urllib.error
 import urllib.request
 import warnings
@@ -36,7 +37,22 @@ def data_folder(folder: str | Path | None) -> Path:
 
 def subfolders(path: Path) -> list[Path]:
     """The folders in `path` that are not hidden, sorted."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entries, key=composed_parts)
+
+
+def composed(name: str) -> str:
+    r"""A name in Unicode's composed form (NFC): some file systems store the letter é as e with an accent, some as one.
+
+    >>> len("e\N{COMBINING ACUTE ACCENT}"), len(composed("e\N{COMBINING ACUTE ACCENT}"))
+    (2, 1)
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def composed_parts(path: Path) -> tuple[str, ...]:
+    """What paths are sorted by, so that their order is the same on every file system."""
+    return tuple(composed(part) for part in path.parts)
 
 
 def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Split, TaskSpec
-from mlframework.errors import InvalidValue
+from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks.data_folder import composed
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification", "hash_sorted", "split_by_hash"]
@@ -33,7 +34,16 @@ class ClassIndexed(NamedTuple):
 
     @classmethod
     def from_labels(cls, x: Tensor, y: Tensor) -> ClassIndexed:
-        """Sorts examples `x` `[examples, ...]` by their integer labels `y` `[examples]`."""
+        """Sorts examples `x` `[examples, ...]` by their labels `y` `[examples]`: any integers, or booleans.
+
+        Raises:
+            InvalidValue: an example has no label, a label no example, or labels are not integers.
+        """
+        if y.dim() != 1 or x.dim() < 1 or len(y) != len(x) or not len(y):
+            what = f"one for each example: x is {tuple(x.shape)}"
+            raise InvalidValue("y", f"labels of shape {tuple(y.shape)}", f"must be {what}")
+        if y.is_floating_point() or y.is_complex():
+            raise InvalidValue("y", f"labels of {y.dtype}", "must be integers: y.long(), if none is missing")
         labels, sizes = torch.unique(y, return_counts=True)
         return cls(x[torch.argsort(y, stable=True)], sizes, tuple(str(label) for label in labels.tolist()))
 
@@ -41,6 +51,15 @@ class ClassIndexed(NamedTuple):
     def from_classes(cls, names: Iterable[str], x: Tensor) -> ClassIndexed:
         """Classes of equal size: `x` `[classes, examples, *x_shape]`."""
         return cls(x.flatten(0, 1), torch.full((len(x),), x.shape[1]), tuple(names))
+
+    def check(self) -> None:
+        """Raises `InvalidValue` unless sizes and names tell of all classes and all examples."""
+        if len(self.names) != len(self.sizes):
+            raise InvalidValue(
+                "names", f"{len(self.names)} names", f"must be one for each of {len(self.sizes)} classes"
+            )
+        if int(self.sizes.sum()) != len(self.x):
+            raise InvalidValue("sizes", f"{int(self.sizes.sum())} in all", f"must add up to {len(self.x)} examples")
 
 
 class FewShotClassification(TaskDistribution, ABC):
@@ -94,6 +113,7 @@ class FewShotClassification(TaskDistribution, ABC):
         return self._loaded[split]
 
     def _check(self, data: ClassIndexed, split: Split) -> None:
+        data.check()
         if len(data.sizes) < self.n_way:
             raise InvalidValue("n_way", self.n_way, f"the {split} split has only {len(data.sizes)} classes")
         smallest = int(data.sizes.argmin())
@@ -188,8 +208,17 @@ def distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def hash_sorted(names: Iterable[str]) -> list[str]:
-    """Names in an order that is as good as random, and the same on any machine and with any version of anything."""
-    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    """Names in an order that is as good as random, and the same on any machine and with any version of anything.
+
+    Raises:
+        UserError: two names are the same but for the form in which Unicode spells them.
+    """
+    spelt: dict[str, str] = {}
+    for name in names:
+        other = spelt.setdefault(composed(name), name)
+        if other != name:
+            raise UserError(f"{other!a} and {name!a} are one name in two Unicode forms: rename or join them")
+    return sorted(spelt.values(), key=lambda name: hashlib.sha256(composed(name).encode()).digest())
 
 
 def split_by_hash(names: Iterable[str]) -> dict[Split, list[str]]:

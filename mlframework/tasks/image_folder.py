@@ -11,12 +11,16 @@ from PIL import Image, ImageOps
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import SPLIT_FOLDERS, Arrays, cached, subfolders
+from mlframework.tasks.data_folder import SPLIT_FOLDERS, Arrays, cached, composed, composed_parts, subfolders
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 
 __all__ = ["ImageFolder"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+# What cameras put into 16 bits; a file that needs more of them than the last is taken to use all.
+DEPTHS = (8, 10, 12, 14)
+SHALLOW = DEPTHS[-1]
 
 # What PIL raises on files that are not what their name says.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -33,6 +37,8 @@ class ImageFolder(FewShotClassification):
         path: the folder.
         n_way, k_shot, k_query: see `FewShotClassification`.
         channels: 3 for colours, 1 for grey.
+        bits: how many bits the pixels of 16-bit files use, 8 to 16: those of a 12-bit camera end at 4095. None: all 16,
+            and a file whose pixels need 14 or fewer is an error.
         image_size: height and width.
         smallest_class: how many images every class has at least, if you know; with enough for `k_shot + k_query`, no
             task is ragged, and layers that mix examples are faster.
@@ -47,6 +53,7 @@ class ImageFolder(FewShotClassification):
         k_query: int,
         channels: int = 3,
         image_size: int = 84,
+        bits: int | None = None,
         smallest_class: int | None = None,
     ) -> None:
         if path is None or not Path(path).expanduser().is_dir():
@@ -54,9 +61,11 @@ class ImageFolder(FewShotClassification):
         if channels not in (1, 3):
             raise InvalidValue("channels", channels, "must be 1 (grey) or 3 (colours)")
         check_at_least("image_size", image_size, 1)
+        if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
+            raise InvalidValue("bits", bits, "must be a whole number from 8 to 16, or null")
         shape = (channels, image_size, image_size)
         super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=smallest_class)
-        self.path = Path(path).expanduser()
+        self.path, self.bits = Path(path).expanduser(), bits
 
     def load(self, split: Split) -> ClassIndexed:
         splits = split_classes(self.path)
@@ -65,8 +74,8 @@ class ImageFolder(FewShotClassification):
         classes = splits[split]
         files = [file for images in classes.values() for file in images]
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        shape = self.spec.x_shape
-        arrays = cached("image_folder", (stats, shape), lambda: read_images(files, shape), source=__file__)
+        shape, bits = self.spec.x_shape, self.bits
+        arrays = cached("image_folder", (stats, shape, bits), lambda: read_images(files, shape, bits), source=__file__)
         sizes = torch.tensor([len(images) for images in classes.values()])
         return ClassIndexed(torch.from_numpy(arrays["images"]), sizes, tuple(folder.name for folder in classes))
 
@@ -104,45 +113,78 @@ def given_splits(path: Path, folders: list[Path]) -> dict[Split, list[Path]]:
                 f"{path / split}: holds no class folders: a split for each of {', '.join(splits)} is needed"
             )
         for folder in classes:
-            if folder.name in seen:
-                raise UserError(f"{folder}: is also at {seen[folder.name]}: a class belongs to one split only")
-            seen[folder.name] = folder
+            name = composed(folder.name)
+            if name in seen:
+                raise UserError(f"{folder}: is also at {seen[name]}: a class belongs to one split only")
+            seen[name] = folder
     return splits
 
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a class, sorted."""
-    images = sorted(
-        entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
-    )
+    entries = folder.iterdir()
+    images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")]
     if not images:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}): add some, or remove the folder")
-    return images
+    return sorted(images, key=composed_parts)
 
 
-def read_images(files: Iterable[Path], x_shape: tuple[int, ...]) -> Arrays:
+def read_images(files: Iterable[Path], x_shape: tuple[int, ...], bits: int | None) -> Arrays:
     """uint8 `images` `[files, *x_shape]`."""
-    return {"images": np.stack([read_image(file, x_shape) for file in files])}
+    return {"images": np.stack([read_image(file, x_shape, bits) for file in files])}
 
 
-def read_image(path: Path, x_shape: tuple[int, ...]) -> np.ndarray:
+def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
     """One image as uint8 `x_shape`: `[channels, height, width]`."""
     channels, height, width = x_shape
     try:
         with Image.open(path) as image:
-            plain = opaque(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            plain = opaque(eight_bits(path, image, bits)).convert("L" if channels == 1 else "RGB")
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as an image ({error}): mend or remove it") from error
     pixels = np.asarray(plain.resize((width, height), Image.Resampling.LANCZOS))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def opaque(image: Image.Image) -> Image.Image:
-    """The image with 8 bits per channel, on white where it is transparent."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def eight_bits(path: Path, image: Image.Image, bits: int | None) -> Image.Image:
+    """The image with 8 bits per channel, turned as its EXIF says; `bits` as in `ImageFolder`."""
+    deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))  # known before pixels are read
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
         raise ValueError(f"32 bits per pixel, mode {image.mode}")
+    if not deep:
+        return image
+    if not image.mode.startswith("I;16"):
+        check_colours(path, image, bits)
+        return image
+    pixels = np.asarray(image)
+    check_greys(path, int(pixels.max()), bits)
+    return Image.fromarray((pixels >> ((bits or 16) - 8)).astype(np.uint8))
+
+
+def check_greys(path: Path, largest: int, bits: int | None) -> None:
+    """Refuses greys that need more bits than they are said to use, and such as would lose most of their levels."""
+    needed = largest.bit_length()
+    if bits is not None and needed > bits:
+        raise InvalidValue("bits", bits, f"must be at least {needed}: {path} holds the value {largest}")
+    if bits is None and 0 < needed <= SHALLOW:
+        depth = next(depth for depth in DEPTHS if depth >= needed)
+        why = (
+            f"{path} uses {needed} of its 16 bits, of which the upper 8 would be read: must be {depth}, or 16 for that"
+        )
+        raise InvalidValue("bits", bits, why)
+
+
+def check_colours(path: Path, image: Image.Image, bits: int | None) -> None:
+    """Refuses 16-bit colours that would lose most of their levels: PIL reads the upper 8 bits of each channel alone."""
+    needed = 8 + int(np.asarray(image.convert("RGB")).max()).bit_length()
+    if bits != 16 and 8 < needed <= SHALLOW:
+        why = f"uses {needed} of the 16 bits of a colour, of which the upper 8 are read"
+        raise UserError(f"{path}: {why}: store 8 bits per colour, or set task.bits=16")
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """An image of 8 bits per channel, on white where it is transparent."""
     if not image.has_transparency_data:
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import SPLIT_FOLDERS, subfolders
+from mlframework.tasks.data_folder import SPLIT_FOLDERS, composed, composed_parts, subfolders
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
 from mlframework.tasks.text.text_tasks import Source, TextTasks
@@ -87,9 +87,10 @@ class TextFolder(TextTasks):
         seen: dict[str, Path] = {}
         for folder in folders:
             for source in self.usable(self.read(folder)):
-                if source.name in seen:
-                    raise UserError(f"{folder / source.name}: is also at {seen[source.name]}: a task has one split")
-                seen[source.name] = folder / source.name
+                name = composed(source.name)
+                if name in seen:
+                    raise UserError(f"{folder / source.name}: is also at {seen[name]}: a task has one split")
+                seen[name] = folder / source.name
                 splits[SPLIT_FOLDERS[folder.name]].append(source)
         for split, sources in splits.items():
             if not sources:
@@ -101,9 +102,10 @@ class TextFolder(TextTasks):
         if path.is_file():
             yield from table_sources(path, *self.columns)
             return
-        for entry in sorted(path.iterdir()):
+        for entry in sorted(path.iterdir(), key=composed_parts):
             if not entry.name.startswith("."):
-                files = sorted(f for f in entry.rglob("*") if f.is_file()) if entry.is_dir() else [entry]
+                inside = (f for f in entry.rglob("*") if f.is_file())
+                files = sorted(inside, key=composed_parts) if entry.is_dir() else [entry]
                 texts = [text for file in files if not file.name.startswith(".") for text in self.texts_of(file)]
                 if texts:
                     yield Source(entry.name, texts)
@@ -154,7 +156,7 @@ def table_sources(path: Path, task_column: str, text_column: str) -> list[Source
                 )
         text = str(row[text_column]).strip()
         if text:
-            found.setdefault(str(row[task_column]), []).append(text)
+            found.setdefault(composed(str(row[task_column])), []).append(text)
     return [Source(name, texts) for name, texts in found.items()]
 
 
