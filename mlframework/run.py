@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mlframework import allocator, build, checkpoint
 from mlframework.checkpoint import Progress
 from mlframework.episode import Split
-from mlframework.errors import InvalidValue, UserError
+from mlframework.errors import InvalidValue
 from mlframework.outer_loop import meta_gradient
+from mlframework.resume import resumed
 from mlframework.run_folder import RunFolder, git_state
 from mlframework.trainer import Trainer, Training
 
@@ -23,22 +24,6 @@ if TYPE_CHECKING:
     from mlframework.evaluation import Report
 
 __all__ = ["evaluate_run", "load_run", "train_run"]
-
-#: What may change when a run is resumed: how long and how often, where, and what is written, but not what is learned.
-CHANGEABLE = (
-    "trainer",
-    "evaluation",
-    "logger",
-    "outer.capture",
-    "outer.engine",
-    "outer.chunk",
-    "outer.memory_limit",
-    "device",
-    "threads",
-    "allocator",
-    "resume",
-    "run_dir",
-)
 
 #: As many threads as torch takes by itself; a job of a sweep may have changed their number.
 THREADS = torch.get_num_threads()
@@ -65,11 +50,11 @@ def train_run(
         What `result.json` holds, and the evaluation, if the config asks for one.
     """
     choices = choices or {}
-    if config.resume:
-        config = resumed_config(config, folder, overrides)
+    run = resumed(folder, overrides) if config.resume else None
+    if run is not None:
+        config, overrides, choices = run.config, run.overrides, run.choices
         if folder.last.exists():
             config.init = None  # it has started long ago
-        overrides, choices = folder.overrides(), folder.choices()
     else:
         folder.check_new()
     if not 0 <= config.seed < 2**63:
@@ -91,6 +76,10 @@ def train_run(
         if not config.resume:
             folder.check_new()  # another process may have come to its end since
         progress = start(training, config, overrides, choices)
+        if progress.step > trainer.steps:
+            raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
+        if run is not None:
+            run.record(folder, progress.step)
         logger = build.build_logger(config, folder, start=progress.step)
         try:
             logger.config(config, choices, overrides)
@@ -175,33 +164,6 @@ def start(training: Training, config: DictConfig, overrides: Sequence[str], choi
         )
     folder.record(config, overrides, choices)
     return Progress()
-
-
-def resumed_config(config: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> DictConfig:
-    """The config of the run in the folder, with what was typed now where that may change.
-
-    Raises:
-        UserError: there is nothing to resume, or something typed now contradicts what the run has learned so far.
-    """
-    if not folder.holds_run:
-        raise UserError(f"resume=true: there is no run in run_dir={folder.path}")
-    stored = folder.config()
-    stored.resume = True
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        now, then = OmegaConf.select(config, key), OmegaConf.select(stored, key)
-        if any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE):
-            OmegaConf.update(stored, key, now)
-        elif plain(now) != plain(then):
-            before = folder.choices().get(key, plain(then))
-            why = f"this run was started with {before}; resume=true cannot change it"
-            raise InvalidValue(key, override.split("=", 1)[-1], why)
-    return stored
-
-
-def plain(value: Any) -> Any:
-    """A config value as python would print it."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def evaluate(config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:

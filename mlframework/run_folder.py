@@ -25,7 +25,7 @@ __all__ = ["PARTS", "RunFolder", "git_state"]
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
 #: What the process that holds the lock writes, in its folder and in `checkpoints/`.
-FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "result.json")
+FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "resumed.json", "result.json")
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
 #: Held by the process that writes the run.
@@ -39,7 +39,7 @@ class RunFolder:
 
     Args:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
-            TensorBoard's events lie here.
+            TensorBoard's events lie here; `resumed.json` tells what changed when the run was resumed.
         key: the setting that named the folder, for messages.
     """
 
@@ -111,6 +111,10 @@ class RunFolder:
         """Writes the resolved config, the overrides, the options chosen of groups, versions and the state of git."""
         (self.path / "checkpoints").mkdir(exist_ok=True)
         self.write_json(self.path / "environment.json", environment())
+        self.record_settings(config, overrides, choices)
+
+    def record_settings(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
+        """Writes the resolved config, the overrides, and the options chosen of groups."""
         write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
         self.write_json(self.path / "choices.json", dict(choices))
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -126,8 +130,8 @@ class RunFolder:
         return [str(override) for override in found]
 
     def finished(self, overrides: Sequence[str]) -> bool:
-        """Whether a run that was started with the same overrides has come to its end."""
-        return self.result.exists() and self.overrides() == list(overrides)
+        """Whether a run with the same overrides, those of later resumes included, has come to its end."""
+        return self.result.exists() and self.read_result().get("overrides") == list(overrides)
 
     def read_result(self) -> dict[str, Any]:
         """What came of the run."""

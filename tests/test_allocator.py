@@ -75,7 +75,7 @@ def test_it_is_told_once_by_a_training_that_asks_for_it(told, tmp_path):
 
 
 def test_a_resumed_run_may_change_it(told, tmp_path):
-    small = ["base_layer.hidden=[8]", "evaluation=none", "run_dir=run"]
+    small = ["base_layer.hidden=[8]", "evaluation=none", "schedule=constant", "run_dir=run"]
     assert call(train.main, *small, *SHORT, "allocator=system", folder=tmp_path).exit_code == 0
     more = ["resume=true", "run_dir=run", "trainer.steps=3"]
     assert call(train.main, *more, folder=tmp_path).exit_code == 0

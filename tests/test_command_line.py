@@ -168,7 +168,11 @@ def test_ctrl_c_stops_a_training_that_can_be_resumed(tmp_path):
     program = str(Path(sys.executable).with_name("mlframework-train"))
     start = [sys.executable, "-c", heeding, program, *short, "evaluation=none", "run_dir=run"]
     with subprocess.Popen(
-        [*start, "trainer.steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*start, "trainer.steps=100000", "schedule=constant"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:

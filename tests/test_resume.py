@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mlframework import run
+from mlframework.checkpoint import Progress
 from mlframework.errors import InvalidValue, UserError
 from mlframework.run import train_run
 from mlframework.run_folder import RunFolder
 
-KILLS = 10
+KILLS, STEPS = 3, 300
 OVERRIDES = [
     "algorithm=meta_sgd",
     "base_layer.hidden=[8]",
-    "trainer.steps=120",
+    f"trainer.steps={STEPS}",
     "trainer.meta_batch=4",
     "trainer.checkpoint_every=3",
-    "trainer.validate_every=20",
+    "trainer.validate_every=100",
     "trainer.validation_tasks=4",
     "trainer.log_every=1",
     "evaluation=none",
@@ -41,36 +46,73 @@ def train(folder: Path, *more: str) -> None:
     train_run(config, RunFolder(folder), overrides=overrides)
 
 
-def learned(folder: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    assert state["progress"]["step"] == 120
-    return state["meta_layer"]
+def train_noting_start(folder: Path, note: Path) -> None:
+    """Trains or resumes, and writes the step from which it goes on."""
+    original = run.start
+
+    def noting(*args: Any) -> Progress:
+        progress = original(*args)
+        note.write_text(str(progress.step))
+        return progress
+
+    run.start = noting
+    train(folder, f"resume={'true' if RunFolder(folder).holds_run else 'false'}")
 
 
-def test_a_run_killed_at_ten_random_moments_ends_bit_for_bit_like_one_never_stopped(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    began = time.perf_counter()
+def state_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the last checkpoint; 0 where there is none."""
+    return state_of(folder)["progress"]["step"] if RunFolder(folder).last.exists() else 0
+
+
+def wait_for_checkpoint(folder: Path, process: Any, after: int) -> None:
+    """Returns once a process has written a checkpoint beyond a step."""
+    while steps_done(folder) <= after:
+        assert process.is_alive(), f"ended with {process.exitcode} before a checkpoint beyond step {after}"
+        time.sleep(0.002)
+
+
+def next_second() -> None:
+    """Waits: TensorBoard reads a folder's files in the order of their names, which hold the second."""
+    time.sleep(1 - time.time() % 1 + 0.01)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each curve, but for those of the clock."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "train/tasks_per_second"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_a_run_killed_several_times_after_a_checkpoint_ends_bit_for_bit_like_one_never_stopped(tmp_path):
+    whole, killed, note = tmp_path / "whole", tmp_path / "killed", tmp_path / "started"
     train(whole)
-    duration = time.perf_counter() - began
     # A server that has torch imported already: each process then starts, and dies, in the midst of its work.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlframework.run", "hydra", "torch.utils.tensorboard"])
-    moments = random.Random(0)
-    reached = []
+    moments, started, reached = random.Random(0), [], [0]
     for _ in range(KILLS):
-        resume = "true" if RunFolder(killed).holds_run else "false"
-        process = context.Process(target=train, args=(killed, f"resume={resume}"))
+        process = context.Process(target=train_noting_start, args=(killed, note))
         process.start()
-        process.join(0.3 + moments.uniform(0, duration / 2))
+        wait_for_checkpoint(killed, process, reached[-1])
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.join()
-        last = killed / "checkpoints" / "last.pt"
-        reached.append(torch.load(last, weights_only=True)["progress"]["step"] if last.exists() else 0)
-    assert reached == sorted(reached)
-    train(killed, f"resume={'true' if RunFolder(killed).holds_run else 'false'}")
-    expected, found = learned(whole), learned(killed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+        next_second()
+        assert process.exitcode == -signal.SIGKILL, "the process came to its end before it was killed"
+        started.append(int(note.read_text()))
+        reached.append(steps_done(killed))
+    assert started == reached[:-1], "a process does not go on where the last one was killed"
+    assert sorted(set(reached)) == reached and reached[1] > 0, "a process was killed before its first checkpoint"
+    train(killed, "resume=true")
+    expected, found = state_of(whole), state_of(killed)
+    assert expected["progress"]["step"] == STEPS
+    for part in ("meta_layer", "optimizer", "generators"):
+        torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
+    assert curves(killed) == curves(whole)
     assert (
         json.loads((whole / "result.json").read_text())["best"]
         == json.loads((killed / "result.json").read_text())["best"]
@@ -79,17 +121,100 @@ def test_a_run_killed_at_ten_random_moments_ends_bit_for_bit_like_one_never_stop
 
 
 def test_a_resumed_run_leaves_one_point_per_step(tmp_path):
-    train(tmp_path, "trainer.steps=10")
-    time.sleep(1.1)  # TensorBoard reads a folder's files in the order of their names, which hold the second
-    train(tmp_path, "trainer.steps=20", "resume=true")
+    train(tmp_path, "trainer.steps=10", "schedule=constant")
+    next_second()
+    train(tmp_path, "trainer.steps=20", "schedule=constant", "resume=true")
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("train/query_loss")] == list(range(1, 21))
+
+
+@pytest.fixture
+def started_run(tmp_path):
+    """A run of five steps, as a command with less to say would start it."""
+    train(tmp_path, "trainer.steps=5")
+    return tmp_path
 
 
 def test_a_resumed_run_goes_on_with_what_it_was_started_with(tmp_path):
     train(tmp_path, "trainer.steps=5")
     with pytest.raises(InvalidValue, match=r"optimizer.lr=0.5: this run was started with 0.003"):
-        train(tmp_path, "resume=true", "optimizer.lr=0.5")
+        train(tmp_path, "trainer.steps=5", "resume=true", "optimizer.lr=0.5")
+
+
+def go_on(folder, *typed):
+    """Resumes a run by a command that names nothing but the changes."""
+    overrides = [f"run_dir={folder}", "resume=true", *typed]
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        config = compose("train", overrides)
+    train_run(config, RunFolder(folder), overrides=overrides)
+
+
+def recorded(folder):
+    names = ("config.yaml", "overrides.yaml", "choices.json", "resumed.json", "result.json")
+    return {name: (folder / name).read_text() for name in names if (folder / name).exists()}
+
+
+@pytest.mark.parametrize(
+    ("typed", "why"),
+    [
+        ("algorithm/update=adam", "this run was started with learned_rates; resume=true cannot change it"),
+        ("algorithm.update.lr=0.3", "this run was started with 0.01; resume=true cannot change it"),
+        ("+algorithm.update.momentum=0.3", "this run was started with none; resume=true cannot change it"),
+        (
+            "experiment=text_lists",
+            "does not go with the overrides of this run (Could not override 'base_layer.hidden'.)",
+        ),
+        ("schedule=constant", "this run was started with cosine; resume=true cannot change it"),
+        ("trainer.meta_batch=8", "this run was started with 4; resume=true cannot change it"),
+        ("trainer.validation_tasks=5", "this run was started with 4; resume=true cannot change it"),
+        ("trainer.steps=8", "schedule.T_max follows it, and resume=true cannot change that from 5 to 8: start a new"),
+        ("trainer.steps=3", "or add schedule.T_max=5 to end early"),
+    ],
+)
+def test_what_was_learned_with_is_refused_and_the_record_stays(started_run, typed, why):
+    before = recorded(started_run)
+    key, _, value = typed.lstrip("+").partition("=")
+    with pytest.raises(InvalidValue, match=re.escape(f"{key}={value}: ") + ".*" + re.escape(why)):
+        go_on(started_run, typed)
+    assert recorded(started_run) == before
+
+
+def test_what_may_change_is_applied_and_recorded_with_its_step(tmp_path):
+    started = ["schedule=constant", "trainer.steps=4"]
+    train(tmp_path, *started)
+    typed = ["trainer.steps=6", "trainer.log_every=2", "evaluation=default", "evaluation.tasks=2"]
+    settings = ["evaluation.scratch_tasks=0", "evaluation.inner_steps=1"]
+    go_on(tmp_path, *typed, *settings)
+    folder = RunFolder(tmp_path)
+    config, overrides = folder.config(), folder.overrides()
+    assert (config.trainer.steps, config.trainer.log_every, config.evaluation.tasks) == (6, 2, 2)
+    assert set(typed) <= set(overrides) and not {"trainer.steps=4", "evaluation=none"} & set(overrides)
+    assert folder.choices()["evaluation"] == "default"
+    (entry,) = json.loads((tmp_path / "resumed.json").read_text())
+    assert entry["step"] == 4 and entry["changes"]["trainer.steps"] == [4, 6]
+    result = folder.read_result()
+    assert result["step"] == 6 and result["evaluation"] is not None
+    assert folder.finished(result["overrides"])
+
+
+def test_an_experiment_that_changes_nothing_learned_is_recorded(started_run):
+    quick = ["evaluation=default", "evaluation.tasks=2", "evaluation.scratch_tasks=0"]
+    go_on(started_run, "experiment=sinusoid_shots", *quick)
+    folder = RunFolder(started_run)
+    assert folder.choices()["experiment"] == "sinusoid_shots"
+    assert "experiment=sinusoid_shots" in folder.overrides()
+
+
+def test_a_changed_length_is_taken_where_the_schedule_keeps_its_own(started_run):
+    go_on(started_run, "trainer.steps=7", "schedule.T_max=5")
+    assert state_of(started_run)["scheduler"]["T_max"] == 5
+    assert steps_done(started_run) == 7
+
+
+def test_fewer_steps_than_were_taken_are_refused(tmp_path):
+    train(tmp_path, "trainer.steps=5", "schedule=constant")
+    with pytest.raises(InvalidValue, match=r"trainer.steps=3: this run has taken 5 steps already"):
+        train(tmp_path, "trainer.steps=3", "schedule=constant", "resume=true")
 
 
 def test_a_resumed_run_keeps_the_record_of_how_it_was_started(tmp_path):

@@ -85,7 +85,7 @@ def test_a_job_of_a_sweep_gives_the_numbers_of_the_same_job_alone(eight, tmp_pat
 
 def test_a_job_of_a_sweep_can_be_resumed_by_itself(eight, tmp_path):
     folder = eight[0] / "2"
-    said = call(train.main, f"run_dir={folder}", "resume=true", "trainer.steps=4", folder=tmp_path)
+    said = call(train.main, f"run_dir={folder}", "resume=true", "trainer.steps=4", "schedule.T_max=2", folder=tmp_path)
     assert said.exit_code == 0, said.err
     assert json.loads((folder / "result.json").read_text())["step"] == 4
     assert RunFolder(folder).config().run_dir == str(folder)

@@ -115,7 +115,8 @@ def test_tasks_per_second_counts_the_steps_since_the_clock_was_set(tmp_path, mon
     monkeypatch.setattr(trainer.Trainer, "outer_step", taking(1.0, trainer.Trainer.outer_step))
     monkeypatch.setattr(trainer.Trainer, "validate", taking(60.0, trainer.Trainer.validate))
     monkeypatch.setattr(TensorBoardLogger, "scalars", lambda self, values, step: rates.setdefault(step, values))
-    settings = ("evaluation=none", "trainer.log_every=2", "trainer.validate_every=3", "trainer.checkpoint_every=1")
+    often = ("trainer.log_every=2", "trainer.validate_every=3", "trainer.checkpoint_every=1")
+    settings = ("evaluation=none", "schedule=constant", *often)
     train(tmp_path, *settings, "trainer.steps=3")
     train(tmp_path, *settings, "trainer.steps=8", "resume=true")
     found = {step: values["train/tasks_per_second"] for step, values in rates.items()}
@@ -294,7 +295,7 @@ def test_a_run_may_start_from_the_base_layer_of_another(tmp_path):
     small = ["base_layer.hidden=[8]", "evaluation=none", *SHORT]
     assert call(main, "algorithm=joint", "run_dir=first", *small, folder=tmp_path).exit_code == 0
     # A rate of nothing: what was learned before is what comes out, under the names that the algorithm gives it.
-    still = ["optimizer.lr=1e-30", "algorithm=lora", "algorithm.layers=head"]
+    still = ["optimizer.lr=1e-30", "schedule=constant", "algorithm=lora", "algorithm.layers=head"]
     assert call(main, *still, "init=first", "run_dir=second", *small, folder=tmp_path).exit_code == 0
     one, other = (
         safetensors.torch.load_file(tmp_path / run / "checkpoints/best.safetensors") for run in ("first", "second")
