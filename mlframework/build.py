@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from mlframework import checkpoint
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.check_base_layer import check_base_layer
 from mlframework.check_config import is_part
 from mlframework.errors import InvalidValue, UserError
 from mlframework.logger import TensorBoardLogger
@@ -39,7 +40,10 @@ def build_task(config: DictConfig) -> TaskDistribution:
 
 
 def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
-    return instantiate(config.base_layer, _partial_=True)(task.spec)
+    """The base layer of a config, checked: see `check_base_layer`."""
+    base_layer = instantiate(config.base_layer, _partial_=True)(task.spec)
+    check_base_layer(base_layer, task.spec)
+    return base_layer
 
 
 def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,15 +35,20 @@ class Progress(NamedTuple):
 
 def save(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> None:
     """Writes the state of a training: meta-parameters, optimizer, schedule, all generators, and how far it is."""
-    state = {
+    state = state_of(meta_layer, outer, generator, progress)
+    with atomic(path) as part:
+        torch.save(state, part)
+
+
+def state_of(meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> dict[str, Any]:
+    """What `save` writes."""
+    return {
         "meta_layer": meta_layer.state_dict(),
         "optimizer": outer.optimizer.state_dict(),
         "scheduler": outer.scheduler.state_dict(),
         "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda_states()},
         "progress": progress._asdict(),
     }
-    with atomic(path) as part:
-        torch.save(state, part)
 
 
 def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator) -> Progress:
@@ -67,7 +73,14 @@ def cuda_states() -> list[torch.Tensor]:
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Writes a module's parameters and buffers as safetensors.
+    """Writes a module's parameters and buffers as safetensors; see `to_bytes`."""
+    content = to_bytes(module)
+    with atomic(path) as part:
+        part.write_bytes(content)
+
+
+def to_bytes(module: nn.Module) -> bytes:
+    """A module's parameters and buffers in the format of safetensors.
 
     A tensor of several names is written once, under the first; the file's metadata maps the other names to it. Views
     that share memory without being the same tensor are written each for itself.
@@ -80,8 +93,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
         for name, tensor in state.items()
         if firsts[name] == name
     }
-    with atomic(path) as part:
-        safetensors.torch.save_file(tensors, part, {name: first for name, first in firsts.items() if name != first})
+    return safetensors.torch.save(tensors, {name: first for name, first in firsts.items() if name != first})
 
 
 def first_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -106,21 +118,22 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")
     try:
-        tensors = read_weights(path)
+        tensors = from_bytes(path.read_bytes())
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors that `save_weights` wrote, under all their names."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-        others = file.metadata() or {}
+def from_bytes(content: bytes) -> dict[str, torch.Tensor]:
+    """The tensors in what `to_bytes` returned, under all their names."""
+    tensors = safetensors.torch.load(content)
+    # The format: the length of the header in eight bytes, the header as JSON, the tensors.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    others = header.get("__metadata__", {})
     return {**tensors, **{name: tensors[first] for name, first in others.items() if first in tensors}}
 
 
-def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
     """Loads a state dict, or says in one line where its architecture differs."""
     state = module.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}

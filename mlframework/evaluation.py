@@ -25,7 +25,7 @@ from mlframework.devices import fork_rng
 from mlframework.engine import Engine
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.judging import VALIDATION_SEED, Interval, TaskSet, task_values
+from mlframework.judging import VALIDATION_SEED, Interval, TaskSet, policies, task_values
 from mlframework.meta_layers.gradient_descent import MAML
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.meta_layers.neural_network.in_context import InContext
@@ -116,13 +116,6 @@ class Report(NamedTuple):
             for row in self.rows
         ]
         return {**self._asdict(), "rows": rows, "quality": None if self.quality is None else self.quality.to_json()}
-
-
-def policies(meta_layer: MetaLayer) -> tuple[BatchNormPolicy, ...]:
-    """The policies by which queries are judged: one with, one without sight of the other queries."""
-    if not meta_layer.base_layer.mixes_examples:
-        return (meta_layer.batch_norm,)
-    return ("support", "transductive") if meta_layer.batch_norm == "support" else ("transductive", "inductive")
 
 
 class Evaluation:

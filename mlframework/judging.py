@@ -16,7 +16,7 @@ from mlframework.number_format import shown_interval
 from mlframework.sources import Sources, half_width_over_sources
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["VALIDATION_SEED", "Interval", "TaskSet", "judge_by_step", "judge_tasks", "task_values"]
+__all__ = ["VALIDATION_SEED", "Interval", "TaskSet", "judge_by_step", "judge_tasks", "policies", "task_values"]
 
 #: Validation tasks come from their own generator, so that they are the same for every run and every method.
 VALIDATION_SEED = 1
@@ -108,6 +108,13 @@ class TaskSet:
             for part in episode.chunks(1):
                 digest.update(part.hash().encode())
         return digest.hexdigest()[:16]
+
+
+def policies(meta_layer: MetaLayer) -> tuple[BatchNormPolicy, ...]:
+    """The policies by which queries are judged: one with, one without sight of the other queries."""
+    if not meta_layer.base_layer.mixes_examples:
+        return (meta_layer.batch_norm,)
+    return ("support", "transductive") if meta_layer.batch_norm == "support" else ("transductive", "inductive")
 
 
 def judge_by_step(

@@ -5,20 +5,22 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
 
 from mlframework import allocator, build, checkpoint
 from mlframework.checkpoint import Progress
-from mlframework.episode import Split
 from mlframework.errors import InvalidValue
-from mlframework.outer_loop import meta_gradient
+from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.resume import resumed
 from mlframework.run_folder import RunFolder, git_state
+from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.trainer import Trainer, Training
+from mlframework.try_out import try_out
 
 if TYPE_CHECKING:
     from mlframework.evaluation import Report
@@ -71,7 +73,7 @@ def train_run(
     if evaluation is not None:
         evaluation.check(training.task)
     trainer.check_monitor_step(training.meta_layer)
-    try_out(training, trainer)
+    trainer.check_monitor(try_out(training, partial(new_meta_layer, config, training.task)))
     with folder.locked():
         if not config.resume:
             folder.check_new()  # another process may have come to its end since
@@ -129,6 +131,13 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
     return Training(task, meta_layer, outer, torch.Generator().manual_seed(config.seed), device, folder)
 
 
+def new_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
+    """The algorithm of a config, newly initialised."""
+    config = config.copy()
+    config.init = None
+    return build.build_meta_layer(config, task)
+
+
 def import_compiler() -> None:
     """Imports torch's compiler, as torch's optimizers do when they are made, in half of their time.
 
@@ -142,17 +151,6 @@ def import_compiler() -> None:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def try_out(training: Training, trainer: Trainer) -> None:
-    """Draws from every split, chooses the engine, steps once: what is wrong is said before anything is written."""
-    for split in get_args(Split):
-        episode = training.task.sample(2, split, torch.Generator().manual_seed(0)).to(training.device)
-    training.outer.prepare(episode)
-    with torch.random.fork_rng():
-        _, metrics = meta_gradient(training.meta_layer, episode)
-    training.meta_layer.zero_grad()
-    trainer.check_monitor(metrics)
 
 
 def start(training: Training, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Progress:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlframework.check_episode import faults
 from mlframework.devices import fork_rng
 from mlframework.engine import choose_engine
 from mlframework.episode import Episode, Examples, Split, TaskSpec
@@ -65,45 +66,14 @@ def check_task_distribution(
         episode = task.sample(num_tasks, split, seeded(0))
         require(episode.num_tasks == num_tasks, f"{split}: {num_tasks} tasks wanted, {episode.num_tasks} drawn")
         for part, examples in episode._asdict().items():
-            check_shapes(examples, task.spec, f"{split} {part}")
-            check_values(examples, task.spec, f"{split} {part}")
+            for fault in faults(examples, task.spec):
+                require(False, f"{split} {part}: {fault}")
             check_scores(task, examples, f"{split} {part}")
         if not inputs_repeat:
             check_query_is_new(episode, split)
     if task.spec.kind == "classification" and not inputs_repeat:
         check_splits_differ(task, splits, num_tasks)
         check_labels_are_permuted(task, splits[0], num_tasks)
-
-
-def check_shapes(examples: Examples, spec: TaskSpec, where: str) -> None:
-    """Shapes of one half of an episode."""
-    x, y, mask = (tuple(leaf.shape) for leaf in examples)
-    require(x[2:] == tuple(spec.x_shape), f"{where}: x is {x}, spec.x_shape is {spec.x_shape}")
-    require(y[:2] == x[:2], f"{where}: y is {y} beside an x of {x}")
-    if spec.kind == "sequence":
-        require(len(y) > 2, f"{where}: y is {y}, and a sequence has a class per position")
-    else:
-        rest = (spec.out_features,) if spec.kind == "regression" else ()
-        require(y[2:] == rest, f"{where}: y is {y}, and must be {(*x[:2], *rest)} in a {spec.kind}")
-    positions = y[:-1] if spec.kind == "regression" else y
-    require(mask == positions, f"{where}: the mask is {mask}, and must be {positions}")
-
-
-def check_values(examples: Examples, spec: TaskSpec, where: str) -> None:
-    """Types and values of one half of an episode."""
-    x, y, mask = examples
-    target = torch.float32 if spec.kind == "regression" else torch.int64
-    require(all(leaf.device.type == "cpu" for leaf in examples), f"{where}: episodes are drawn on the CPU")
-    require(x.dtype in (torch.float32, torch.int64), f"{where}: x is {x.dtype}, and must be float32 or int64")
-    require(y.dtype == target, f"{where}: y is {y.dtype}, and must be {target} in a {spec.kind}")
-    require(bool(torch.isfinite(x).all()), f"{where}: x is not finite")
-    require(bool(((mask == 0) | (mask == 1)).all()), f"{where}: the mask holds something other than 0 and 1")
-    require(bool(mask.flatten(1).any(1).all()), f"{where}: nothing counts in one of the tasks")
-    require(spec.ragged or bool(mask.all()), f"{where}: spec.ragged is False, and the mask holds zeros")
-    if spec.kind != "regression":
-        ids = y[mask.bool()]
-        known = bool(((ids >= 0) & (ids < spec.out_features)).all())
-        require(known, f"{where}: class ids are not all in 0...{spec.out_features - 1}")
 
 
 def check_scores(task: TaskDistribution, examples: Examples, where: str) -> None:
