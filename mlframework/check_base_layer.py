@@ -18,7 +18,15 @@ from mlframework.episode import TaskSpec
 from mlframework.errors import FailedRun, UserError
 from mlframework.holding import holding
 
-__all__ = ["Call", "check_base_layer", "explained", "named", "recorded"]
+__all__ = ["TWO_OUTPUTS", "Call", "check_base_layer", "culprit", "explained", "moved", "named", "recorded"]
+
+#: What rounding may change in a prediction, relative to the largest one.
+ROUNDING = 1e-3
+
+TWO_OUTPUTS = (
+    "gives two outputs for one input in evaluation mode: there it must neither draw random numbers nor keep state "
+    "between calls"
+)
 
 
 class Call(NamedTuple):
@@ -71,6 +79,8 @@ def check_base_layer(base_layer: nn.Module, spec: TaskSpec) -> None:
         with explained(base_layer, f"in {mode} mode"):
             prediction = base_layer(x) if mode == "evaluation" else in_training(base_layer, x)
         check_output(base_layer, prediction, (2, *positions, spec.out_features))
+    if spec.out_features > 1 or spec.kind != "sequence":  # there is another input
+        check_repeats(base_layer.eval(), x)
     base_layer.train(was_training)
 
 
@@ -92,6 +102,37 @@ def needs_gradient(call: Call) -> bool:
 
 def requires_grad(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
+
+
+def check_repeats(base_layer: BaseLayer, x: Tensor) -> None:
+    """In evaluation mode one input has one output, whatever the random numbers and the inputs before."""
+    found = []
+    for seed in (0, 1):
+        with torch.no_grad(), fork_rng(x.device):
+            torch.manual_seed(seed)
+            with recorded(base_layer) as calls:
+                base_layer(x)
+            base_layer(x + 1)
+        found.append(calls)
+    if call := culprit(found[0], found[1]):
+        raise UserError(f"{named(call)}: {TWO_OUTPUTS}")
+
+
+def moved(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors differ by more than rounding; what is not finite tells nothing."""
+    difference, size = (one - other).abs().max(), one.abs().max()
+    return bool(difference > ROUNDING * size)
+
+
+def culprit(one: list[Call], other: list[Call], rows: slice = slice(None)) -> Call | None:
+    """The first call whose output differs in some rows; None: whatever is at fault is no module of the base layer."""
+    for first, second in zip(one, other, strict=False):
+        outputs = (first.output, second.output)
+        if all(isinstance(output, Tensor) and output.dim() and output.is_floating_point() for output in outputs):
+            kept = [output[rows] for output in outputs if isinstance(output, Tensor)]
+            if kept[0].shape == kept[1].shape and kept[0].numel() and moved(*kept):
+                return first
+    return None
 
 
 def check_output(base_layer: BaseLayer, prediction: object, wanted: tuple[int, ...]) -> None:

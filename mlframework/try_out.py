@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlframework import checkpoint
 from mlframework.base_layers.base_layer import MIXING
-from mlframework.check_base_layer import Call, explained, named, recorded
+from mlframework.check_base_layer import TWO_OUTPUTS, Call, culprit, explained, moved, named, recorded
 from mlframework.check_episode import check_episode
 from mlframework.checkpoint import Progress
 from mlframework.devices import fork_rng
@@ -29,9 +29,6 @@ __all__ = ["try_out"]
 
 #: Queries at most that are judged: under some policies each takes a pass of its own.
 QUERIES = 4
-
-#: What rounding may change in a prediction, relative to the largest one.
-ROUNDING = 1e-3
 
 
 def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Metrics:
@@ -56,12 +53,9 @@ def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Met
             metrics = step(training, drawn["train"])
             few = first_queries(drawn["validation"])
             evaluate(meta_layer, few)
-            few = few.tasks(slice(1))
-            check_determinism(meta_layer, few)
-            check_queries(meta_layer, few)
-            if task.spec.ragged:
-                check_padding(meta_layer, few)
-            check_files(training, make_meta_layer, few)
+            with explained(meta_layer.base_layer, "in evaluation mode", algorithm(meta_layer)):
+                check_predictions(meta_layer, few.tasks(slice(1)))
+            check_files(training, make_meta_layer, few.tasks(slice(1)))
         finally:
             meta_layer.train()
             meta_layer.zero_grad()
@@ -115,6 +109,14 @@ def algorithm(meta_layer: MetaLayer) -> str:
 # Predictions, and what must not move them.
 
 
+def check_predictions(meta_layer: MetaLayer, episode: Episode) -> None:
+    """What must not move the predictions for a task does not."""
+    check_determinism(meta_layer, episode)
+    check_queries(meta_layer, episode)
+    if meta_layer.task.spec.ragged:
+        check_padding(meta_layer, episode)
+
+
 def predicted(meta_layer: MetaLayer, episode: Episode, seed: int = 0) -> Tensor:
     """Predictions in evaluation mode, after one inner step if there are any."""
     meta_layer.eval()
@@ -122,12 +124,6 @@ def predicted(meta_layer: MetaLayer, episode: Episode, seed: int = 0) -> Tensor:
     with torch.no_grad():
         adapted = last(meta_layer.trajectory(episode.support, min(1, meta_layer.test_inner_steps)))
         return meta_layer.predict_query(adapted, episode, meta_layer.batch_norm)
-
-
-def moved(one: Tensor, other: Tensor) -> bool:
-    """Whether two predictions differ by more than rounding; what is not finite tells nothing."""
-    difference, size = (one - other).abs().max(), one.abs().max()
-    return bool(difference > ROUNDING * size)
 
 
 def calls(meta_layer: MetaLayer, x: Tensor, mask: Tensor | None, seed: int = 0) -> list[Call]:
@@ -138,28 +134,13 @@ def calls(meta_layer: MetaLayer, x: Tensor, mask: Tensor | None, seed: int = 0) 
     return found
 
 
-def culprit(one: list[Call], other: list[Call], rows: slice = slice(None)) -> Call | None:
-    """The first call whose output differs in some rows; None: whatever is at fault is no module of the base layer."""
-    for first, second in zip(one, other, strict=False):
-        outputs = (first.output, second.output)
-        if all(isinstance(output, Tensor) and output.dim() and output.is_floating_point() for output in outputs):
-            kept = [output[rows] for output in outputs if isinstance(output, Tensor)]
-            if kept[0].shape == kept[1].shape and kept[0].numel() and moved(*kept):
-                return first
-    return None
-
-
 def check_determinism(meta_layer: MetaLayer, episode: Episode) -> None:
     """In evaluation mode one input has one prediction."""
     if not moved(predicted(meta_layer, episode), predicted(meta_layer, episode, seed=1)):
         return
-    x = episode.query.x
-    call = culprit(calls(meta_layer, x, None), calls(meta_layer, x, None, seed=1))
-    who = algorithm(meta_layer) if call is None else named(call)
-    raise UserError(
-        f"{who}: gives two outputs for one input in evaluation mode: there it must neither draw random numbers nor "
-        "keep state between calls"
-    )
+    found = [calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1)]
+    call = culprit(found[0], found[1])
+    raise UserError(f"{algorithm(meta_layer) if call is None else named(call)}: {TWO_OUTPUTS}")
 
 
 def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -226,6 +207,7 @@ def check_files(training: Training, make_meta_layer: Callable[[], MetaLayer], ep
         torch.save(state(meta_layer), content)
         content.seek(0)
         torch.load(content, map_location="cpu", weights_only=True)
+        torch.manual_seed(training.generator.initial_seed() + 1)  # other initial values
         other = make_meta_layer().to(training.device)
         checkpoint.load_state(other, checkpoint.from_bytes(checkpoint.to_bytes(meta_layer)), "a copy of its own")
     other.engine = meta_layer.engine
