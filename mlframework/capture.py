@@ -76,6 +76,8 @@ class Capture:
         self.kept = kept or KeptGraphs()
         self.units = Units(meta_layer, self.kept)
         self.times: dict[Any, list[float]] = {}
+        #: For each shape whether its steps are compiled, as this process or an earlier one decided.
+        self.decided: dict[str, bool] = {}
 
     def __call__(self, episode: Episode, whole: bool = False) -> Gradients:
         """The meta-gradient of an episode; if that is a whole meta-batch, with its conclusion."""
@@ -97,7 +99,10 @@ class Capture:
     def compile(self, key: Any, episode: Episode, whole: bool) -> None:
         """Finds the way for episodes of a shape."""
         self.ways.pop(key, None)
-        self.ways[key] = self.captured(episode, whole)
+        before = self.decided.get(str(key)) if self.wanted == "auto" else None
+        way = None if before is False else self.captured(episode, whole, must=self.wanted == "true" or before is True)
+        self.decided[str(key)] = way is not None
+        self.ways[key] = self.eagerly(whole) if way is None else way
         give_back()  # what compiling and checking took
 
     def end(self, whole: bool) -> End | None:
@@ -108,7 +113,7 @@ class Capture:
 
     def pays(self, key: Any) -> bool:
         """Whether compiling for a shape is worth its time, as far as can be known before."""
-        if self.wanted == "true":
+        if self.wanted == "true" or (self.wanted == "auto" and str(key) in self.decided):
             return True
         times = self.times.get(key, [])
         if len(times) <= TIMED_STEPS:
@@ -116,12 +121,17 @@ class Capture:
         saved = statistics.median(times[1 : TIMED_STEPS + 1]) * (1 - 1 / EXPECTED_SPEEDUP)  # the first one warms up
         return self.steps_left * saved > EXPECTED_SECONDS
 
-    def captured(self, episode: Episode, whole: bool) -> Way:
-        """A compiled way that was seen to give what the eager one gives; else that one, and a line that says why."""
+    def captured(self, episode: Episode, whole: bool, *, must: bool) -> Way | None:
+        """A compiled way that was seen to give the eager one's results; else None, and a line that says why.
+
+        Args:
+            episode, whole: see `__call__`.
+            must: whether a compiled way is taken though it saves no time.
+        """
         eagerly = self.eagerly(whole)
         if len(self.ways) >= MOST_SHAPES:
             log.warning("capture: an episode of yet another shape; those of %d are compiled: eager", MOST_SHAPES)
-            return eagerly
+            return None
         try:
             with self.kept.checked():
                 eager_seconds = seconds_of(lambda: eagerly(self.meta_layer, episode))
@@ -136,15 +146,15 @@ class Capture:
                 raise KeyboardInterrupt from error
             if self.kept.forget():  # of something that only seemed to be the same, perhaps
                 self.units.units.clear()
-                return self.captured(episode, whole)
+                return self.captured(episode, whole, must=must)
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
-            return eagerly
+            return None
         gain = eager_seconds - seconds
         pays = f"pays after {compiling / gain:.0f} steps" if gain > 0 else "no gain"
         speed = f"{eager_seconds * 1e3:.3g} -> {seconds * 1e3:.3g} ms for a meta-gradient"
         log.info("capture: compiled in %.1f s; %s (%s)", compiling, speed, pays)
-        return way if gain > 0 or self.wanted == "true" else eagerly
+        return way if gain > 0 or must else None
 
     def check(self, way: Way, eagerly: Way, episode: Episode, whole: bool) -> None:
         """Raises `NotCapturable` where a compiled way gives something else than the eager one.

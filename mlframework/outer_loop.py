@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -249,15 +249,44 @@ class OuterLoop:
 
     def pace(self, episode: Episode) -> Pace:
         """By which engine, and how many tasks at a time; chosen at the first meta-batch of a size."""
-        if isinstance(self.chunk, int):
-            return Pace(self.meta_layer.engine, self.chunk)
-        if episode.num_tasks not in self.found:
+        if episode.num_tasks not in self.found and not isinstance(self.chunk, int):
             measured = self.chunk == "auto" and self.capture.wanted != "true"  # trying would mean compiling
             self.found[episode.num_tasks] = pace = (self.fastest_pace if measured else self.rule_pace)(episode)
             give_back()  # what the largest of those that were tried took
             if self.memory_limit is not None:
                 log.info("memory: measured %.3g MB, %s by %d", self.peak(pace, episode) / 1e6, *pace)
-        return self.found[episode.num_tasks]
+        return self.chosen(episode.num_tasks)
+
+    def chosen(self, num_tasks: int) -> Pace:
+        """The pace of meta-batches of a size, as the last one was stepped through."""
+        if isinstance(self.chunk, int):
+            return Pace(self.meta_layer.engine, self.chunk)
+        return self.found.get(num_tasks, Pace(self.meta_layer.engine, None))
+
+    def choices(self) -> dict[str, Any]:
+        """The choices of this run that a stopwatch or a measurement made, for its checkpoint."""
+        return {
+            "settings": self.settings(),
+            "paces": {tasks: tuple(pace) for tasks, pace in self.found.items()},
+            "checkpoint_steps": getattr(self.meta_layer, "checkpoint_steps", False),
+            "captured": dict(self.capture.decided),
+        }
+
+    def restore_choices(self, state: Mapping[str, Any]) -> None:
+        """Takes over what an earlier process chose, unless it was asked for something else."""
+        if state.get("settings") != self.settings():
+            return
+        self.capture.decided.update(state["captured"])
+        if state["checkpoint_steps"]:
+            setattr(self.meta_layer, "checkpoint_steps", True)  # noqa: B010 - only some algorithms have it
+        self.found.update({tasks: Pace(*pace) for tasks, pace in state["paces"].items()})
+        for pace in self.found.values():
+            self.meta_layer.engine = pace.engine
+
+    def settings(self) -> list[Any]:
+        """The settings that the choices depend on."""
+        device = next(iter(self.learned.values())).device.type
+        return [self.engine, self.chunk, self.memory_limit, self.capture.wanted, device]
 
     def rule_pace(self, episode: Episode) -> Pace:
         """The pace by rule: it depends on the config, the shapes and the kind of device, never on a stopwatch.

@@ -113,7 +113,7 @@ def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[st
         "monitor": trainer.monitor,
         "best": selected,
         "batch_norm": training.meta_layer.batch_norm_policy,
-        "engine": training.meta_layer.engine,
+        **training.outer.chosen(trainer.meta_batch)._asdict(),
         "parameters": sum(p.numel() for p in training.outer.learned.values()),
         "git": git_state(),
         "validation": {name: interval._asdict() for name, interval in validation.metrics.items()},

@@ -104,6 +104,17 @@ def test_auto_stays_eager_where_the_run_is_too_short_to_gain():
     assert not capture.ways
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_auto_goes_on_as_an_earlier_process_decided(compiled):
+    layer = maml(Exact())
+    capture, episode = Capture(layer, "auto"), episode_of(layer)
+    capture.steps_left = 10**9
+    capture.decided = {str((False, *capture_module.looks(episode))): compiled}
+    capture(episode)
+    assert [type(way) is WholeStep for way in capture.ways.values()] == [compiled]
+    assert capture.decided == {str((False, *capture_module.looks(episode))): compiled}
+
+
 def test_another_word_names_the_right_ones():
     with pytest.raises(InvalidValue, match="must be one of auto, true, false"):
         Capture(maml(Exact()), "yes")

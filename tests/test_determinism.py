@@ -2,14 +2,20 @@
 
 import random
 import time
+from functools import partial
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 
 from mlframework import tuning
+from mlframework.base_layers import MLP
+from mlframework.inner_updates import SGD
+from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.outer_loop import OuterLoop, Pace
 from mlframework.run import train_run
 from mlframework.run_folder import RunFolder
+from mlframework.tasks import Sinusoid
 
 SMALL = [
     "trainer.steps=3",
@@ -66,3 +72,34 @@ def test_fresh_caches_a_warm_one_and_a_lying_clock_give_the_same_bits(tmp_path, 
             patch.setattr(time, "perf_counter", LyingClock(seed))
             found = trained(tmp_path / str(seed), tmp_path / cache, RUNS[name], patch)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_resumed_run_takes_the_pace_that_its_stopwatch_chose_at_the_start(tmp_path, monkeypatch):
+    run = ["algorithm=maml", *IMAGES, "schedule=constant", "trainer.prefetch=0"]
+    for process in range(1, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "perf_counter", LyingClock(process))
+            typed = ["outer.chunk=auto", f"trainer.steps={3 * process}", f"resume={str(process > 1).lower()}"]
+            found = trained(tmp_path / "run", tmp_path / f"cache{process}", [*run, *typed], patch)
+    result = RunFolder(tmp_path / "run").read_result()
+    pace = [f"outer.engine={result['engine']}", f"outer.chunk={result['chunk']}", "trainer.steps=9"]
+    expected = trained(tmp_path / "given", tmp_path / "cache", [*run, *pace], monkeypatch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_was_asked_anew_is_chosen_anew():
+    outer, other = (loop_of("auto") for _ in range(2))
+    outer.found[8] = Pace("loop", 4)
+    state = outer.choices()
+    other.restore_choices(state)
+    assert other.chosen(8) == Pace("loop", 4) and other.meta_layer.engine == "loop"
+    ruled = loop_of(None)
+    ruled.restore_choices(state)
+    assert not ruled.found and ruled.meta_layer.engine == "vectorised"
+
+
+def loop_of(chunk):
+    task = Sinusoid()
+    layer = MAML(MLP(task.spec, hidden=[4]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    return OuterLoop(layer, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), chunk=chunk)
