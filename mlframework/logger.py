@@ -96,6 +96,10 @@ class TensorBoardLogger:
         """A text in markdown."""
         self.writer.add_text(tag, text, step)
 
+    def flush(self) -> None:
+        """Returns once all points are on disk; a thread writes them."""
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 

@@ -153,6 +153,7 @@ class Trainer:
                     clock, reported = time.perf_counter(), step
                 interrupted = interrupt.asked
                 if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
+                    logger.flush()  # a resumed run does not take the steps before its checkpoint again
                     self.save(training, progress)
                 bar.advance_to(step)
                 if interrupted:

@@ -15,12 +15,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mlframework import run
 from mlframework.checkpoint import Progress
 from mlframework.errors import InvalidValue, UserError
 from mlframework.run import train_run
 from mlframework.run_folder import RunFolder
+from mlframework.trainer import Trainer
 
 KILLS, STEPS = 3, 300
 OVERRIDES = [
@@ -118,6 +120,22 @@ def test_a_run_killed_several_times_after_a_checkpoint_ends_bit_for_bit_like_one
         == json.loads((killed / "result.json").read_text())["best"]
     )
     assert not list(killed.rglob("*.part")), "a killed process may leave a part, the next one clears it"
+
+
+def test_curves_are_on_disk_before_the_checkpoint_of_their_step(tmp_path, monkeypatch):
+    write, seen = RecordWriter.write, {}
+
+    def slowly(writer, data):
+        time.sleep(0.01)
+        write(writer, data)
+
+    def reading(trainer, training, progress):
+        seen[progress.step] = len(curves(tmp_path).get("train/query_loss", []))
+
+    monkeypatch.setattr(RecordWriter, "write", slowly)
+    monkeypatch.setattr(Trainer, "save", reading)
+    train(tmp_path, "trainer.steps=9")
+    assert seen == {step: step for step in (0, 3, 6, 9)}
 
 
 def test_a_resumed_run_leaves_one_point_per_step(tmp_path):
