@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mlframework import checkpoint
 from mlframework.base_layers.base_layer import BaseLayer
@@ -65,7 +65,19 @@ def load_base_layer(base_layer: BaseLayer, run: RunFolder) -> None:
 def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
     learned = [p for p in meta_layer.parameters() if p.requires_grad]
     optimizer = instantiate(config.optimizer)(learned)
+    check_schedule(config.schedule)
     return instantiate(config.outer)(meta_layer, optimizer, instantiate(config.schedule)(optimizer))
+
+
+def check_schedule(schedule: DictConfig) -> None:
+    """Refuses settings that torch's schedules take without a word, and that make a rate rise or fall below zero."""
+    for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
+        if name not in schedule:
+            continue
+        value = schedule[name]
+        derived = OmegaConf.is_interpolation(schedule, name)  # what it follows from is refused by its own key
+        if not derived and (not isinstance(value, int | float) or value < least):
+            raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
 
 
 def build_trainer(config: DictConfig) -> Trainer:

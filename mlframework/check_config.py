@@ -19,6 +19,19 @@ __all__ = ["check_config", "check_keys", "is_part", "locate", "located", "parts"
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
 
+#: The largest number in 32 bits.
+LARGEST = 3.4028234e38
+
+#: The largest whole number of any setting, and of those that count things that are held or done without a word.
+MOST_OF_ANY, MOST = 10**9, 10**6
+COUNTS = frozenset(
+    {
+        *("n_way", "k_shot", "k_query", "meta_batch", "prefetch", "chunk", "inner_steps", "test_inner_steps"),
+        *("tasks", "validation_tasks", "scratch_tasks", "scratch_steps", "ngram_order"),
+        *("sources", "texts", "n", "length"),
+    }
+)
+
 
 def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = ()) -> None:
     """Raises a `UserError` for the first value that cannot be right.
@@ -32,6 +45,7 @@ def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: S
         required: parts that cannot be left out.
     """
     check_interpolations(config)
+    check_numbers(config)
     for key, hint in settings.items():
         if not fits(config[key], hint):
             raise InvalidValue(key, config[key], f"must be {described(hint)}")
@@ -55,6 +69,24 @@ def check_interpolations(config: DictConfig) -> None:
         plain = cast(dict[Any, Any], OmegaConf.to_container(config, resolve=False))
         key = next((key for key, value in leaves(plain) if f"${{{missing}}}" in str(value)), error.full_key)
         raise UserError(f"{key}: refers to {missing}, which is not there") from error
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuses numbers that float32 does not hold, counts beyond reason, and seeds that no generator takes."""
+    for key, value in leaves(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                check_number(key, key.rpartition(".")[2], number)
+
+
+def check_number(key: str, name: str, number: float) -> None:
+    if name == "seed" and isinstance(number, int):
+        if not 0 <= number < 2**63:
+            raise InvalidValue(key, number, "must be at least 0, and below 2^63")
+    elif not abs(number) <= LARGEST:
+        raise InvalidValue(key, number, "must be a finite number in 32 bits")
+    elif isinstance(number, int) and number > (most := MOST if name in COUNTS else MOST_OF_ANY):
+        raise InvalidValue(key, number, f"must be at most {most}")
 
 
 def check_keys(config: DictConfig, known: Sequence[str]) -> None:
@@ -147,8 +179,11 @@ def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
         part: with its settings.
         derived: look at those that are interpolations of other keys, or at those that are not.
     """
-    hints = type_hints(locate(part))
+    target = locate(part)
+    hints, takes = type_hints(target), parameters(target)
     for name in given(part):
+        if part[name] is None and name in takes and takes[name].default is None:
+            continue
         if OmegaConf.is_interpolation(part, name) is not derived or is_part(part[name]):
             continue
         if not fits(part[name], hints.get(name, Any)):
@@ -198,7 +233,10 @@ def fits(value: Any, hint: Any) -> bool:
         element = (*get_args(hint), Any)[0]
         return OmegaConf.is_list(value) or (isinstance(value, list) and all(fits(item, element) for item in value))
     # A class or a callable is built from a part; plain text in its place is the name of an option, misspelt.
-    return not (isinstance(value, str) and (inspect.isclass(hint) or get_origin(hint) is not None))
+    return not (
+        (value is None or isinstance(value, str | int | float))
+        and (inspect.isclass(hint) or get_origin(hint) is not None)
+    )
 
 
 def is_list(hint: Any) -> bool:

@@ -118,6 +118,16 @@ class Report(NamedTuple):
         return {**self._asdict(), "rows": rows, "quality": None if self.quality is None else self.quality.to_json()}
 
 
+def check_estimator(name: str, estimator: Any) -> None:
+    """Refuses what cannot be fitted, and settings that scikit-learn would refuse after the training, when it fits."""
+    if not hasattr(estimator, "fit"):
+        raise UserError(f"evaluation.{name}={estimator}: must be a scikit-learn estimator, by its _target_")
+    try:
+        getattr(estimator, "_validate_params", lambda: None)()
+    except ValueError as error:
+        raise UserError(f"evaluation.{name}: {error}") from error
+
+
 class Evaluation:
     """Judges an algorithm on test tasks that are always the same, with conventional learning beside it.
 
@@ -190,10 +200,13 @@ class Evaluation:
         self.in_context, self.ngram_order, self.quality = in_context, ngram_order, quality
 
     def check(self, task: TaskDistribution) -> None:
-        """Refuses estimators that are not for such tasks."""
-        given = {"estimator": self.estimator, **{f"on_features.{name}": e for name, e in self.on_features.items()}}
+        """Refuses what is no estimator, settings that scikit-learn does not take, and estimators for other tasks."""
+        given = {f"on_features.{name}": estimator for name, estimator in self.on_features.items()}
+        if self.estimator is not None:
+            given["estimator"] = self.estimator
         for name, estimator in given.items():
-            if estimator is not None and (takes := kind_of(estimator)) != task.spec.kind:
+            check_estimator(name, estimator)
+            if (takes := kind_of(estimator)) != task.spec.kind:
                 what = f"{type(estimator).__name__} takes a {takes}, and {type(task).__name__} is a {task.spec.kind}"
                 raise UserError(f"evaluation.{name}: {what}")
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import (
@@ -52,9 +53,20 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
         return Fault(squeezed(str(root)), root.exit_code)
     if isinstance(root, HydraException | OmegaConfBaseException):
         return Fault(squeezed(composition(root)), UserError.exit_code)
+    if (override := override_at_fault(root)) is not None:
+        why = f"must be an option of the group {override.key_or_group}; --help lists them"
+        return Fault(squeezed(f"{override.input_line}: {why}"), UserError.exit_code)
     if where:
         return Fault(squeezed(f"{where}: cannot be built: {named(root)}"), UserError.exit_code)
     return Fault(squeezed(failure(root)), FailedRun.exit_code)
+
+
+def override_at_fault(error: BaseException) -> Override | None:
+    """The override that Hydra held when it raised a plain ValueError, as it does for `task=null`."""
+    for frame, _ in traceback.walk_tb(error.__traceback__ if isinstance(error, ValueError) else None):
+        if frame.f_globals["__name__"].startswith("hydra.") and isinstance(frame.f_locals.get("override"), Override):
+            return frame.f_locals["override"]
+    return None
 
 
 def incompatible(error: IncompatibleKind) -> str:

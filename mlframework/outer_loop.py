@@ -123,6 +123,13 @@ def advice(meta_layer: MetaLayer, names: Sequence[str]) -> Iterator[str]:
         )
 
 
+def check_rates(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Refuses to step with a rate that makes parameters infinite or goes uphill."""
+    for rate in scheduler.get_last_lr():
+        if not 0 <= rate <= torch.finfo(torch.float32).max:
+            raise FailedRun(f"the outer rate is {rate:g} after {scheduler.last_epoch} steps: see the keys of schedule")
+
+
 class Pace(NamedTuple):
     """How a meta-batch is gone through.
 
@@ -214,6 +221,7 @@ class OuterLoop:
         if not math.isfinite(conclusion.total):
             tasks = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
             raise NotFinite(f"the meta-{'loss' if tasks else 'gradient'} is not finite", tasks)
+        check_rates(self.scheduler)
         lr = torch.tensor(self.scheduler.get_last_lr()[0])
         optimizer_step(self.optimizer)
         self.refresh_buffers(episode)

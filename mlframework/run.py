@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,8 @@ from omegaconf import DictConfig
 
 from mlframework import allocator, build, checkpoint
 from mlframework.checkpoint import Progress
-from mlframework.errors import InvalidValue
+from mlframework.errors import FailedRun, InvalidValue
+from mlframework.memory import check_episodes
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.resume import resumed
 from mlframework.run_folder import RunFolder, git_state
@@ -29,6 +31,9 @@ __all__ = ["evaluate_run", "load_run", "train_run"]
 
 #: As many threads as torch takes by itself; a job of a sweep may have changed their number.
 THREADS = torch.get_num_threads()
+
+#: More gain nothing, and far more crash torch.
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 
 
 def train_run(
@@ -59,10 +64,7 @@ def train_run(
             config.init = None  # it has started long ago
     else:
         folder.check_new()
-    if not 0 <= config.seed < 2**63:
-        raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
-    if config.threads is not None and config.threads < 1:
-        raise InvalidValue("threads", config.threads, "must be at least 1, or null for as many as torch takes")
+    check_process(config)
     if config.get("allocator") == "tuned":
         allocator.tune()
     torch.set_num_threads(config.threads or THREADS)
@@ -73,6 +75,7 @@ def train_run(
     if evaluation is not None:
         evaluation.check(training.task)
     trainer.check_monitor_step(training.meta_layer)
+    check_episodes(config, training.task.spec)
     trainer.check_monitor(try_out(training, partial(new_meta_layer, config, training.task)))
     with folder.locked():
         if not config.resume:
@@ -88,6 +91,7 @@ def train_run(
             progress = trainer.run(training, logger, progress)
         finally:
             logger.close()
+        check_finite(training, progress)
         checkpoint.load_weights(folder.best, training.meta_layer)
         report = evaluate(config, training, choices) if evaluation is not None else None
         result = {
@@ -101,6 +105,23 @@ def train_run(
             show(report, trainer.monitor)
         folder.write_json(folder.result, result)
     return result, report
+
+
+def check_process(config: DictConfig) -> None:
+    """Refuses a seed and a number of threads that torch does not take."""
+    if not 0 <= config.seed < 2**63:
+        raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
+    if config.threads is not None and not 1 <= config.threads <= MOST_THREADS:
+        why = f"must be from 1 to {MOST_THREADS} on this machine, or null for as many as torch takes"
+        raise InvalidValue("threads", config.threads, why)
+
+
+def check_finite(training: Training, progress: Progress) -> None:
+    """Refuses parameters that are not finite after the last step, which no later loss has shown."""
+    for name, parameter in training.meta_layer.named_parameters():
+        if not torch.isfinite(parameter).all():
+            why = f"{name} is not finite after step {progress.step}"
+            raise FailedRun(f"{why}; the best weights so far are {training.folder.best}")
 
 
 def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework import build
-from mlframework.check_config import check_config
+from mlframework.check_config import check_config, leaves, parts
 from mlframework.commands import train
-from mlframework.run import set_up
+from mlframework.faults import fault
+from mlframework.run import check_process, set_up
 from mlframework.run_folder import PARTS, RunFolder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -39,9 +42,74 @@ def composed(name: str, *overrides: str) -> DictConfig:
 def built(config: DictConfig, folder: Path):
     """Checks a config of a training, and builds all that it names but the data."""
     check_config(config, settings=train.SETTINGS, required=PARTS)
+    check_process(config)
     config.init = None  # of another run
-    training = set_up(config, RunFolder(folder))
-    return training, build.build_trainer(config), build.build_evaluation(config)
+    training, trainer = set_up(config, RunFolder(folder)), build.build_trainer(config)
+    evaluation = build.build_evaluation(config)
+    if evaluation is not None:
+        evaluation.check(training.task)
+    return training, trainer, evaluation
+
+
+def refusal(config: DictConfig, folder: Path) -> str | None:
+    """The line with which a training refuses a config as the user's fault; None where all is built."""
+    try:
+        built(config, folder)
+    except Exception as error:
+        found = fault(error, config)
+        assert found.exit_code == 2, found.line
+        assert "\n" not in found.line
+        return found.line
+    return None
+
+
+CONFIGS = [
+    (),
+    ("task=digits", "algorithm=maml_plus_plus", "optimizer=sgd", "schedule=linear", "evaluation/on_features=[svc]"),
+    ("task=text_lists", "algorithm=imaml", "algorithm/update=adam"),
+]
+
+
+def resolved(*typed: str) -> DictConfig:
+    """A config in which each number stands for itself: no key follows another."""
+    config = OmegaConf.create(OmegaConf.to_container(composed("train", *typed), resolve=True))
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def is_wrong(key: str, value: float | None) -> bool:
+    """Whether no setting takes a value: what is not finite or negative, and a count without end."""
+    if value is None or (value == 1e15 and isinstance(value, float)):
+        return False
+    return not (key.endswith("seed") and value == 10**15)
+
+
+@pytest.mark.parametrize("typed", CONFIGS, ids=" ".join)
+def test_whatever_a_number_is_set_to_all_is_built_or_refused_in_one_line(tmp_path, typed):
+    config = resolved(*typed)
+    del config.suggested  # which the other keys follow
+    plain = dict(leaves(cast(dict[Any, Any], OmegaConf.to_container(config))))
+    numbers = [key for key, value in plain.items() if type(value) in (int, float)]
+    assert len(numbers) > 20
+    for key in numbers:
+        for value in (math.nan, math.inf, -1, 10**15, 1e15, None):
+            OmegaConf.update(config, key, value)
+            line = refusal(config, tmp_path / "run")
+            assert line is not None or not is_wrong(key, value), f"{key}={value}"
+            assert line is None or key in line or key.rpartition(".")[0] in line, line
+        OmegaConf.update(config, key, plain[key])
+    assert refusal(config, tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("typed", CONFIGS, ids=" ".join)
+def test_a_part_that_is_null_is_refused_in_one_line_or_left_out(tmp_path, typed):
+    config = resolved(*typed)
+    for key, part in list(parts(config)):
+        OmegaConf.update(config, key, None)
+        left_out = key in ("evaluation", "evaluation.quality", "algorithm.step_weights", "algorithm.norm")
+        assert refusal(config, tmp_path / "run") is not None or left_out, key
+        OmegaConf.update(config, key, part)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -140,6 +140,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_task(tmp_pat
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_rate_that_is_not_finite_or_below_zero_stops_the_run(tmp_path):
+    for name, rate in ("nan", math.nan), ("infinite", math.inf), ("large", 1e39), ("uphill", -0.1):
+        settings = ("optimizer=sgd", "schedule._target_=test_trainer.rates", "~schedule.T_max", "~schedule.eta_min")
+        with pytest.raises(
+            FailedRun, match=f"the outer rate is {re.escape(f'{rate:g}')} after 2 steps: see the keys of schedule"
+        ):
+            train(tmp_path / name, "evaluation=none", *settings, f"+schedule.then={rate}")
+        assert not (tmp_path / name / "result.json").exists()
+
+
+def rates(optimizer, *, then):
+    """A schedule of two steps at the optimizer's rate, and then another rate; SGD's own is 1."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 2 else then)
+
+
+def test_parameters_that_are_not_finite_at_the_end_fail_the_run(tmp_path):
+    settings = ("optimizer=sgd", "schedule._target_=test_trainer.rates", "~schedule.T_max", "~schedule.eta_min")
+    overflow = ("optimizer.lr=1e-6", "+optimizer.weight_decay=1000", "+schedule.then=3e44", "outer.clip=null")
+    with pytest.raises(FailedRun, match=r"base_layer\.\S+ is not finite after step 3; the best weights so far are "):
+        train(tmp_path, *settings, *overflow, "trainer.steps=3", "evaluation=none")
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_a_run_folder_tells_what_was_run_on_what_and_what_came_of_it(tmp_path):
     result, report = train(tmp_path, "seed=3")
     assert OmegaConf.load(tmp_path / "config.yaml").algorithm["update"].lr == 0.01  # the task suggests it

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mlframework.commands import evaluate, generate, train
-from mlframework.run_folder import RunFolder
+from mlframework.run_folder import PARTS, RunFolder
 
 #: What is typed, and what is answered.
 TRAIN = [
@@ -25,6 +25,10 @@ TRAIN = [
     (["algorithm/update=sg"], "algorithm/update=sg: no such option (did you mean sgd?); there are adam, "),
     (["experiment=nope"], "experiment=nope: no such option; there are omniglot_20w1s_prototypes, "),
     (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option"),
+    *(([f"{group}=null"], f"{group}=null: must be an option of the group {group}; --help") for group in PARTS),
+    (["evaluation=null"], "evaluation=null: must be an option of the group evaluation; --help lists them"),
+    (["task=5"], "task=5: must be an option of the group task; --help lists them"),
+    (["algorithm.update=null"], "algorithm.update=null: must be an option of its group"),
     (["task="], "task=: no such option; there are digits, "),
     (["task.k_sho=3"], "task.k_sho=3: there is no task.k_sho (did you mean k_shot?); there are k_shot, k_query"),
     (["trainr.steps=5"], "trainr.steps=5: there is no trainr (did you mean trainer?); there are seed, device, "),
@@ -80,6 +84,24 @@ TRAIN = [
     (["trainer.monitor=query_los"], "trainer.monitor=query_los: must be one of query_loss (did you mean query_loss?)"),
     (["evaluation.tasks=0"], "evaluation.tasks=0: must be at least 1"),
     (["evaluation.split=tset"], "evaluation.split=tset: must be "),
+    (["optimizer.lr=inf"], "optimizer.lr=inf: must be a finite number in 32 bits"),
+    (["optimizer.lr=1e300"], "optimizer.lr=1e+300: must be a finite number in 32 bits"),
+    (["schedule.eta_min=nan"], "schedule.eta_min=nan: must be a finite number in 32 bits"),
+    (["schedule.eta_min=-1"], "schedule.eta_min=-1: must be at least 0"),
+    (["schedule=linear", "schedule.total_iters=-1"], "schedule.total_iters=-1: must be at least 1"),
+    (["base_layer.hidden=[8,nan]"], "base_layer.hidden=nan: must be a finite number in 32 bits"),
+    (["trainer.meta_batch=1e15"], "trainer.meta_batch=1000000000000000.0: must be a whole number"),
+    (["trainer.meta_batch=1000000000000000"], "trainer.meta_batch=1000000000000000: must be at most 1000000"),
+    (["algorithm.inner_steps=1000000000"], "algorithm.inner_steps=1000000000: must be at most 1000000"),
+    (["trainer.steps=10000000000"], "trainer.steps=10000000000: must be at most 1000000000"),
+    (
+        ["trainer.meta_batch=1000000", "task.k_shot=100000"],
+        "trainer.meta_batch=1000000: such episodes take 3600",
+    ),
+    (["task.k_shot=1000000", "trainer.meta_batch=1000000"], "trainer.meta_batch=1000000: such episodes take 36000"),
+    (["task=glyphs", "task.n_way=1000", "task.k_query=100000"], "task.k_query=100000: such episodes take "),
+    (["threads=100000"], "threads=100000: must be from 1 to "),
+    (["threads=0"], "threads=0: must be from 1 to "),
     (["seed=-1"], "seed=-1: must be at least 0"),
     (["allocator=fast"], "allocator=fast: must be tuned or system"),
     (["trainer.prefetch=-1"], "trainer.prefetch=-1: must be at least 0"),
