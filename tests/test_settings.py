@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework import build
 from mlframework.check_config import check_config, leaves, parts
-from mlframework.commands import train
+from mlframework.commands import generate, train
+from mlframework.errors import InvalidValue
 from mlframework.faults import fault
 from mlframework.run import check_process, set_up
 from mlframework.run_folder import PARTS, RunFolder
@@ -100,6 +102,21 @@ def test_whatever_a_number_is_set_to_all_is_built_or_refused_in_one_line(tmp_pat
         OmegaConf.update(config, key, plain[key])
     assert refusal(config, tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "settings"), [("evaluate", {}), ("generate", generate.SETTINGS)])
+def test_other_commands_take_no_number_that_is_not_finite_or_without_end(name, settings):
+    config = composed(name, "run=runs/mine")
+    plain = dict(leaves(cast(dict[Any, Any], OmegaConf.to_container(config))))
+    numbers = [key for key, value in plain.items() if type(value) in (int, float)]
+    assert len(numbers) >= 5
+    for key in numbers:
+        for value in (math.nan, math.inf, -math.inf, 10**15):
+            OmegaConf.update(config, key, value)
+            if is_wrong(key, value):
+                with pytest.raises(InvalidValue, match=f"^{re.escape(key)}="):
+                    check_config(config, settings=settings)
+        OmegaConf.update(config, key, plain[key])
 
 
 @pytest.mark.parametrize("typed", CONFIGS, ids=" ".join)
