@@ -75,7 +75,7 @@ def table(cells: Sequence[Cell], k_shot: int) -> Iterator[str]:
         shown = [
             "" if found["before"] is None else f"{found['before']:.2f}",
             f"{seeds['mean']:.3g}",
-            "" if found["seconds"] is None else f"{seeds['half_width']:.2g}",
+            "" if found["seconds"] is None or seeds["half_width"] is None else f"{seeds['half_width']:.2g}",
             f"{tasks['half_width']:.2g}",
             number(found["minus_first"]),
             steps(found),

@@ -192,6 +192,10 @@ def needs_data():
         pytest.skip(f"there is no folder text in {DATA} (set MLFRAMEWORK_DATA)")
 
 
+#: Codes of one language by ISO 639-3: the dialects of Huastec, the written forms of Norwegian, the dialects of Romani.
+ONE_LANGUAGE = ({"hus", "hva", "hsf"}, {"nob", "nno"}, {"rmn", "rmy"})
+
+
 @pytest.mark.usefixtures("needs_data")
 @pytest.mark.parametrize("script", ["latin", "all"])
 def test_languages_keep_the_contract_and_variants_stay_together(script):
@@ -199,6 +203,8 @@ def test_languages_keep_the_contract_and_variants_stay_together(script):
     check_task_distribution(task)
     seen = [{s.name.partition("_")[0] for s in task.sources(split)} for split in ("train", "validation", "test")]
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    for codes in ONE_LANGUAGE:
+        assert sum(bool(codes & some) for some in seen) == 1, codes
     assert sum(map(len, seen)) > (300 if script == "all" else 250)
 
 

@@ -20,6 +20,9 @@ FORM = 'gzipped JSON, {"text": {code: text}, "latin_script": [code, ...]}'
 
 Script = Literal["latin", "all"]
 
+#: Codes of one language: Huastec (three dialects), Norwegian (two written forms), Romani (two dialects).
+SAME_LANGUAGE = {"hva": "hus", "hsf": "hus", "nno": "nob", "rmy": "rmn"}
+
 
 class TextLanguages(TextTasks):
     """The declaration in one language, as running text; languages are held out, with all their variants.
@@ -48,10 +51,12 @@ class TextLanguages(TextTasks):
     def load(self, split: Split) -> list[Source]:
         data = read_json(self.folder, FILE, FORM)
         codes = data["latin_script"] if self.script == "latin" else list(data["text"])
-        # Variants of a language, deu_1901 and deu_1996, share what stands before the underscore.
-        languages = set(split_by_hash({code.partition("_")[0] for code in codes})[split])
-        chosen = [code for code in sorted(codes) if code.partition("_")[0] in languages]
+        names = split_by_hash({code.partition("_")[0] for code in codes})
+        splits = {name: found for found, chosen in names.items() for name in chosen}
+        chosen = [code for code in sorted(codes) if splits[self.source_of(code)] == split]
         return [Source(code, [line for line in data["text"][code].splitlines() if line.strip()]) for code in chosen]
 
     def source_of(self, name: str) -> str:
-        return name.partition("_")[0]
+        # Variants of a language, deu_1901 and deu_1996, share what stands before the underscore.
+        code = name.partition("_")[0]
+        return SAME_LANGUAGE.get(code, code)
