@@ -103,6 +103,17 @@ def test_the_context_alone_adapts_from_zero_where_the_network_is_as_it_was(modul
     assert (end["features.2.1.context"][0] != end["features.2.1.context"][1]).all()
 
 
+def test_an_outer_step_moves_the_network_and_the_map_and_leaves_the_context_at_zero():
+    task = Sinusoid(k_shot=5, k_query=4)
+    meta_layer = cavia(MLP(task.spec, hidden=[6, 6]), task)
+    before = {name: p.detach().clone() for name, p in meta_layer.named_parameters()}
+    meta_gradient(meta_layer, episode_of(task))
+    torch.optim.SGD(meta_layer.parameters(), 0.1).step()
+    stay = [name for name, p in meta_layer.named_parameters() if torch.equal(p, before[name])]
+    assert stay == ["base_layer.features.1.1.context"]
+    assert not meta_layer.get_parameter(stay[0]).any()
+
+
 def test_the_first_order_gradient_is_another_than_the_exact_one():
     task = Sinusoid(k_shot=5, k_query=4)
     found = []

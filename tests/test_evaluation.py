@@ -20,9 +20,10 @@ from mlframework.episode import Episode
 from mlframework.errors import UserError
 from mlframework.evaluation import Evaluation
 from mlframework.inner_updates import SGD, Adam
-from mlframework.judging import Interval, TaskSet, judge_by_step, judge_tasks
+from mlframework.judging import VALIDATION_SEED, Interval, TaskSet, judge_by_step, judge_tasks
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.neural_network import Prototypes
+from mlframework.sources import half_width_over_sources
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 
 CPU = torch.device("cpu")
@@ -261,3 +262,90 @@ def test_an_estimator_of_the_wrong_kind_is_refused_before_anything_is_judged():
     ):
         Evaluation(tasks=2, seed=0, estimator=SVC()).check(Sinusoid())
     evaluation.check(Sinusoid())
+
+
+class Louder(Sinusoid):
+    """Sinusoids a hundred times as high in the test split: losses tell on which tasks something was judged."""
+
+    def sample(self, num_tasks, split, generator):
+        episode = super().sample(num_tasks, split, generator)
+        height = 100 if split == "test" else 1
+        return Episode(*(part._replace(y=height * part.y) for part in episode))
+
+
+def test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation():
+    task = Louder()
+    base = functools.partial(MLP, task.spec, hidden=[8])
+    settings = {"scratch_tasks": 10, "scratch_steps": 3, "adam_rates": [0.01], "sgd_rates": []}
+    evaluation = Evaluation(tasks=20, seed=0, validation_tasks=20, **settings)
+    report = evaluation.run("maml", maml(task, base()), base, CPU)
+    assert [row.method for row in report.rows] == ["maml", "from scratch", "scikit-learn KernelRidge"]
+    for row in report.rows:  # squared errors of waves that are a hundred times as high
+        assert row.interval("query_loss").mean > 1000 * row.validation
+
+
+def trained_by_torch(tasks: TaskSet, make, optimizer, steps: int) -> torch.Tensor:
+    """Query losses `[steps + 1, tasks]` of a new network for each task, trained on its support set by torch.optim."""
+    torch.manual_seed(tasks.seed)
+    make()  # the one that says which shapes there are
+    networks, curves = [make() for _ in range(tasks.tasks)], []
+    (episode,) = tasks
+    for network, x, y, query_x, query_y in zip(networks, *episode.support[:2], *episode.query[:2], strict=True):
+        rule, curve = optimizer(network.parameters()), []
+        for _ in range(steps + 1):
+            curve.append((network(query_x) - query_y).square().mean().item())
+            rule.zero_grad()
+            (network(x) - y).square().mean().backward()
+            rule.step()
+        curves.append(curve)
+    return torch.tensor(curves).T
+
+
+def test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks():
+    task = Sinusoid()
+    base = functools.partial(MLP, task.spec, hidden=[8])
+    settings = {"scratch_tasks": 3, "scratch_steps": 7, "adam_rates": [0.05], "sgd_rates": [0.01]}
+    report = Evaluation(tasks=6, seed=3, validation_tasks=4, **settings).run("maml", maml(task, base()), base, CPU)
+    (row,) = (row for row in report.rows if row.method == "from scratch")
+    rules = {
+        "Adam 0.05": functools.partial(torch.optim.Adam, lr=0.05),
+        "SGD 0.01": functools.partial(torch.optim.SGD, lr=0.01),
+    }
+    validation = TaskSet(task, "validation", tasks=4, seed=VALIDATION_SEED)
+    steps = [0, 1, 2, 5, 7]
+    curves = {name: trained_by_torch(validation, base, rule, 7)[steps].mean(1) for name, rule in rules.items()}
+    best = min(curves, key=lambda name: curves[name].min())
+    assert (row.setting, row.chosen, row.steps) == (best, steps[curves[best].argmin()], tuple(steps))
+    assert row.validation == pytest.approx(curves[best].min().item(), rel=1e-4)
+    wanted = trained_by_torch(TaskSet(task, "test", tasks=3, seed=3), base, rules[best], 7)
+    assert row.values["query_loss"] == pytest.approx(wanted[row.chosen].tolist(), rel=1e-4)
+
+
+def test_methods_and_their_differences_have_intervals_over_sources():
+    """Two of 40 classes in each task: the interval of the values that are reported, by the sources of the tasks."""
+    torch.manual_seed(0)
+    task = ArrayTasks(
+        dict.fromkeys(
+            ("train", "validation", "test"),
+            ClassIndexed.from_labels(torch.randn(240, 4), torch.arange(40).repeat(6)),
+        ),
+        n_way=2,
+        k_shot=1,
+        k_query=4,
+    )
+    base = functools.partial(MLP, task.spec, hidden=[8])
+    settings = {"scratch_tasks": 20, "scratch_steps": 1, "adam_rates": [0.01], "sgd_rates": []}
+    report = Evaluation(tasks=30, seed=0, validation_tasks=2, **settings).run(
+        "prototypes", Prototypes(base(), task), base, CPU
+    )
+    sources, first = TaskSet(task, "test", tasks=30, seed=0).sources(), report.rows[0]
+    assert [row.tasks for row in report.rows] == [30, 20, 30]
+    for row in report.rows:
+        values = torch.tensor(row.values["query_loss"])
+        wanted = half_width_over_sources(values, sources[: row.tasks])
+        assert row.interval("query_loss").over_sources == pytest.approx(wanted, rel=1e-4)
+        if row is not first:
+            wanted = half_width_over_sources(
+                values - torch.tensor(first.values["query_loss"])[: row.tasks], sources[: row.tasks]
+            )
+            assert row.difference["query_loss"].over_sources == pytest.approx(wanted, rel=1e-3)

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mlframework import run
+from mlframework.base_layers import MLP
 from mlframework.checkpoint import Progress
+from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue, UserError
 from mlframework.run import train_run
 from mlframework.run_folder import RunFolder
+from mlframework.tasks import Sinusoid
 from mlframework.trainer import Trainer
 
 KILLS, STEPS = 3, 300
@@ -136,6 +140,47 @@ def test_curves_are_on_disk_before_the_checkpoint_of_their_step(tmp_path, monkey
     monkeypatch.setattr(Trainer, "save", reading)
     train(tmp_path, "trainer.steps=9")
     assert seen == {step: step for step in (0, 3, 6, 9)}
+
+
+class Breaking(Sinusoid):
+    """Sinusoids that cannot be drawn at the tenth step of a training, as long as a file is there."""
+
+    def __init__(self, file: str, k_shot: int = 10, k_query: int = 10) -> None:
+        super().__init__(k_shot, k_query)
+        self.file, self.draws = Path(file), 0
+
+    def sample(self, num_tasks, split, generator):
+        self.draws += split == "train" and num_tasks == 4
+        if self.draws == 10 and self.file.exists():
+            raise OSError("the disk is gone")
+        return super().sample(num_tasks, split, generator)
+
+
+def dropping(spec: TaskSpec, hidden: Sequence[int], norm: str) -> MLP:
+    """A network that draws from torch's own generator at every step."""
+    network = MLP(spec, hidden=hidden, norm=norm)
+    network.features.append(torch.nn.Dropout(0.3))
+    return network
+
+
+def test_a_run_that_broke_off_goes_on_as_one_that_did_not(tmp_path):
+    """Adam's moments, a rate that falls, dropout, and a best validation that comes before the break."""
+    file = tmp_path / "broken"
+    typed = [f"task._target_={__name__}.Breaking", f"+task.file={file}", f"base_layer._target_={__name__}.dropping"]
+    typed += ["trainer.steps=16", "trainer.validate_every=2", "optimizer.lr=0.2", "schedule=cosine", "seed=1"]
+    train(tmp_path / "whole", *typed)
+    file.touch()
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tmp_path / "run", *typed)
+    file.unlink()
+    train(tmp_path / "run", *typed, "resume=true")
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "run")
+    )
+    assert all(torch.equal(value, resumed["meta_layer"][name]) for name, value in whole["meta_layer"].items())
+    whole["progress"].pop("seconds"), resumed["progress"].pop("seconds")
+    assert resumed["progress"] == whole["progress"] and whole["progress"]["best_step"] < 10
+    assert all(torch.equal(whole["generators"][name], resumed["generators"][name]) for name in ("tasks", "torch"))
 
 
 def test_a_resumed_run_leaves_one_point_per_step(tmp_path):

@@ -14,7 +14,8 @@ from mlframework.baselines import ngram_values
 from mlframework.commands.train import main as train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
-from mlframework.judging import TaskSet
+from mlframework.evaluation import Evaluation
+from mlframework.judging import VALIDATION_SEED, TaskSet
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import Source, TextTasks
 from mlframework.text.quality import TextQuality
@@ -108,6 +109,16 @@ def test_real_text_is_recognised_where_the_classifier_was_not_trained_on_it():
     assert quality.real["task_fit"].mean < 0.5
 
 
+def test_real_text_is_none_of_the_support_and_not_its_own_reference():
+    task = Alphabets()
+    source = TextQuality(texts=30).texts_of(FromSupport(task), task, "test", 1, torch.device("cpu"), 1)
+    assert source.name == ALPHABETS[1]
+    assert len(set(source.support)) == 6 and len(source.real) == pytest.approx(len(source.reference), abs=1)
+    parts = [set(texts) for texts in (source.support, source.real, source.reference)]
+    assert sum(map(len, parts)) == len(set.union(*parts)), "two of them share a text"
+    assert set.union(*parts) == set(task.load("test")[1].texts)
+
+
 def test_one_source_of_one_text_has_nothing_to_be_told_from(caplog):
     class Lonely(Alphabets):
         def __init__(self):
@@ -145,6 +156,49 @@ def test_the_ngram_baseline_learns_letters_from_the_support_set():
     bits = found["query_bits_per_character"].mean().item()
     assert floor < bits < (floor + unadapted) / 2
     assert found["query_loss"].mean().item() == pytest.approx(bits * math.log(2))
+
+
+def test_the_ngram_baseline_knows_nothing_of_other_test_text():
+    """What a task's support set and queries are given, the test split's other sources, and the tasks of these, are all
+    the same to it.
+    """
+
+    class Mixed(Alphabets):
+        def __init__(self, letters):
+            super().__init__()
+            self.letters = letters
+
+        def load(self, split):
+            first, *others = super().load(split)
+            if split != "test":
+                return [first, *others]
+            renamed = str.maketrans(ALPHABETS[1], self.letters)
+            return [first, others[0]._replace(texts=[text.translate(renamed) for text in others[0].texts])]
+
+    found = []
+    for letters in (ALPHABETS[1], ALPHABETS[0]):  # another's letters, or the first's
+        task = Mixed(letters)
+        generator = torch.Generator().manual_seed(0)
+        tasks = [task.draw(torch.tensor([number]), "test", generator) for number in (0, *[1] * 20)]
+        validation = TaskSet(task, "validation", tasks=20, seed=2)
+        found.append(ngram_values(task, tasks, order=5, validation=validation)["query_loss"][0])
+    assert torch.equal(found[0][:1], found[1][:1])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_an_evaluation_tunes_the_ngram_baseline_on_validation_tasks():
+    task = Alphabets()
+    report = Evaluation(tasks=6, seed=0, validation_tasks=10, scratch_tasks=0, ngram_order=3).run(
+        "letters", FromSupport(task), lambda: None, torch.device("cpu")
+    )
+    (row,) = (row for row in report.rows if row.method.startswith("3-gram"))
+    wanted = ngram_values(
+        task,
+        TaskSet(task, "test", tasks=6, seed=0),
+        order=3,
+        validation=TaskSet(task, "validation", tasks=10, seed=VALIDATION_SEED),
+    )
+    assert row.values["query_loss"] == pytest.approx(wanted["query_loss"][0].tolist(), rel=1e-6)
 
 
 def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp_path):

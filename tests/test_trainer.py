@@ -10,6 +10,7 @@ import shutil
 import types
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
@@ -98,6 +99,26 @@ class Broken(Sinusoid):
         if self.draws == 3 and self.file.exists():
             raise OSError("the disk is gone")
         return super().sample(num_tasks, split, generator)
+
+
+class Noted(Sinusoid):
+    """Sinusoids that note how many tasks were drawn from which split."""
+
+    drawn: ClassVar[list[tuple[int, str]]] = []
+
+    def sample(self, num_tasks, split, generator):
+        self.drawn.append((num_tasks, split))
+        return super().sample(num_tasks, split, generator)
+
+
+def test_training_sees_no_test_task(tmp_path):
+    """Meta-batches are of four tasks; validation draws one at a time."""
+    Noted.drawn.clear()
+    train(tmp_path, f"task._target_={__name__}.Noted", "evaluation=none")
+    first = next(i for i, (number, _) in enumerate(Noted.drawn) if number == 4)  # before it everything is tried once
+    after = Noted.drawn[first:]
+    assert [split for number, split in after if number == 4] == ["train"] * 6
+    assert [split for number, split in after if number != 4] == ["validation"] * (len(after) - 6) != []
 
 
 def test_tasks_per_second_counts_the_steps_since_the_clock_was_set(tmp_path, monkeypatch):

@@ -1,0 +1,854 @@
+"""The faults: each is one line of the code, changed, with the test that must notice it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["MUTATIONS", "Mutation"]
+
+
+class Mutation(NamedTuple):
+    """One fault.
+
+    Attributes:
+        name: in words.
+        file: of the code, from the top of the repository.
+        old: text that stands in the file once; lines around the one that changes tell it from others.
+        new: what stands in its place, of as many lines, all but one of them the same.
+        test: `file::test` that fails with the fault.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+class File:
+    """The mutations of one file, with the file of tests that most of them are noticed by."""
+
+    def __init__(self, file: str, tests: str) -> None:
+        self.file, self.tests = file, tests
+
+    def __call__(self, name: str, old: str, new: str, test: str) -> Mutation:
+        path = test if "::" in test else f"{self.tests}::{test}"
+        return Mutation(name, f"mlframework/{self.file}", old, new, f"tests/{path}")
+
+
+inner_loop = File("inner_loop.py", "test_inner_updates.py")
+rates = File("inner_updates/learned_rates.py", "test_maml_plus_plus.py")
+maml = File("meta_layers/gradient_descent/maml.py", "test_meta_gradients.py")
+meta_gradients = File("meta_layers/gradient_descent/meta_gradients.py", "test_meta_gradients.py")
+imaml = File("meta_layers/gradient_descent/imaml.py", "test_imaml.py")
+conjugate = File("solvers/conjugate_gradient.py", "test_imaml.py")
+cavia = File("meta_layers/gradient_descent/cavia.py", "test_cavia.py")
+lora = File("meta_layers/gradient_descent/lora.py", "test_sequence_members.py")
+proto_maml = File("meta_layers/gradient_descent/proto_maml.py", "test_proto_maml.py")
+step_weights = File("meta_layers/gradient_descent/step_weights.py", "test_maml_plus_plus.py")
+norm_weights = File("meta_layers/gradient_descent/norm_weights.py", "test_maml_plus_plus.py")
+prototypes = File("meta_layers/neural_network/prototypes.py", "test_meta_neural_network.py")
+matching = File("meta_layers/neural_network/matching.py", "test_meta_neural_network.py")
+process = File("meta_layers/neural_network/conditional_neural_process.py", "test_meta_neural_network.py")
+hypernetwork = File("meta_layers/neural_network/hypernetwork.py", "test_meta_neural_network.py")
+meta_networks = File("meta_layers/neural_network/meta_networks.py", "test_meta_neural_network.py")
+networks = File("meta_layers/neural_network/networks.py", "test_meta_neural_network.py")
+in_context = File("meta_layers/neural_network/in_context.py", "test_sequence_members.py")
+on_features = File("meta_layers/on_features.py", "test_meta_neural_network.py")
+meta_layer = File("meta_layers/meta_layer.py", "test_evaluation.py")
+kernel_machine = File("meta_layers/svm/kernel_machine.py", "test_sequence_members.py")
+support_vectors = File("solvers/support_vectors.py", "test_solvers.py")
+ridge = File("solvers/ridge.py", "test_solvers.py")
+logistic = File("solvers/logistic.py", "test_solvers.py")
+outer_loop = File("outer_loop.py", "test_outer_loop.py")
+episode = File("episode.py", "test_tasks_text.py")
+
+evaluation = File("evaluation.py", "test_evaluation.py")
+choices = File("choices.py", "test_choices.py")
+baselines = File("baselines.py", "test_text_quality.py")
+judging = File("judging.py", "test_evaluation.py")
+sources = File("sources.py", "test_sources.py")
+trainer = File("trainer.py", "test_trainer.py")
+run = File("run.py", "test_trainer.py")
+trained = File("trained.py", "test_trained.py")
+checkpoint = File("checkpoint.py", "test_resume.py")
+prefetch = File("prefetch.py", "test_prefetch.py")
+
+few_shot = File("tasks/few_shot.py", "test_tasks_few_shot.py")
+sinusoid = File("tasks/sinusoid.py", "test_tasks_sinusoid.py")
+text_tasks = File("tasks/text/text_tasks.py", "test_tasks_text.py")
+measures = File("text/measures.py", "test_text_measures.py")
+quality = File("text/quality.py", "test_text_quality.py")
+ngram = File("text/ngram.py", "test_ngram.py")
+generation = File("text/generation.py", "test_generation.py")
+
+files = File("files.py", "test_run_folder.py")
+run_folder = File("run_folder.py", "test_run_folder.py")
+sweep = File("sweep.py", "test_sweep.py")
+
+ALGORITHMS = (
+    File("inner_updates/sgd.py", "test_inner_updates.py")(
+        "the inner loop climbs",
+        "torch.add(p, grads[name], alpha=-self.lr)",
+        "torch.add(p, grads[name], alpha=self.lr)",
+        "test_every_step_is_that_of_torchs_optimizer",
+    ),
+    File("inner_updates/adam.py", "test_inner_updates.py")(
+        "inner Adam corrects its bias by another step",
+        "mean[name] / (1 - self.beta1 ** (step + 1))",
+        "mean[name] / (1 - self.beta1 ** (step + 2))",
+        "test_every_step_is_that_of_torchs_optimizer",
+    ),
+    File("inner_updates/meta_curvature.py", "test_inner_updates.py")(
+        "meta-curvature by transposed matrices",
+        "@ matrix.mT).movedim",
+        "@ matrix).movedim",
+        "test_meta_curvature_multiplies_each_gradient_by_the_kronecker_product_of_its_matrices",
+    ),
+    rates(
+        "Meta-SGD's rates are not learned",
+        "dict(zip(self.names, self.rates, strict=True))",
+        "dict(zip(self.names, [rate.detach() for rate in self.rates], strict=True))",
+        "test_meta_gradients.py::test_the_meta_gradient_equals_finite_differences[mlp-meta_sgd-1]",
+    ),
+    rates(
+        "MAML++ has one rate for all steps",
+        "self.rates[:, min(step, self.steps - 1)]",
+        "self.rates[:, 0]",
+        "test_every_step_has_its_own_rate_and_later_steps_the_last_one",
+    ),
+    inner_loop(
+        "MAML takes its inner gradients for constants",
+        "differentiable = meta_gradient and not constant",
+        "differentiable = False",
+        "test_meta_gradients.py::test_the_first_order_gradient_is_another_than_the_exact_one",
+    ),
+    inner_loop(
+        "FOMAML differentiates its inner gradients",
+        "differentiable = meta_gradient and not constant",
+        "differentiable = meta_gradient",
+        "test_meta_gradients.py::test_the_first_order_gradient_is_another_than_the_exact_one",
+    ),
+    inner_loop(
+        "one inner gradient too many is a constant",
+        "index < constant_steps",
+        "index <= constant_steps",
+        "test_the_inner_loop_differentiates_through_all_steps_but_the_constant_ones",
+    ),
+    inner_loop(
+        "inner weight decay lets weights grow",
+        "grad + weight_decay * held[name]",
+        "grad - weight_decay * held[name]",
+        "test_decay_and_clipping_are_those_of_torch_for_each_task_alone",
+    ),
+    inner_loop(
+        "inner clipping by the largest tensor's norm",
+        "for grad in grads.values()]).sum(0)",
+        "for grad in grads.values()]).amax(0)",
+        "test_decay_and_clipping_are_those_of_torch_for_each_task_alone",
+    ),
+    maml(
+        "inner steps count the padding of the support set",
+        "return masked_mean(self.task.loss(prediction, rows.y), mask)",
+        "return masked_mean(self.task.loss(prediction, rows.y), None)",
+        "test_base_layers_text.py::test_a_meta_layer_through_it_keeps_the_contract_padding_included[gru]",
+    ),
+    maml(
+        "the shared first step counts the padding",
+        "return masked_mean(self.task.loss(prediction, rows.y), self.needed(rows.mask))",
+        "return masked_mean(self.task.loss(prediction, rows.y), None)",
+        "test_shared_start.py::test_with_padding_and_a_rule_with_a_memory",
+    ),
+    maml(
+        "queries meet the norms of the next step",
+        "self.norm(max(step - 1, 0), num_tasks)",
+        "self.norm(step, num_tasks)",
+        "test_maml_plus_plus.py::test_each_step_uses_its_own_batch_norm_weights_and_later_steps_the_last",
+    ),
+    maml(
+        "Reptile trains on the first minibatch only",
+        "torch.arange(step * size, (step + 1) * size,",
+        "torch.arange(0, size,",
+        "test_reptile_moves_by_initial_minus_trained_parameters[sinusoid-sgd-5]",
+    ),
+    meta_gradients(
+        "a truncated gradient is one step shorter",
+        "max(inner_steps - self.steps, 0)",
+        "max(inner_steps - self.steps + 1, 0)",
+        "test_a_truncated_gradient_is_exact_by_where_the_last_steps_start",
+    ),
+    meta_gradients(
+        "MAML++ turns exact an outer step late",
+        "outer_step < self.first_order_steps",
+        "outer_step <= self.first_order_steps",
+        "test_maml_plus_plus.py::test_the_gradient_is_first_order_before_the_given_outer_step_and_exact_from_it_on",
+    ),
+    meta_gradients(
+        "Reptile moves away from what it trained",
+        "(p - trained[name]).detach()",
+        "(trained[name] - p).detach()",
+        "test_reptile_moves_by_initial_minus_trained_parameters[sinusoid-sgd-None]",
+    ),
+    meta_gradients(
+        "Reptile trains on the support set alone",
+        "examples = episode.joined()\n        initial =",
+        "examples = episode.support\n        initial =",
+        "test_reptile_moves_by_initial_minus_trained_parameters[sinusoid-sgd-None]",
+    ),
+    meta_gradients(
+        "joint training leaves the support set out",
+        "Episode(examples, examples))",
+        "Episode(examples, episode.query))",
+        "test_sequence_members.py::test_joint_training_is_training_on_all_examples_without_adapting",
+    ),
+    meta_gradients(
+        "joint training is selected after inner steps",
+        "return 0  # the network that is trained has not adapted",
+        "return inner_steps",
+        "test_trainer.py::test_weights_are_selected_after_the_inner_steps_that_were_trained_or_asked_for[overrides3-0]",
+    ),
+    step_weights(
+        "MAML++ does not anneal its step weights",
+        "max(1 - outer_step / self.steps, self.floor) / inner_steps",
+        "1 / inner_steps",
+        "test_multi_step_weights_go_from_equal_to_the_last_step",
+    ),
+    norm_weights(
+        "MAML++ has the first step's norms at every step",
+        "weight[min(step, self.steps - 1)]",
+        "weight[0]",
+        "test_each_step_uses_its_own_batch_norm_weights_and_later_steps_the_last",
+    ),
+    imaml(
+        "iMAML's support loss counts the padding",
+        "return masked_mean(layer.task.loss(layer.predict(params, support.x, mask), support.y), mask)",
+        "return masked_mean(layer.task.loss(layer.predict(params, support.x, mask), support.y), None)",
+        "test_padding_of_the_support_set_is_no_part_of_the_implicit_meta_gradient",
+    ),
+    imaml(
+        "iMAML's linear system forgets lambda",
+        "value + products[name] / strength",
+        "value + products[name]",
+        "test_it_is_the_dense_solve_wherever_the_inner_loop_ends",
+    ),
+    imaml(
+        "iMAML's gradient of what does not adapt is turned round",
+        "start[name] - gradient[name] / strength",
+        "start[name] + gradient[name] / strength",
+        "test_the_meta_gradient_equals_finite_differences_of_the_solved_problem[mlp-^head]",
+    ),
+    imaml(
+        "the proximal term pushes away",
+        "grads[name] + self.strength * (p - start[name])",
+        "grads[name] - self.strength * (p - start[name])",
+        "test_every_rule_solves_the_proximal_problem",
+    ),
+    conjugate(
+        "conjugate gradients go on after convergence",
+        "(curvature > 0) & (square > solved)",
+        "(curvature > 0)",
+        "test_steps_beyond_the_solution_change_nothing",
+    ),
+    conjugate(
+        "conjugate gradients by inverted coefficients",
+        "torch.where(going, square / last, 0.0)",
+        "torch.where(going, last / square, 0.0)",
+        "test_conjugate_gradients_equal_a_dense_solve",
+    ),
+    cavia(
+        "CAVIA learns where the context starts",
+        "modulated.context.requires_grad_(False)",
+        "modulated.context.requires_grad_(True)",
+        "test_an_outer_step_moves_the_network_and_the_map_and_leaves_the_context_at_zero",
+    ),
+    cavia(
+        "CAVIA adapts the map of the context",
+        r'adapts=r"\.context$"',
+        r'adapts=r"\.(context|map\.weight)$"',
+        "test_the_context_alone_adapts_from_zero_where_the_network_is_as_it_was",
+    ),
+    lora(
+        "LoRA adapts one of its two factors",
+        r'adapts=r"\.(down|up)$"',
+        r'adapts=r"\.up$"',
+        "test_lora_adapts_low_rank_changes_and_nothing_else",
+    ),
+    lora(
+        "LoRA starts as another network",
+        "torch.zeros(linear.out_features, rank)",
+        "torch.ones(linear.out_features, rank)",
+        "test_lora_starts_as_the_network_that_it_changes",
+    ),
+    proto_maml(
+        "ProtoMAML's meta-gradient ends at the prototypes",
+        "class_means(self.features_of(support), self.targets(support))",
+        "class_means(self.features_of(support), self.targets(support)).detach()",
+        "test_the_meta_gradient_equals_finite_differences[mlp-sgd-.]",
+    ),
+    prototypes(
+        "ProtoMAML's head is half of the prototypes'",
+        "return Head(2 * means,",
+        "return Head(means,",
+        "test_proto_maml.py::test_before_any_step_it_is_the_prototypical_network",
+    ),
+    prototypes(
+        "a prototype is the sum of its class",
+        "(targets.mT @ features) / targets.sum(1).clamp(min=1).unsqueeze(-1)",
+        "(targets.mT @ features)",
+        "test_prototypes_classify_like_scikit_learns_nearest_centroid",
+    ),
+    prototypes(
+        "prototypes by mean squared differences",
+        "(features.unsqueeze(2) - adapted.unsqueeze(1)).square().sum(-1)",
+        "(features.unsqueeze(2) - adapted.unsqueeze(1)).square().mean(-1)",
+        "test_logits_of_prototypes_are_the_formulas",
+    ),
+    matching(
+        "matching without its scale",
+        "attention(self.scale * cosines(queries",
+        "attention(cosines(queries",
+        "test_matching_is_the_mean_of_labels_weighted_by_a_softmax_of_cosines",
+    ),
+    matching(
+        "full context read backwards stays backwards",
+        "features.flip(1), mask.flip(1)).flip(1)",
+        "features.flip(1), mask.flip(1))",
+        "test_full_context_embeddings_of_the_support_are_those_of_torchs_bidirectional_lstm",
+    ),
+    networks(
+        "attention reads padding",
+        "scores.masked_fill(mask.unsqueeze(1) == 0, -torch.inf).softmax(-1)",
+        "scores.softmax(-1)",
+        "test_matching_is_the_mean_of_labels_weighted_by_a_softmax_of_cosines",
+    ),
+    networks(
+        "a mean over a set counts its padding",
+        "/ weights.sum(-1).clamp(min=1)",
+        "/ values.shape[1]",
+        "test_meta_networks_and_their_meta_gradient_are_those_of_the_algorithm_task_by_task",
+    ),
+    process(
+        "the neural process sums what it should average",
+        "Codes(means, means.mean(1, keepdim=True))",
+        "Codes(means, means.sum(1, keepdim=True))",
+        "test_a_conditional_neural_process_scores_every_class_by_its_own_mean_code",
+    ),
+    hypernetwork(
+        "the hypernetwork emits no bias",
+        "Head(weight + correction[..., :-1], bias + correction[..., -1])",
+        "Head(weight + correction[..., :-1], bias)",
+        "test_every_class_has_its_row_from_its_examples_and_the_sight_of_all_classes",
+    ),
+    meta_networks(
+        "fast weights go up the gradient",
+        "squeeze(-1) - self.rate * gradient",
+        "squeeze(-1) + self.rate * gradient",
+        "test_meta_networks_and_their_meta_gradient_are_those_of_the_algorithm_task_by_task",
+    ),
+    in_context(
+        "in context, the padding of the support set is read",
+        "self.needed(adapted.mask))",
+        "None)",
+        "test_in_context_reads_the_support_set_before_each_query",
+    ),
+    in_context(
+        "in context, the support set's predictions are the queries'",
+        "[..., prompt.shape[-1] :, :]",
+        "[..., : x.shape[-1], :]",
+        "test_in_context_reads_the_support_set_before_each_query",
+    ),
+    on_features(
+        "queries normalise each other while training",
+        "torch.zeros_like(query.mask)], dim=1) if mixes",
+        "torch.ones_like(query.mask)], dim=1) if mixes",
+        "test_features_in_one_pass_give_the_meta_loss_of_adapting_and_judging",
+    ),
+    meta_layer(
+        "padding has targets",
+        "return torch.where(examples.mask.unsqueeze(-1) > 0, y, torch.zeros_like(y))",
+        "return y",
+        "test_meta_neural_network.py::test_prototypes_classify_like_scikit_learns_nearest_centroid",
+    ),
+    kernel_machine(
+        "a kernel machine fits logits, not probabilities",
+        "self.prior(features).softmax(-1)",
+        "self.prior(features)",
+        "test_ridge_fits_what_the_prior_leaves_like_scikit_learn",
+    ),
+    support_vectors(
+        "a support vector may push without a bound",
+        "upper = per_task(c, y) * classes",
+        "upper = torch.full_like(classes, torch.inf)",
+        "test_weights_are_those_of_scikit_learns_crammer_singer",
+    ),
+    support_vectors(
+        "one against the rest has no rest",
+        "signs = 2 * y.double().mT - 1",
+        "signs = y.double().mT",
+        "test_one_vs_rest_is_scikit_learns_linear_svc",
+    ),
+    ridge(
+        "ridge in the primal by the inverse regulariser",
+        "regularised(x.mT @ x, reg, None)",
+        "regularised(x.mT @ x, 1 / reg, None)",
+        "test_ridge_is_scikit_learns_in_primal_and_dual",
+    ),
+    logistic(
+        "the softmax's derivative without its second term",
+        "torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)",
+        "torch.diag_embed(p)",
+        "test_gradients_are_those_of_finite_differences_to_second_order_and_in_forward_mode",
+    ),
+    logistic(
+        "logistic regression counts padding",
+        "reg * dual + weight * (kernel @ dual).softmax(-1) - y",
+        "reg * dual + (kernel @ dual).softmax(-1) - y",
+        "test_what_the_mask_leaves_out_changes_nothing_and_gets_nothing",
+    ),
+    outer_loop(
+        "each chunk's mean counts alike",
+        "1 / episode.num_tasks))",
+        "1 / part.num_tasks))",
+        "test_chunks_change_neither_losses_metrics_nor_gradient",
+    ),
+    outer_loop(
+        "meta-gradients pile up",
+        "p.grad = None",
+        "pass",
+        "test_gradients_do_not_pile_up",
+    ),
+    outer_loop(
+        "algorithms are not told the outer step",
+        "self.meta_layer.outer_step = self.scheduler.last_epoch",
+        "self.meta_layer.outer_step = 0",
+        "test_maml_plus_plus.py::test_the_outer_loop_says_which_step_it_is_and_goes_on_with_it_after_a_restart",
+    ),
+    episode(
+        "means count padding",
+        "kept.sum(axes) / mask.sum(axes).clamp(min=1)",
+        "kept.mean(axes)",
+        "test_bits_per_character_are_all_bits_by_all_characters",
+    ),
+)
+
+EVALUATION = (
+    evaluation(
+        "validation drawn from test",
+        'self.validation = set_of("validation",',
+        "self.validation = set_of(evaluation.split,",
+        "test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation",
+    ),
+    evaluation(
+        "choices made on test",
+        "return choose(candidates, self.validation, self.monitor",
+        "return choose(candidates, self.tasks, self.monitor",
+        "test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation",
+    ),
+    evaluation(
+        "scratch judged on other tasks",
+        "self.tasks.first(tasks) if tasks",
+        "self.validation.first(tasks) if tasks",
+        "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
+    ),
+    evaluation(
+        "initial networks from scratch differ between rules",
+        "torch.manual_seed(tasks.seed)",
+        "pass",
+        "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
+    ),
+    evaluation(
+        "the other policy is reported after another number of steps",
+        "row=other.steps.index(choice.steps)",
+        "row=0",
+        "test_the_costly_policy_is_judged_before_and_after_the_chosen_steps_alone",
+    ),
+    evaluation(
+        "a paired difference is unpaired",
+        "Interval.of(ours - theirs, sources",
+        "Interval.of(ours - theirs.flip(0), sources",
+        "test_choices.py::test_a_difference_is_paired",
+    ),
+    evaluation(
+        "intervals of methods ignore sources",
+        "Interval.of(step, sources) for step in steps",
+        "Interval.of(step) for step in steps",
+        "test_methods_and_their_differences_have_intervals_over_sources",
+    ),
+    evaluation(
+        "intervals of differences ignore sources",
+        "Interval.of(ours - theirs, sources and sources[: row.tasks])",
+        "Interval.of(ours - theirs)",
+        "test_methods_and_their_differences_have_intervals_over_sources",
+    ),
+    evaluation(
+        "the n-gram baseline of an evaluation is tuned on test tasks",
+        "order=self.ngram_order, validation=trial.validation)",
+        "order=self.ngram_order, validation=trial.tasks)",
+        "test_text_quality.py::test_an_evaluation_tunes_the_ngram_baseline_on_validation_tasks",
+    ),
+    choices(
+        "choose() turned round",
+        "value > best.value if higher_is_better else value < best.value",
+        "value < best.value if higher_is_better else value > best.value",
+        "test_the_best_setting_is_taken_at_its_best_number_of_steps",
+    ),
+    choices(
+        "NaN taken as the best setting",
+        "if math.isfinite(value) and better:",
+        "if better:",
+        "test_what_is_not_finite_is_never_the_best",
+    ),
+    choices(
+        "numbers of steps are thinned otherwise",
+        "for digit in (1, 2, 5))",
+        "for digit in (1, 3, 5))",
+        "test_evaluation.py::"
+        "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
+    ),
+    choices(
+        "another rule stays",
+        "meta_layer.update = own",
+        "pass",
+        "test_another_rule_is_followed_and_then_given_back",
+    ),
+    baselines(
+        "from scratch is judged a step later than it says",
+        "if step in shown)",
+        "if max(step - 1, 0) in shown)",
+        "test_evaluation.py::"
+        "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
+    ),
+    baselines(
+        "n-gram trained on test rows",
+        'rows = task.rows("train")',
+        'rows = task.rows("test")',
+        "test_the_ngram_baseline_knows_nothing_of_other_test_text",
+    ),
+    baselines(
+        "n-gram tuned on test tasks",
+        "model.tune(validation)",
+        "model.tune(tasks)",
+        "test_the_ngram_baseline_knows_nothing_of_other_test_text",
+    ),
+    baselines(
+        "an estimator is fitted to padding",
+        "kept = mask > 0",
+        "kept = mask >= 0",
+        "test_evaluation.py::test_a_class_that_an_estimator_has_not_met_is_the_least_likely",
+    ),
+    judging(
+        "task sets ignore their seed",
+        "generator = torch.Generator().manual_seed(self.seed)\n        for start",
+        "generator = torch.Generator().manual_seed(0)\n        for start",
+        "test_the_hash_tells_seeds_apart_and_nothing_else",
+    ),
+    judging(
+        "the first tasks of a set are others",
+        "tasks=min(tasks, self.tasks), seed=self.seed",
+        "tasks=min(tasks, self.tasks), seed=self.seed + 1",
+        "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
+    ),
+    judging(
+        "an interval ignores its sources",
+        "None if sources is None else half_width_over_sources(values, sources)",
+        "None",
+        "test_sources.py::test_with_a_source_for_each_task_both_intervals_are_one",
+    ),
+    judging(
+        "the sources are those of other tasks",
+        "generator.set_state(before))",
+        "generator)",
+        "test_sources.py::test_the_sources_of_a_classification_are_the_classes_that_were_drawn",
+    ),
+    judging(
+        "a 90 % interval",
+        "stdtrit(count - 1, 0.975)",
+        "stdtrit(count - 1, 0.95)",
+        "test_interval_is_that_of_scipy",
+    ),
+    sources(
+        "tasks of one source are independent",
+        "deviations @ shares @ deviations",
+        "deviations @ deviations",
+        "test_the_interval_over_sources_is_that_of_a_bootstrap_over_sources",
+    ),
+    meta_layer(
+        "the inductive policy sees the other queries",
+        'if batch_norm == "transductive" or not',
+        'if batch_norm != "support" or not',
+        "test_inductive_queries_do_not_see_each_other_and_transductive_ones_do",
+    ),
+    meta_layer(
+        "the support policy sees the other queries",
+        "torch.zeros_like(query.mask)], dim=1)\n            return",
+        "torch.ones_like(query.mask)], dim=1)\n            return",
+        "test_inductive_queries_do_not_see_each_other_and_transductive_ones_do",
+    ),
+    trained(
+        "predictions of a trained run are transductive",
+        "policy = self.meta_layer.batch_norm if batch_norm is None else batch_norm",
+        'policy = "transductive" if batch_norm is None else batch_norm',
+        "test_a_query_alone_is_predicted_as_among_others_unless_queries_normalise_each_other[prototypes-support]",
+    ),
+)
+
+SELECTION_AND_RESUME = (
+    trainer(
+        "training validates on test tasks",
+        'TaskSet(training.task, "validation", tasks=self.validation_tasks',
+        'TaskSet(training.task, "test", tasks=self.validation_tasks',
+        "test_training_sees_no_test_task",
+    ),
+    trainer(
+        "training draws validation tasks",
+        'self.meta_batch, "train", generator',
+        'self.meta_batch, "validation", generator',
+        "test_training_sees_no_test_task",
+    ),
+    trainer(
+        "better() turned round",
+        "value > than if higher else value < than",
+        "value < than if higher else value > than",
+        "test_the_best_is_the_first_of_the_best_finite_values",
+    ),
+    trainer(
+        "NaN taken as the best checkpoint",
+        "if not math.isfinite(value):\n            return False",
+        "if not math.isfinite(value):\n            return than is None",
+        "test_the_best_is_the_first_of_the_best_finite_values",
+    ),
+    trainer(
+        "weights are selected after the last inner step",
+        "rows[min(self.inner_steps, len(rows) - 1)]",
+        "rows[-1]",
+        "test_weights_are_selected_after_the_inner_steps_that_were_trained_or_asked_for[overrides0-1]",
+    ),
+    trainer(
+        "weights are selected after the inner steps of validation",
+        "min(meta_layer.trained_inner_steps, meta_layer.test_inner_steps)",
+        "meta_layer.test_inner_steps",
+        "test_weights_are_selected_after_the_inner_steps_that_were_trained_or_asked_for[overrides0-1]",
+    ),
+    run(
+        "the last weights are reported as the best",
+        "checkpoint.load_weights(folder.best, training.meta_layer)\n        report",
+        "pass\n        report",
+        "test_the_best_weights_are_those_of_the_best_validation",
+    ),
+    run(
+        "a run is not looked for again once the folder is locked",
+        "folder.check_new()  # another process",
+        "pass  # another process",
+        "test_run_folder.py::test_of_two_processes_that_found_no_run_the_second_cannot_overwrite_the_first",
+    ),
+    *(
+        checkpoint(name, old, new, "test_a_run_that_broke_off_goes_on_as_one_that_did_not")
+        for name, old, new in (
+            ("the task generator is not restored", 'generator.set_state(state["generators"]["tasks"])', "pass"),
+            ("torch's generator is not restored", 'torch.set_rng_state(state["generators"]["torch"])', "pass"),
+            ("the optimizer is not restored", 'outer.optimizer.load_state_dict(state["optimizer"])', "pass"),
+            ("the schedule is not restored", 'outer.scheduler.load_state_dict(state["scheduler"])', "pass"),
+            ("the meta-parameters are not restored", 'load_state(meta_layer, state["meta_layer"], path)', "pass"),
+            ("progress is not restored", 'return Progress(**state["progress"])', "return Progress()"),
+            (
+                "the best value is not restored",
+                'return Progress(**state["progress"])',
+                'return Progress(**{**state["progress"], "best": None})',
+            ),
+        )
+    ),
+    prefetch(
+        "the generator stays where the thread began",
+        "self.generator.set_state(state)",
+        "pass",
+        "test_episodes_and_states_are_those_of_drawing_one_by_one",
+    ),
+    checkpoint(
+        "tied weights are saved twice",
+        "if firsts[name] == name",
+        "if firsts[name]",
+        "test_checkpoint.py::test_a_tied_weight_is_in_the_file_once_and_stays_tied",
+    ),
+    checkpoint(
+        "two weights are loaded into one",
+        "if name != first and not torch.equal(tensors[name], tensors[first]):",
+        "if name == first and not torch.equal(tensors[name], tensors[first]):",
+        "test_checkpoint.py::test_two_weights_are_not_loaded_into_one",
+    ),
+    files(
+        "locking removes the files of others",
+        "if found and found[1] in names:",
+        "if found:",
+        "test_locking_removes_what_killed_writers_of_this_run_left_and_no_other_file",
+    ),
+    files(
+        "locking removes files in subfolders",
+        'folder.glob("*.part")',
+        'folder.rglob("*.part")',
+        "test_locking_removes_what_killed_writers_of_this_run_left_and_no_other_file",
+    ),
+    files(
+        "files are written in place",
+        "part = part_of(path)\n    try:\n        yield",
+        "part = path\n    try:\n        yield",
+        "test_tasks_data_folder.py::test_an_interrupted_write_leaves_the_old_file_and_nothing_else",
+    ),
+    files(
+        "a lock is shared",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "test_resume.py::test_a_folder_in_use_is_left_alone",
+    ),
+    sweep(
+        "a finished job is marked failed by a second sweep",
+        "refused = self.run.holds_run and self.run.path.resolve() not in self.run.held",
+        "refused = False",
+        "test_a_second_sweep_in_a_folder_leaves_finished_jobs_and_their_table_as_they_are",
+    ),
+    sweep(
+        "seeds are finished when one is",
+        'status="finished" if len(finished) == len(rows)',
+        'status="finished" if finished',
+        "test_a_group_of_seeds_says_how_many_finished",
+    ),
+    sweep(
+        "a search goes the wrong way",
+        'return "maximize" if metric.removeprefix("query_") in',
+        'return "maximize" if metric.removeprefix("query_") not in',
+        "test_a_search_goes_the_way_in_which_the_metric_is_better",
+    ),
+    run_folder(
+        "a failure of before outlives a job's success",
+        "self.failed.unlink(missing_ok=True)",
+        "pass",
+        "test_sweep.py::test_a_job_that_failed_before_runs_again_and_its_failure_is_gone",
+    ),
+)
+
+EPISODES = (
+    few_shot(
+        "support and query overlap",
+        "(rank + passed.sum(-1))[..., None]",
+        "rank[..., None]",
+        "test_support_and_query_are_different_examples_of_one_class_per_label",
+    ),
+    few_shot(
+        "splits overlap",
+        '"validation": order[validation:test]',
+        '"validation": order[validation - 1 : test - 1]',
+        "test_splitting_by_hash_does_not_depend_on_the_order_of_names",
+    ),
+    few_shot(
+        "labels are not permuted",
+        "data = self.classes(split)\n        drawn = self.drawn_classes(num_tasks, split, generator)",
+        "data = self.classes(split)\n        drawn = self.drawn_classes(num_tasks, split, generator).sort(-1).values",
+        "test_every_order_of_classes_is_equally_likely",
+    ),
+    few_shot(
+        "one shot too many counts",
+        "(shot_of_row < shots)",
+        "(shot_of_row <= shots)",
+        "test_the_number_of_shots_is_drawn_for_each_task",
+    ),
+    few_shot(
+        "a small class repeats its examples as queries",
+        "exists = torch.arange(wanted) < sizes[..., None]",
+        "exists = torch.arange(wanted) >= 0 * sizes[..., None]",
+        "test_a_small_class_gives_what_it_has_and_masks_the_rest",
+    ),
+    sinusoid(
+        "support and query are of two waves",
+        "amplitude = uniform(0.1, 5.0, num_tasks, 1, 1)",
+        "amplitude = uniform(0.1, 5.0, num_tasks, self.k_shot + self.k_query, 1)",
+        "test_every_task_is_one_wave_whose_amplitude_and_phase_are_uniform",
+    ),
+    text_tasks(
+        "text is queried by its support rows",
+        "examples.rows(slice(self.k_shot, None))",
+        "examples.rows(slice(self.k_query))",
+        "test_rows_of_a_task_are_different_rows_of_one_source",
+    ),
+    text_tasks(
+        "a row may stand in support and query",
+        "found.setdefault(tuple(window[:-1]), window)",
+        "found.setdefault((len(found),), window)",
+        "test_a_list_forgets_what_it_holds_twice",
+    ),
+    text_tasks(
+        "bits per character are nats",
+        "return loss / math.log(2) / per_token",
+        "return loss / per_token",
+        "test_bits_per_character_are_all_bits_by_all_characters",
+    ),
+)
+
+TEXT_MEASURES = (
+    quality(
+        "real text holds the support",
+        "tuple(row) not in known",
+        "tuple(row) is not known",
+        "test_real_text_is_none_of_the_support_and_not_its_own_reference",
+    ),
+    quality(
+        "real text is compared with itself",
+        "unseen[::2], unseen[1::2]",
+        "unseen[::2], unseen[::2]",
+        "test_real_text_is_none_of_the_support_and_not_its_own_reference",
+    ),
+    quality(
+        "texts before adapting are those after it",
+        "(models[0], models[-1])",
+        "(models[-1], models[-1])",
+        "test_texts_are_recognised_once_a_model_has_adapted_and_not_before",
+    ),
+    quality(
+        "real text is recognised where it was learned by heart",
+        "ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))",
+        "ceiling = fit.score({each.name: each.real for each in found})",
+        "test_real_text_is_recognised_where_the_classifier_was_not_trained_on_it",
+    ),
+    measures(
+        "recognition is trained on the pieces it must recognise",
+        "order[count:], order[:count]",
+        "order, order[:count]",
+        "test_text_measures.py::TestTaskFit::test_what_is_held_out_is_not_trained_on",
+    ),
+    measures(
+        "n-grams are copied from the samples themselves",
+        "known = {text[i : i + n] for text in support for",
+        "known = {text[i : i + n] for text in samples for",
+        "test_copied_ngrams_are_those_that_the_longest_match_covers",
+    ),
+    measures(
+        "part of a word is a copy",
+        r"(?<!\w){re.escape(sample)}(?!\w)",
+        r"{re.escape(sample)}(?!\w)",
+        "test_a_sample_is_copied_where_it_stands_word_for_word",
+    ),
+    measures(
+        "the distance is the divergence",
+        "float(np.sqrt(np.clip(divergence, 0.0, 1.0)))",
+        "float(np.clip(divergence, 0.0, 1.0))",
+        "test_the_distance_is_that_of_scipy_on_the_counts_of_scikit_learn",
+    ),
+    ngram(
+        "n-grams of the support set are counted in the queries",
+        "counts = Counts(Text.of(*support), owners=len(support.mask)",
+        "counts = Counts(Text.of(*query), owners=len(support.mask)",
+        "test_no_token_is_given_away_by_what_follows_it_or_by_other_rows",
+    ),
+    ngram(
+        "all tasks share their support sets",
+        "owner = np.repeat(np.arange(len(x)), x.shape[1])",
+        "owner = np.repeat(np.zeros(len(x), dtype=int), x.shape[1])",
+        "test_each_task_is_judged_by_its_own_support_set",
+    ),
+    generation(
+        "temperature multiplies",
+        "logits.double() / sampling.temperature",
+        "logits.double() * sampling.temperature",
+        "test_draws_follow_the_truncated_distribution",
+    ),
+)
+
+MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES)
