@@ -59,9 +59,12 @@ CASES: Mapping[str, tuple[str, ...]] = {
     ),
     "prototypes": ("algorithm=prototypes", *IMAGES, "trainer.steps=400"),
     "text_gru": ("algorithm=fomaml", *TEXT, "trainer.steps=300"),
-    "captured": ("algorithm=maml", "base_layer.hidden=[8]", "outer.capture=true", "trainer.steps=1500"),
+    "captured": ("algorithm=maml", "base_layer.hidden=[8]", "outer.capture=true", "trainer.steps=1000"),
 }
 KILLS = 10
+
+#: The largest share of the steps after which a process is killed, and the longest delay after the checkpoint, seconds.
+LATEST, DELAY = 0.7, 0.05
 
 #: A curve of the clock.
 CLOCK = "train/tasks_per_second"
@@ -89,13 +92,13 @@ def train(folder: Path, overrides: tuple[str, ...], *more: str) -> None:
         raise SystemExit(f"{' '.join(overrides)} ended with {process.returncode}:\n{said}")
 
 
-def train_and_kill(folder: Path, overrides: tuple[str, ...], *, after: int, moment: float) -> int:
+def train_and_kill(folder: Path, overrides: tuple[str, ...], *, after: int, seconds: float) -> int:
     """Kills a process some seconds after it has written a checkpoint beyond a step; returns the step of its last."""
     resume = f"resume={'true' if RunFolder(folder).holds_run else 'false'}"
     with training(folder, overrides, resume) as process:
         while process.poll() is None and steps_done(folder) <= after:
             time.sleep(0.005)
-        time.sleep(moment)
+        time.sleep(seconds)
         process.kill()
         _, said = process.communicate()
     if process.returncode != -signal.SIGKILL:
@@ -142,13 +145,13 @@ def compared(killed: Path, whole: Path) -> dict[str, bool]:
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """Trains a case twice, and compares."""
-    whole, killed, moments = folder / "whole", folder / "killed", random.Random(name)
+    whole, killed, chance = folder / "whole", folder / "killed", random.Random(name)
     train(whole, CASES[name])
-    seconds = RunFolder(whole).read_result()["seconds"]
+    seconds, steps = RunFolder(whole).read_result()["seconds"], RunFolder(whole).config().trainer.steps
     reached = [0]
-    for _ in range(KILLS):
-        moment = moments.uniform(0, seconds / (2 * KILLS))
-        reached.append(train_and_kill(killed, CASES[name], after=reached[-1], moment=moment))
+    for step in sorted(chance.sample(range(int(LATEST * steps)), KILLS)):
+        delay = chance.uniform(0, DELAY)
+        reached.append(train_and_kill(killed, CASES[name], after=max(step, reached[-1]), seconds=delay))
     train(killed, CASES[name], "resume=true")
     same = compared(killed, whole)
     return {"case": name, "overrides": CASES[name], "seconds": seconds, "killed_at": reached[1:], "equal": same}
