@@ -72,11 +72,12 @@ def main() -> int:
     for name in HEAVY:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-        trees = [copy_tree(Path(folder) / str(number)) for number in range(arguments.jobs)]
+        tree = copy_tree(Path(folder) / "0")
         for mutation in chosen:
-            mutated(mutation, trees[0])  # a stale mutation is said before anything is run
-        check_unmutated(trees[0], [mutation.test for mutation in chosen])
-        outcomes = run_all(chosen, trees)
+            mutated(mutation, tree)  # a stale mutation is said before anything is run
+        check_unmutated(tree, [mutation.test for mutation in chosen])
+        others = (Path(folder) / str(number) for number in range(1, arguments.jobs))
+        outcomes = run_all(chosen, [tree, *(Path(shutil.copytree(tree, other, symlinks=True)) for other in others)])
     print_table(outcomes)
     return int(any(outcome.status != "killed" for outcome in outcomes))
 
