@@ -319,7 +319,7 @@ ALGORITHMS = (
         "attention reads padding",
         "scores.masked_fill(mask.unsqueeze(1) == 0, -torch.inf).softmax(-1)",
         "scores.softmax(-1)",
-        "test_matching_is_the_mean_of_labels_weighted_by_a_softmax_of_cosines",
+        "test_full_context_embeddings_of_a_query_read_the_support_by_content",
     ),
     networks(
         "a mean over a set counts its padding",
