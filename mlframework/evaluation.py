@@ -56,7 +56,7 @@ class Row(NamedTuple):
         tasks: how many of the task set, from its beginning.
         steps: the training steps on the support set after which it was judged.
         metrics: each query metric's interval after each of them.
-        setting: what was chosen on validation tasks, as `Adam 0.01`; empty where the method has one setting.
+        setting: the choice on validation tasks, as `Adam 0.01`; empty for a method with one setting.
         chosen: the number of steps that was chosen there, one of `steps`.
         validation: the mean of the metric of choice on the validation tasks, at that choice.
         values: each query metric of every task after `chosen` steps.

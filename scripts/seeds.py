@@ -30,7 +30,7 @@ class Judged(NamedTuple):
     Attributes:
         method: its name.
         seed: of the training.
-        setting: what was chosen; empty where there was no choice.
+        setting: the choice; empty for a method with one setting.
         steps: how many were chosen.
         before: the mean before any step; None for a method without.
         by_step: the mean after each number of steps.

@@ -24,6 +24,8 @@ TUNING = CELLS.parent / "tuning"
 PAGE, PLOT = ROOT / "docs" / "results.md", ROOT / "docs" / "sinusoid_shots.png"
 #: The method from which the others are told apart.
 FIRST = "maml"
+#: Training seeds of each method.
+SEEDS = 3
 
 Cell = dict[str, Any]
 
@@ -86,9 +88,10 @@ def table(cells: Sequence[Cell], k_shot: int) -> Iterator[str]:
 
 
 def named(found: Cell) -> str:
-    """The method, with its setting where all seeds have one."""
-    settings = set(found["settings"])
-    return f"{found['method']}, {settings.pop()}" if len(settings) == 1 and settings != {""} else found["method"]
+    """The method, with its setting where all seeds have one, and how many seeds finished where some did not."""
+    settings, seeds = set(found["settings"]), len(found["seeds"])
+    name = f"{found['method']}, {settings.pop()}" if len(settings) == 1 and settings != {""} else found["method"]
+    return name if found["seconds"] is None or seeds == SEEDS else f"{name} ({seeds} of {SEEDS} seeds)"
 
 
 def steps(found: Cell) -> str:
@@ -120,7 +123,7 @@ def tuned() -> Iterator[str]:
 def draw(cells: Sequence[Cell]) -> None:
     """Each method's error, a colour for each number of examples."""
     shots = sorted({c["k_shot"] for c in cells})
-    methods = [c["method"] for c in ordered(cells, shots[-1])][::-1]
+    methods = [c["method"] for c in max((ordered(cells, k_shot) for k_shot in shots), key=len)][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.34 * len(methods) + 1.2), layout="constrained")
     for index, k_shot in enumerate(shots):
         by_method = {c["method"]: c["over_seeds"] for c in ordered(cells, k_shot)}
@@ -128,9 +131,7 @@ def draw(cells: Sequence[Cell]) -> None:
         places = [row + 0.2 * (1 - index) for row, _ in shown]
         means, widths = ([interval[name] or 0.0 for _, interval in shown] for name in ("mean", "half_width"))
         axes.errorbar(means, places, xerr=widths, fmt="o", ms=4, label=f"{k_shot}-shot")
-    axes.set(
-        xscale="log", xlabel="query mean squared error after the steps that validation chose; 95 % over three seeds"
-    )
+    axes.set(xscale="log", xlabel="query mean squared error after the chosen steps; 95 % over three seeds")
     axes.set_yticks(range(len(methods)), methods)
     axes.grid(axis="x", alpha=0.3)
     axes.legend()

@@ -87,7 +87,7 @@ class Runs:
         return {
             "over_seeds": over_seeds(rows)._asdict(),
             "over_tasks": over_tasks(rows, self.sources)._asdict(),
-            "minus_first": None if rows is first else mean_difference(rows, first, self.sources)._asdict(),
+            "minus_first": None if rows is first or not first else mean_difference(rows, first, self.sources)._asdict(),
             "settings": [row.setting for row in rows],
             "chosen_steps": [row.steps for row in rows],
             "tasks": len(rows[0].values),
@@ -99,6 +99,8 @@ def collect(folder: Path) -> list[Cell]:
     """A cell for each task distribution and method."""
     runs: dict[str, Runs] = defaultdict(Runs)
     for run, result in read_runs(folder):
+        if "sources" not in result["evaluation"]:
+            continue
         runs[result["choices"]["task"]].add(run, result)
     return [cell for task, found in sorted(runs.items()) for cell in found.cells(task)]
 
@@ -153,7 +155,7 @@ def draw(cells: Sequence[Cell], tasks: Sequence[str]) -> None:
             colour = "tab:blue" if cell["method"] in FAMILIES else "tab:gray"
             above.errorbar(cell["over_seeds"]["mean"], row, xerr=width, fmt="o", color=colour)
         above.set_yticks(range(len(shown)), [cell["method"] for cell in shown])
-        above.set(title=task, xlabel="bits per character, 95 % over sources; gray: baselines")
+        above.set(title=task, xlabel="bits per character, 95 % over sources")
         above.grid(axis="x", alpha=0.3)
         for cell in shown:
             steps = [int(step) for step in cell["by_step"]]

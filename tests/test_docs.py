@@ -48,10 +48,10 @@ def run_as_written(page: str, folder: Path) -> list[subprocess.CompletedProcess[
 
 def test_a_task_distribution_in_three_ways(tmp_path):
     _, folder, _, package = run_as_written("add-a-task.md", tmp_path)
-    assert "query loss on test tasks" in folder.stdout
+    assert "query loss on 20 test tasks" in folder.stdout
     assert re.search(r"^algorithm: .*\bpatient\b", package.stdout, re.MULTILINE)
     assert re.search(r"^task: blobs, digits, ", package.stdout, re.MULTILINE)
-    assert "query accuracy on test tasks" in package.stdout
+    assert "query accuracy on 20 test tasks" in package.stdout
 
 
 def test_an_algorithm_in_one_file_and_one_yaml(tmp_path):

@@ -28,7 +28,7 @@ def strict(text: str):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_null_however_deep_it_lies(tmp_path, value):
     content = {"loss": [1.5, value], "rows": ({"interval": Interval(1.0, value, 1)}, value), "text": "NaN", "n": 2}
-    wanted = {"loss": [1.5, None], "rows": [{"interval": [1.0, None, 1]}, None], "text": "NaN", "n": 2}
+    wanted = {"loss": [1.5, None], "rows": [{"interval": [1.0, None, 1, None]}, None], "text": "NaN", "n": 2}
     assert strict(as_json(content)) == wanted
     write_json(tmp_path / "a" / "one.json", content)
     RunFolder(tmp_path).write_json(tmp_path / "other.json", content)
@@ -64,19 +64,25 @@ def test_tables_of_results_say_that_a_loss_diverged_and_leave_out_a_missing_inte
     assert results.paper("omniglot_5w1s_maml", None, 100) == "98.7 ± 0.4, transductive (Finn et al. 2017, table 1)"
 
 
-def test_a_diverged_seed_makes_its_cell_of_the_sinusoid_table_diverge(script):
-    shots = script("sinusoid_shots")
-    job = {"method": "maml", "k_shot": 5, "steps": list(range(11))}
-    jobs = [{**job, "losses": [1.0] * 11}, {**job, "losses": [1.0] * 10 + [None]}]
-    found = shots.cells(jobs)
-    assert shots.number(found[shots.Cell("maml", 5, 5)]) == "1.00 ± 0.00"
-    assert shots.number(found[shots.Cell("maml", 5, 10)]) == "diverges"
+def evaluation_of(losses: list[float | None]) -> dict:
+    """An evaluation of one method on two tasks, with a loss after each number of steps."""
+    metrics = {"query_loss": [{"mean": loss} for loss in losses]}
+    row = {"method": "maml", "steps": list(range(len(losses))), "setting": "", "chosen": 1, "metrics": metrics}
+    return {"rows": [{**row, "values": {"query_loss": [1.0, 3.0]}}]}
 
 
-def test_a_diverged_step_of_the_text_tables_diverges_and_is_never_the_smallest(script):
-    members = script("text_members")
-    quality = {moment: dict.fromkeys(members.MEASURES, None) for moment in ("after", "real")}
-    job = {"task": "t", "algorithm": "fomaml", "seconds": 60, "bits": {"fomaml": [3.0, None]}, "quality": quality}
-    found = members.cells([job, job])
-    assert found[members.Cell("t", "fomaml", "bits")].mean == 3.0
-    assert members.number(found[members.Cell("t", "fomaml", 1)], 3) == "diverges"
+def test_a_diverged_step_is_left_out_of_a_curve_and_the_chosen_steps_make_the_cell(script):
+    seeds = script("seeds")
+    (row,) = seeds.judged_rows(evaluation_of([4.0, 2.0, None]), "query_loss", seed=0)
+    assert (row.before, row.steps, row.by_step) == (4.0, 1, {0: 4.0, 1: 2.0})
+    assert seeds.over_seeds([row]).mean == 2.0
+
+
+def test_a_table_pairs_differences_by_task_and_counts_the_seeds_that_finished(script):
+    seeds, shots = script("seeds"), script("sinusoid_shots")
+    (row,) = seeds.judged_rows(evaluation_of([4.0, 2.0]), "query_loss", seed=0)
+    other = row._replace(values=[0.5, 2.5])
+    difference = seeds.mean_difference([row], [other], None)
+    assert (difference.mean, difference.half_width) == (0.5, 0.0)
+    found = shots.cell(10, [row], [other], {"seconds": [3.0]})
+    assert shots.named({**found, "method": "anil"}) == "anil (1 of 3 seeds)"

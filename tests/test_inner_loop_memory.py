@@ -41,7 +41,7 @@ def adapt(layer, episode):
 
 
 def scratch(steps):
-    return FromScratch(network, TASK, lr=1e-3, steps=steps)
+    return FromScratch(network, TASK, update=partial(SGD, lr=1e-3), steps=steps)
 
 
 #: How a meta layer of so many inner steps is made, and what is done with it.
