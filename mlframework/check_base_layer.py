@@ -119,7 +119,7 @@ def check_repeats(base_layer: BaseLayer, x: Tensor) -> None:
 
 
 def moved(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors differ by more than rounding; what is not finite tells nothing."""
+    """Whether two tensors differ by more than rounding; values that are not finite do not count."""
     difference, size = (one - other).abs().max(), one.abs().max()
     return bool(difference > ROUNDING * size)
 

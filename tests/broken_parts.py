@@ -52,7 +52,7 @@ class Noise(nn.Module):
 
 
 class Remembers(nn.Module):
-    """Adds the mean of what it met in its last call."""
+    """Adds the mean of the inputs of its last call."""
 
     last = 0.0
 

@@ -80,7 +80,7 @@ def resolved(*typed: str) -> DictConfig:
 
 
 def is_wrong(key: str, value: float | None) -> bool:
-    """Whether no setting takes a value: what is not finite or negative, and a count without end."""
+    """Whether every setting refuses a value: one that is not finite, a negative one, a count without end."""
     if value is None or (value == 1e15 and isinstance(value, float)):
         return False
     return not (key.endswith("seed") and value == 10**15)
