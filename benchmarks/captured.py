@@ -22,11 +22,11 @@ from rich.table import Table
 from solvers import machine
 from workloads import in_double
 
-from mlframework import build
-from mlframework.capture import Capture
-from mlframework.compiled import Gradients, eager_gradients
+from mlframework.backend.capture import Capture
+from mlframework.backend.compiled import Gradients, eager_gradients
 from mlframework.errors import IncompatibleKind
 from mlframework.files import as_json, write_json
+from mlframework.runs import build
 
 STEPS, META_BATCH = 200, 4
 #: Above this a difference is looked at in float64.
@@ -58,7 +58,7 @@ def differences(config: Any, task: Any, layer: Any, double: bool) -> dict[str, A
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("mlframework.capture")
+    logger = logging.getLogger("mlframework.backend.capture")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     generator = torch.Generator().manual_seed(0)

@@ -27,16 +27,16 @@ from steps import INNER_LR, Step, adam, gradients, task_loss
 from torch import nn
 from workloads import Workload
 
-from mlframework import allocator
+from mlframework.backend import allocator
 from mlframework.base_layers import BaseLayer
 from mlframework.episode import Episode
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.meta_layers.svm import CrammerSingerSVM, Linear, Ridge
-from mlframework.outer_loop import OuterLoop
 from mlframework.tasks import TaskDistribution
+from mlframework.training.outer_loop import OuterLoop
 
 __all__ = ["CAPTURED", "CONTENDERS", "INEXACT", "PLAIN", "cannot"]
 

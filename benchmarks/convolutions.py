@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from mlframework import allocator
+from mlframework.backend import allocator
+from mlframework.backend.stopwatch import medians
 from mlframework.base_layers.convolution import METHODS, Shape, method_for
-from mlframework.tuning import medians
 
 
 class Case(NamedTuple):

@@ -28,11 +28,11 @@ from memory import RandomText
 from omegaconf import DictConfig
 from solvers import machine
 
-from mlframework import build
 from mlframework.files import write_json
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.outer_loop import OuterLoop, meta_gradient
+from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed, TaskDistribution
+from mlframework.training.outer_loop import OuterLoop, meta_gradient
 
 CONF = Path(__file__).parents[1] / "conf" / "algorithm"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-import mlframework.operators  # noqa: F401 - registers the operators that are given a formula here
-from mlframework.memory import PeakMemory
+import mlframework.backend.operators  # noqa: F401 - registers the operators that are given a formula here
+from mlframework.backend.peak_memory import PeakMemory
 
 __all__ = ["Operations", "PeakMemory"]
 

@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._pytree import tree_flatten
 
 from mlframework.files import write_json
-from mlframework.run_folder import RunFolder, git_state
+from mlframework.runs.run_folder import RunFolder, git_state
 
 COMMON = (
     "seed=0",
@@ -74,7 +74,7 @@ CLOCK = "train/tasks_per_second"
 def training(folder: Path, overrides: tuple[str, ...], *more: str) -> Iterator[subprocess.Popen[str]]:
     """A process that trains with an empty cache folder, which is removed afterwards."""
     cache = tempfile.mkdtemp(prefix="cache-")
-    command = [sys.executable, "-m", "mlframework.commands.train", *COMMON, *overrides, f"run_dir={folder}", *more]
+    command = [sys.executable, "-m", "mlframework.cli.train", *COMMON, *overrides, f"run_dir={folder}", *more]
     every = ["trainer.validate_every=100"]
     environment = {**os.environ, "MLFRAMEWORK_CACHE": cache}
     try:

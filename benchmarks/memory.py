@@ -28,12 +28,12 @@ from solvers import machine
 from mlframework.base_layers import Transformer
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.files import write_json, write_part
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, Truncated
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, Shift
 from mlframework.meta_layers.gradient_descent.lora import LoRA
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import TaskDistribution
+from mlframework.training.outer_loop import meta_gradient
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "benchmarks" / "memory.json"

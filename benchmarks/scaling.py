@@ -30,11 +30,11 @@ from steps import INNER_LR, Step
 from turns import DOUBLE_TOLERANCE, TOLERANCE, difference, first, memory, turn
 from workloads import in_double
 
-from mlframework import allocator
+from mlframework.backend import allocator
 from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.episode import Episode
 from mlframework.files import write_json
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid, TaskDistribution
 

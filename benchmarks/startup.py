@@ -38,15 +38,15 @@ IMPORTS = f"""{NOTE}
 note("python")
 import torch
 note("torch")
-import mlframework.commands.train
-import mlframework.run
+import mlframework.cli.train
+import mlframework.runs.run
 note("mlframework")
 """
 
 #: The command as its console script runs it, until its first step is done. It imports the trainer itself, only later.
 FIRST_STEP = f"""{NOTE}
-from mlframework.commands.train import main
-from mlframework.trainer import Trainer
+from mlframework.cli.train import main
+from mlframework.training.trainer import Trainer
 step = Trainer.outer_step
 def first(*args):
     step(*args)

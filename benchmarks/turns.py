@@ -27,7 +27,7 @@ from steps import Step
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import Workload
 
-from mlframework.devices import synchronise
+from mlframework.backend.devices import synchronise
 
 __all__ = ["TOLERANCE", "TURN", "compare"]
 
@@ -189,13 +189,13 @@ ANSWERS: Mapping[str, Callable[[Step], Any]] = {
 
 
 class Said(logging.Handler):
-    """Keeps what `mlframework.capture` says."""
+    """Keeps what `mlframework.backend.capture` says."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
         self.warnings: list[str] = []
-        logger = logging.getLogger("mlframework.capture")
+        logger = logging.getLogger("mlframework.backend.capture")
         logger.addHandler(self)
         logger.setLevel(logging.INFO)
 
@@ -294,7 +294,7 @@ class Table:
                 playing(name, self.workload, threads=self.threads, cache=cache, limit=self.limit)
             )
             try:
-                self.judge(name, player)
+                self.query_metrics(name, player)
             except LeftOut:
                 player.stop()
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from mlframework.errors import InvalidValue, nearest
 
-__all__ = ["Episode", "Examples", "Kind", "Split", "TaskSpec", "masked_mean"]
+__all__ = ["Episode", "Examples", "Kind", "Params", "Split", "TaskSpec", "masked_mean"]
 
 Kind = Literal["regression", "classification", "sequence"]
 Split = Literal["train", "validation", "test"]
+
+#: Named tensors; stacked, each is `[tasks, *shape]`.
+Params = Mapping[str, Tensor]
 
 
 class Examples(NamedTuple):

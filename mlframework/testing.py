@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlframework.check_episode import faults
-from mlframework.devices import fork_rng
-from mlframework.engine import choose_engine
+from mlframework.backend.devices import fork_rng
+from mlframework.backend.engine import choose_engine
 from mlframework.episode import Episode, Examples, Split, TaskSpec
-from mlframework.inner_updates import Adam, RMSprop
+from mlframework.inner_loop import Adam, RMSprop
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.outer_loop import MissingGradient, meta_gradient
+from mlframework.tasks.check_episode import faults
 from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training.outer_loop import MissingGradient, meta_gradient
 
 __all__ = ["check_meta_layer", "check_task_distribution", "directional_errors"]
 
@@ -190,7 +190,7 @@ def check_meta_layer(
 
     >>> from functools import partial
     >>> from mlframework.base_layers import MLP
-    >>> from mlframework.inner_updates import SGD
+    >>> from mlframework.inner_loop import SGD
     >>> from mlframework.meta_layers.gradient_descent import MAML, Exact
     >>> from mlframework.tasks import Sinusoid
     >>> def maml(task):
@@ -239,7 +239,9 @@ def check_adapting_changes_nothing(meta_layer: MetaLayer, episode: Episode) -> N
     before = copy.deepcopy(meta_layer.state_dict())
     for mode in (True, False):
         meta_layer.train(mode)
-        meta_layer.predict(meta_layer.adapt(episode.support), episode.query.x, meta_layer.needed(episode.query.mask))
+        meta_layer.predict(
+            meta_layer.adapt(episode.support), episode.query.x, meta_layer.mask_or_none(episode.query.mask)
+        )
         changed = [name for name, value in meta_layer.state_dict().items() if not torch.equal(value, before[name])]
         require(not changed, f"adapting changes {', '.join(changed)}")
         touched = [name for name, p in meta_layer.named_parameters() if p.grad is not None]
@@ -340,7 +342,7 @@ def directional_errors(
 def query_losses(meta_layer: MetaLayer, episode: Episode) -> Tensor:
     """`[tasks]`, after adapting."""
     with torch.no_grad():
-        return meta_layer.judge(meta_layer.adapt(episode.support), episode)["query_loss"]
+        return meta_layer.query_metrics(meta_layer.adapt(episode.support), episode)["query_loss"]
 
 
 def outcome(meta_layer: MetaLayer, episode: Episode, *, chunk: int | None = None) -> Tensor:

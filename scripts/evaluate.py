@@ -1,6 +1,6 @@
 """`python scripts/evaluate.py` is `mlframework-evaluate`."""
 
-from mlframework.commands.evaluate import main
+from mlframework.cli.evaluate import main
 
 if __name__ == "__main__":
     main()

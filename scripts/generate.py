@@ -1,6 +1,6 @@
 """`python scripts/generate.py` is `mlframework-generate`."""
 
-from mlframework.commands.generate import main
+from mlframework.cli.generate import main
 
 if __name__ == "__main__":
     main()

@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import torch
 from seeds import Judged, judged_rows, mean_difference, number, over_seeds, over_tasks, parameters_of, read_runs
 
+from mlframework.evaluation.task_set import Interval
 from mlframework.files import as_json, atomic, write_part
-from mlframework.judging import Interval
 
 ROOT = Path(__file__).parents[1]
 CELLS = ROOT / "results" / "text_members" / "cells.json"

@@ -1,6 +1,6 @@
 """`python scripts/train.py` is `mlframework-train`."""
 
-from mlframework.commands.train import main
+from mlframework.cli.train import main
 
 if __name__ == "__main__":
     main()

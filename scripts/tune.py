@@ -77,7 +77,7 @@ TABLES = {
 
 def command(table: str, folder: Path, *overrides: str) -> list[str]:
     """A sweep into a folder, which goes on where it was stopped."""
-    train = [sys.executable, "-m", "mlframework.commands.train", "-m", f"experiment={table}", "resume=true"]
+    train = [sys.executable, "-m", "mlframework.cli.train", "-m", f"experiment={table}", "resume=true"]
     return [*train, "logger.figures=false", *overrides, f"hydra.sweep.dir={folder}"]
 
 

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework.agreement import TOLERANCES, differences, nudged, require_agreement
+from mlframework.backend.compiled import NotCapturable, eager_gradients
+from mlframework.backend.verify import TOLERANCES, differences, nudged, verify_against_eager
 from mlframework.base_layers import MLP
-from mlframework.compiled import NotCapturable, eager_gradients
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
 
@@ -35,7 +35,7 @@ def kinked(layer, episode):
 
 
 def check(layer, way, episode):
-    require_agreement(layer, way, eager_gradients, episode)
+    verify_against_eager(layer, way, eager_gradients, episode)
 
 
 def scaled(found, factor):

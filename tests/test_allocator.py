@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 from commands import SHORT, call
 
-from mlframework import allocator
-from mlframework.commands import train
+from mlframework.backend import allocator
+from mlframework.cli import train
 
 #: How many blocks of 16 MiB come from the system, one after the other, before and after.
 PROBE = """
 import ctypes
-from mlframework import allocator
+from mlframework.backend import allocator
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 class State(ctypes.Structure):
@@ -33,7 +33,7 @@ print(mapped(), allocator.tune(), mapped())
 #: MB of RAM that a process has with much memory, without it, and after it was given back.
 RELEASED = """
 import torch
-from mlframework import allocator
+from mlframework.backend import allocator
 def resident():
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 allocator.tune()

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from mlframework.backend.sequence_operators import turned
 from mlframework.base_layers import GRU, BaseLayer, Transformer
 from mlframework.base_layers.recall import recalled, recalling
 from mlframework.base_layers.transformer import angles
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, UserError
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.sequence_operators import turned
 from mlframework.tasks import TaskDistribution
 from mlframework.testing import check_meta_layer, directional_errors
 

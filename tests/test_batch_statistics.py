@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from mlframework.backend.normalise import normalise
+from mlframework.backend.operators import ONCE, TRACED, differentiated
 from mlframework.base_layers import BatchStatistics, normalisation
-from mlframework.inner_loop import inner_loop
-from mlframework.inner_updates import SGD
-from mlframework.normalise import normalise
-from mlframework.operators import ONCE, TRACED, differentiated
+from mlframework.inner_loop import SGD
+from mlframework.inner_loop.inner_loop import inner_loop
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -174,8 +174,8 @@ def test_once_differentiated_the_gradients_are_the_same(layout):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("constant_steps", "expected"), [(0, [False, False]), (1, [True, False]), (2, [True, True])])
-def test_an_inner_loop_tells_which_of_its_gradients_are_constants(constant_steps, expected):
+@pytest.mark.parametrize(("detached_steps", "expected"), [(0, [False, False]), (1, [True, False]), (2, [True, True])])
+def test_an_inner_loop_tells_which_of_its_gradients_are_constants(detached_steps, expected):
     told = []
 
     def losses_of(params, step):
@@ -183,7 +183,7 @@ def test_an_inner_loop_tells_which_of_its_gradients_are_constants(constant_steps
         return params["w"].square().sum(1)
 
     w = {"w": torch.ones(2, 3, requires_grad=True)}
-    list(inner_loop(losses_of, w, SGD(w, lr=0.1), 2, constant_steps=constant_steps))
+    list(inner_loop(losses_of, w, SGD(w, lr=0.1), 2, detached_steps=detached_steps))
     assert told == expected
     with torch.no_grad():
         list(inner_loop(losses_of, w, SGD(w, lr=0.1), 1))

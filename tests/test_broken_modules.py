@@ -9,9 +9,9 @@ import torch
 from commands import SHORT, call
 
 import mlframework
-from mlframework import run
-from mlframework.commands import train
+from mlframework.cli import train
 from mlframework.episode import Examples
+from mlframework.runs import run
 
 SMALL = (*SHORT, "run_dir=run", "evaluation=none")
 INDUCTIVE = ["algorithm.batch_norm=inductive"]

@@ -9,17 +9,17 @@ import sympy
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from mlframework import capture as capture_module
-from mlframework.agreement import Undecided, require_agreement
+from mlframework.backend import capture as capture_module
+from mlframework.backend.capture import Capture
+from mlframework.backend.compiled import WholeStep, eager_gradients, keep_what_is_compiled, remember_indices
+from mlframework.backend.verify import Undecided, verify_against_eager
 from mlframework.base_layers import MLP, Conv4
-from mlframework.capture import Capture
-from mlframework.compiled import WholeStep, eager_gradients, keep_what_is_compiled, remember_indices
 from mlframework.errors import InvalidValue
-from mlframework.inner_updates import SGD, LayerStepRates
+from mlframework.inner_loop import SGD, LayerStepRates
 from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact, FirstOrder
 from mlframework.meta_layers.neural_network import Prototypes
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
+from mlframework.training.outer_loop import meta_gradient
 
 
 def maml(gradient):
@@ -227,10 +227,10 @@ def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kep
     def undecided_in_float32(layer, way, eagerly, episode):
         if next(layer.parameters()).dtype == torch.float32:
             raise Undecided("rounding moves it too far")
-        require_agreement(layer, way, eagerly, episode)
+        verify_against_eager(layer, way, eagerly, episode)
 
     layer = maml(Exact())
-    monkeypatch.setattr(capture_module, "require_agreement", undecided_in_float32)
+    monkeypatch.setattr(capture_module, "verify_against_eager", undecided_in_float32)
     if wrong:
         monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode, end: twice_as_long)
     capture = Capture(layer, "true")
@@ -250,7 +250,7 @@ def test_what_agreed_in_float64_is_judged_there_again_only_if_it_differs_more(no
             raise Undecided("rounding moves it too far")
         judged.append(off[0])
 
-    monkeypatch.setattr(capture_module, "require_agreement", undecided_in_float32)
+    monkeypatch.setattr(capture_module, "verify_against_eager", undecided_in_float32)
     monkeypatch.setattr(capture_module, "differences", lambda found, eager: torch.tensor([3e-4, 3e-3]) * off[0])
     for off[0] in (1.0, 2.0, 9.0, 0.5):  # each as in a new process
         layer = maml(Exact())

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
+from mlframework.backend.capture import Capture
+from mlframework.backend.compiled import eager_gradients
 from mlframework.base_layers import MLP
-from mlframework.capture import Capture
-from mlframework.compiled import eager_gradients
 from mlframework.meta_layers.svm.kernels import Linear
 from mlframework.meta_layers.svm.ridge import Ridge
 from mlframework.meta_layers.svm.support_vectors import CrammerSingerSVM

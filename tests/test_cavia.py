@@ -10,12 +10,12 @@ from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.errors import InvalidValue
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, FiLM, Shift
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors
+from mlframework.training.outer_loop import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from mlframework.base_layers import BaseLayer
-from mlframework.checkpoint import load_weights, save_weights
 from mlframework.errors import UserError
+from mlframework.training.checkpoint import load_weights, save_weights
 
 
 class Wide(nn.Linear):

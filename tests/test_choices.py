@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from mlframework.base_layers import MLP
-from mlframework.baselines import FittedEstimators, estimator_for, grid, raw_inputs
-from mlframework.choices import Candidate, Rule, choose, other_rule
 from mlframework.errors import FailedRun
-from mlframework.evaluation import Evaluation
-from mlframework.inner_updates import SGD
-from mlframework.judging import VALIDATION_SEED, TaskSet, task_values
+from mlframework.evaluation.baselines import FittedEstimators, estimator_for, grid, raw_inputs
+from mlframework.evaluation.choices import Candidate, Rule, choose, other_rule
+from mlframework.evaluation.evaluation import Evaluation
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
 from mlframework.tasks import Sinusoid
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from commands import SHORT, call
 
-from mlframework.commands import evaluate, train
-from mlframework.commands.command_line import command, job
+from mlframework.cli import evaluate, train
+from mlframework.cli.command_line import command, job
 from mlframework.errors import FailedRun
-from mlframework.run_folder import PARTS
+from mlframework.runs.run_folder import PARTS
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -49,7 +49,7 @@ def test_help_of_evaluation(tmp_path):
 
 
 def test_help_is_quick(tmp_path):
-    code = "import sys; sys.argv[1:] = ['--help']; from mlframework.commands.train import main\n"
+    code = "import sys; sys.argv[1:] = ['--help']; from mlframework.cli.train import main\n"
     code += "try: main()\nexcept SystemExit: assert not {'torch', 'sklearn', 'matplotlib'} & {*sys.modules}, 'heavy'"
     before = os.times()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

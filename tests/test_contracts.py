@@ -14,16 +14,16 @@ from PIL import Image
 from reference import Recurrent
 from torch import nn
 
-from mlframework import build
 from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.episode import Episode, Examples
 from mlframework.errors import EXAMPLES, IncompatibleTask
-from mlframework.inner_updates import SGD
-from mlframework.judging import judge_by_step
+from mlframework.evaluation.task_set import judge_by_step
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
-from mlframework.outer_loop import meta_gradient
+from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer, check_task_distribution
+from mlframework.training.outer_loop import meta_gradient
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -9,15 +9,15 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mlframework.backend.operators import TRACED, UNFOLDED, named
 from mlframework.base_layers import Conv4, convolution
 from mlframework.base_layers.conv4 import compared
 from mlframework.base_layers.convolution import METHODS, Convolution, Shape, method_for
 from mlframework.episode import Episode
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.operators import TRACED, UNFOLDED, named
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed
+from mlframework.training.outer_loop import meta_gradient
 
 #: Image, channels in and out, kernel, stride, padding: even and odd sizes, unequal sides, pixels no kernel reaches.
 CASES = [

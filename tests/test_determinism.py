@@ -8,14 +8,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from mlframework import tuning
+from mlframework.backend import stopwatch as tuning
 from mlframework.base_layers import MLP
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import OuterLoop, Pace
-from mlframework.run import train_run
-from mlframework.run_folder import RunFolder
+from mlframework.runs.run import train_run
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
+from mlframework.training.outer_loop import ExecutionPlan, OuterLoop
 
 SMALL = [
     "trainer.steps=3",
@@ -89,10 +89,10 @@ def test_a_resumed_run_takes_the_pace_that_its_stopwatch_chose_at_the_start(tmp_
 
 def test_what_was_asked_anew_is_chosen_anew():
     outer, other = (loop_of("auto") for _ in range(2))
-    outer.found[8] = Pace("loop", 4)
+    outer.found[8] = ExecutionPlan("loop", 4)
     state = outer.choices()
     other.restore_choices(state)
-    assert other.chosen(8) == Pace("loop", 4) and other.meta_layer.engine == "loop"
+    assert other.chosen(8) == ExecutionPlan("loop", 4) and other.meta_layer.engine == "loop"
     ruled = loop_of(None)
     ruled.restore_choices(state)
     assert not ruled.found and ruled.meta_layer.engine == "vectorised"

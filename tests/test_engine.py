@@ -8,14 +8,14 @@ import torch
 from reference import Recurrent
 from torch import nn
 
+from mlframework.backend.engine import choose_engine, over_tasks
 from mlframework.base_layers import MLP, BaseLayer, Stack
-from mlframework.engine import choose_engine, over_tasks
 from mlframework.errors import InvalidValue
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors, in_float64
+from mlframework.training.outer_loop import meta_gradient
 
 
 class DataDependent(nn.Module):
@@ -99,7 +99,7 @@ def test_loop_is_taken_at_its_word(caplog):
 def test_auto_falls_back_to_the_loop_and_names_the_module_in_one_line(refused, caplog):
     assert choose_engine(refused, episode_of(refused), "auto") == "loop"
     (record,) = caplog.records
-    assert record.name == "mlframework.engine"
+    assert record.name == "mlframework.backend.engine"
     assert record.levelno == logging.WARNING
     assert "\n" not in record.getMessage()
     assert len(record.getMessage()) < 240

@@ -15,15 +15,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC, LinearSVC
 
 from mlframework.base_layers import MLP, Conv4
-from mlframework.baselines import FittedEstimators, FromScratch, raw_inputs
 from mlframework.episode import Episode
 from mlframework.errors import UserError
-from mlframework.evaluation import Evaluation
-from mlframework.inner_updates import SGD, Adam
-from mlframework.judging import VALIDATION_SEED, Interval, TaskSet, judge_by_step, judge_tasks
+from mlframework.evaluation.baselines import FittedEstimators, FromScratch, raw_inputs
+from mlframework.evaluation.evaluation import Evaluation
+from mlframework.evaluation.sources import half_width_over_sources
+from mlframework.evaluation.task_set import VALIDATION_SEED, Interval, TaskSet, judge_by_step, judge_tasks
+from mlframework.inner_loop import SGD, Adam
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.neural_network import Prototypes
-from mlframework.sources import half_width_over_sources
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 
 CPU = torch.device("cpu")

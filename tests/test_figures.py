@@ -6,9 +6,9 @@ from matplotlib.colors import to_hex
 
 from mlframework.base_layers import MLP, Conv4
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.figures import GREEN, GRID, RED, by_step_figure, contact_sheet, episode_figure, fits
-from mlframework.inner_updates import SGD
-from mlframework.judging import Interval
+from mlframework.evaluation.figures import GREEN, GRID, RED, by_step_figure, contact_sheet, episode_figure, fits
+from mlframework.evaluation.task_set import Interval
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks import ArrayTasks, ClassIndexed, Digits, Sinusoid, TaskDistribution
@@ -81,7 +81,9 @@ def test_points_that_do_not_count_are_not_drawn(waves):
 def test_titles_state_the_query_loss_before_and_after(waves):
     meta_layer, episode = waves
     with torch.no_grad():
-        before, after = (meta_layer.judge(adapted_after(meta_layer, episode, n), episode)["query_loss"] for n in (0, 3))
+        before, after = (
+            meta_layer.query_metrics(adapted_after(meta_layer, episode, n), episode)["query_loss"] for n in (0, 3)
+        )
     titles = [axes.get_title() for axes in fits(meta_layer, episode).axes]
     assert titles == [f"query loss {b:.3g} → {a:.3g}" for b, a in zip(before, after, strict=True)]
 
@@ -128,7 +130,8 @@ def test_the_title_states_the_accuracy_over_queries_that_count(digits):
     figure = contact_sheet(meta_layer, episode)
     with torch.no_grad():
         metrics = [
-            meta_layer.judge(adapted_after(meta_layer, episode, n), episode)["query_accuracy"][0] for n in (3, 0)
+            meta_layer.query_metrics(adapted_after(meta_layer, episode, n), episode)["query_accuracy"][0]
+            for n in (3, 0)
         ]
     after, before = (f"{value:.2f}" for value in metrics)
     assert figure.get_suptitle() == f"2-way 2-shot: query accuracy {after} after 3 inner steps, {before} before"

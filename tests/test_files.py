@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mlframework.evaluation.task_set import Interval
 from mlframework.files import as_json, write_json
-from mlframework.judging import Interval
-from mlframework.run_folder import RunFolder
+from mlframework.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 

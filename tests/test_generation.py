@@ -16,13 +16,13 @@ from hydra.utils import instantiate
 
 import mlframework
 from mlframework.base_layers import GRU, Transformer
-from mlframework.commands.evaluate import main as evaluate
-from mlframework.commands.generate import main as generate_command
-from mlframework.commands.train import main as train
+from mlframework.cli.evaluate import main as evaluate
+from mlframework.cli.generate import main as generate_command
+from mlframework.cli.train import main as train
 from mlframework.errors import InvalidValue, UserError
+from mlframework.evaluation.text_samples import sample_sheet
 from mlframework.tasks.text import Source, TextTasks
 from mlframework.text.generation import Sampling, draw, generate, sample_rows
-from mlframework.text.samples import sample_sheet
 
 NETWORKS = {"transformer": partial(Transformer, width=8, depth=2, heads=2), "gru": partial(GRU, width=8)}
 ALGORITHMS = ("maml", "anil", "lora", "cavia", "in_context", "matching", "hypernetwork", "prototypes", "ridge")

@@ -10,22 +10,23 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-import mlframework.capture
-from mlframework import build, load
+import mlframework.backend.capture
+from mlframework import load
+from mlframework.backend.capture import Capture
+from mlframework.backend.compiled import eager_gradients
+from mlframework.backend.cuda_graphs import Recorded
+from mlframework.backend.stopwatch import medians
 from mlframework.base_layers import MLP
-from mlframework.capture import Capture
-from mlframework.compiled import eager_gradients
 from mlframework.episode import Episode
 from mlframework.errors import IncompatibleKind
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import meta_gradient
-from mlframework.recorded import Recorded
-from mlframework.run import train_run
-from mlframework.run_folder import RunFolder
+from mlframework.runs import build
+from mlframework.runs.run import train_run
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.testing import check_meta_layer, in_float64
-from mlframework.tuning import medians
+from mlframework.training.outer_loop import meta_gradient
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -82,7 +83,7 @@ def test_the_public_check_holds_there(algorithm):
 
 @pytest.mark.parametrize("algorithm", CAPTURED)
 def test_a_captured_step_gives_what_an_eager_one_gives(algorithm, float64, caplog):
-    caplog.set_level(logging.INFO, "mlframework.capture")
+    caplog.set_level(logging.INFO, "mlframework.backend.capture")
     *_, (layer, episode) = both(algorithm)
     capture = Capture(layer, "true")
     found, expected = capture(episode), eager_gradients(layer, episode)
@@ -129,7 +130,7 @@ class Weighted(MAML):
 
 
 def test_what_changes_with_the_outer_step_is_not_recorded(monkeypatch):
-    monkeypatch.setattr(mlframework.capture, "MOST_OPERATIONS", 0)  # in units
+    monkeypatch.setattr(mlframework.backend.capture, "MOST_OPERATIONS", 0)  # in units
     update = partial(SGD, lr=0.01)
     layer = Weighted(MLP(Sinusoid().spec, hidden=[8]), Sinusoid(), update=update, meta_gradient=Exact(), inner_steps=2)
     layer, episode = layer.to("cuda"), Sinusoid().sample(3, "train", torch.Generator().manual_seed(0)).to("cuda")

@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 import torch
 
+from mlframework.backend.compiled import eager_gradients, traced
+from mlframework.backend.graph_passes import lay_out, merge_products, sink
 from mlframework.base_layers import MLP
-from mlframework.compiled import eager_gradients, traced
 from mlframework.episode import Episode, Examples
-from mlframework.graph_passes import lay_out, merge_products, sink
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlframework import capture as capture_module
+from mlframework.backend import capture as capture_module
+from mlframework.backend.capture import Capture
 from mlframework.base_layers import MLP
-from mlframework.capture import Capture
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import Sinusoid
 from mlframework.testing import in_float64
+from mlframework.training.outer_loop import meta_gradient
 
 LR, STEPS = 0.01, 2
 

@@ -8,19 +8,19 @@ from reference import loss_of
 from test_meta_gradients import NETWORKS, episode_of, gradients, images
 from torch import nn
 
-from mlframework import capture as capture_module
+from mlframework.backend import capture as capture_module
+from mlframework.backend.capture import Capture
+from mlframework.backend.compiled import eager_gradients
 from mlframework.base_layers import MLP, BaseLayer
-from mlframework.capture import Capture
-from mlframework.compiled import eager_gradients
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
-from mlframework.inner_updates import SGD, Adam, Momentum
+from mlframework.inner_loop import SGD, Adam, BarzilaiBorwein, Momentum, Proximal
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.meta_layers.gradient_descent.imaml import BarzilaiBorwein, Implicit, Proximal
-from mlframework.outer_loop import meta_gradient
+from mlframework.meta_layers.gradient_descent.imaml import Implicit
 from mlframework.solvers.conjugate_gradient import conjugate_gradient
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors, flat
+from mlframework.training.outer_loop import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

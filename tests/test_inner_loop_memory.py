@@ -5,14 +5,14 @@ from functools import partial
 import pytest
 import torch
 
+from mlframework.backend.peak_memory import PeakMemory
 from mlframework.base_layers import MLP
-from mlframework.baselines import FromScratch
-from mlframework.inner_updates import SGD
-from mlframework.memory import PeakMemory
+from mlframework.evaluation.baselines import FromScratch
+from mlframework.inner_loop import SGD, Proximal
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
-from mlframework.meta_layers.gradient_descent.imaml import Implicit, Proximal
+from mlframework.meta_layers.gradient_descent.imaml import Implicit
+from mlframework.runs.trained import Trained
 from mlframework.tasks import Sinusoid
-from mlframework.trained import Trained
 
 FEW, MANY = 20, 200
 TASK = Sinusoid(k_shot=5, k_query=5)

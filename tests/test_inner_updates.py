@@ -10,15 +10,15 @@ import torch
 from hydra import compose, initialize_config_module
 from torch import nn
 
-from mlframework import build
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import inner_loop
-from mlframework.inner_updates import SGD, Adam, LearnedRates, LearnedUpdate, MetaCurvature, Momentum, RMSprop
-from mlframework.inner_updates.learned_update import preprocessed
+from mlframework.inner_loop import SGD, Adam, LearnedRates, LearnedUpdate, MetaCurvature, Momentum, RMSprop
+from mlframework.inner_loop.inner_loop import inner_loop
+from mlframework.inner_loop.learned_update import preprocessed
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import MissingGradient, meta_gradient
+from mlframework.runs import build
 from mlframework.tasks import Sinusoid
+from mlframework.training.outer_loop import MissingGradient, meta_gradient
 
 TASKS = 3
 UPDATES = Path(__file__).parent.parent / "conf" / "algorithm" / "update"
@@ -76,7 +76,7 @@ def trained_by(optimizer, start, steps):
 )
 def test_every_step_is_that_of_torchs_optimizer(update, optimizer):
     start = params_of_one_task()
-    initial, *trajectory = inner_loop(losses, stacked(start), update(start), 6, constant_steps=6)
+    initial, *trajectory = inner_loop(losses, stacked(start), update(start), 6, detached_steps=6)
     torch.testing.assert_close(dict(initial), stacked(start))
     for found, wanted in zip(trajectory, trained_by(optimizer, start, 6), strict=True):
         torch.testing.assert_close(dict(found), wanted, rtol=1e-9, atol=1e-10)
@@ -85,7 +85,7 @@ def test_every_step_is_that_of_torchs_optimizer(update, optimizer):
 @pytest.mark.usefixtures("float64")
 def test_adam_with_its_usual_eps_is_torchs_up_to_the_place_of_eps():
     start = params_of_one_task()
-    found = list(inner_loop(losses, stacked(start), Adam(start, lr=0.05), 6, constant_steps=6))[1:]
+    found = list(inner_loop(losses, stacked(start), Adam(start, lr=0.05), 6, detached_steps=6))[1:]
     for ours, theirs in zip(found, trained_by(partial(torch.optim.Adam, lr=0.05), start, 6), strict=True):
         torch.testing.assert_close(dict(ours), theirs, rtol=0, atol=1e-6)
 
@@ -224,8 +224,8 @@ def test_the_inner_loop_differentiates_through_all_steps_but_the_constant_ones(c
     def quadratic(params, step):
         return curvature / 2 * params["w"].square().sum(1)
 
-    for constant_steps, wanted in [(0, (1 - 0.1 * curvature) ** 4), (3, 1 - 0.1 * curvature), (4, torch.ones(2))]:
-        settings = {"constant_steps": constant_steps, "checkpoint_steps": checkpoint_steps}
+    for detached_steps, wanted in [(0, (1 - 0.1 * curvature) ** 4), (3, 1 - 0.1 * curvature), (4, torch.ones(2))]:
+        settings = {"detached_steps": detached_steps, "checkpoint_steps": checkpoint_steps}
         *_, adapted = inner_loop(quadratic, {"w": w}, SGD({"w": w[0]}, lr=0.1), 4, **settings)
         (gradient,) = torch.autograd.grad(adapted["w"].sum(), w)
         torch.testing.assert_close(gradient[:, 0], wanted)
@@ -261,9 +261,9 @@ def test_the_decay_of_a_constant_step_is_constant_and_clipping_is_differentiable
     def quadratic(params, step):
         return params["w"].square().sum(1) / 2
 
-    for constant_steps, wanted in [(0, 1 - 0.1 * 1.5), (1, 1.0)]:
+    for detached_steps, wanted in [(0, 1 - 0.1 * 1.5), (1, 1.0)]:
         _, moved = inner_loop(
-            quadratic, {"w": w}, SGD({"w": w[0]}, lr=0.1), 1, constant_steps=constant_steps, weight_decay=0.5
+            quadratic, {"w": w}, SGD({"w": w[0]}, lr=0.1), 1, detached_steps=detached_steps, weight_decay=0.5
         )
         (gradient,) = torch.autograd.grad(moved["w"].sum(), w)
         assert float(gradient) == pytest.approx(wanted)
@@ -310,7 +310,7 @@ def test_parameters_that_the_loss_does_not_depend_on_stay_and_are_named_once(upd
     assert torch.equal(adapted["features.spare"], torch.ones(2, 2))
     assert not torch.equal(adapted["features.linear.weight"][0], base_layer.features.linear.weight)
     (record,) = caplog.records
-    assert record.name == "mlframework.inner_loop"
+    assert record.name == "mlframework.inner_loop.inner_loop"
     assert "features.other, features.spare" in record.getMessage()
     with pytest.raises(MissingGradient, match=r"base_layer\.features\.spare, base_layer\.features\.other"):
         meta_gradient(meta_layer, episode)

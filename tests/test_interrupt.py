@@ -11,12 +11,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from mlframework.capture import Capture
-from mlframework.interrupt import deferred_interrupt
-from mlframework.run import train_run
-from mlframework.run_folder import RunFolder
+from mlframework.backend.capture import Capture
+from mlframework.runs.run import train_run
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.trainer import Trainer
+from mlframework.training.interrupt import deferred_interrupt
+from mlframework.training.trainer import Trainer
 
 SHORT = [
     "base_layer.hidden=[8]",

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework import capture as capture_module
-from mlframework import compiled, units
+from mlframework.backend import capture as capture_module
+from mlframework.backend import compiled
+from mlframework.backend import regions as units
+from mlframework.backend.capture import Capture, looks
+from mlframework.backend.compiled import eager_gradients
+from mlframework.backend.graph_cache import GraphCache, file_of
 from mlframework.base_layers import MLP
-from mlframework.capture import Capture, looks
-from mlframework.compiled import eager_gradients
-from mlframework.inner_updates import SGD
-from mlframework.kept_graphs import KeptGraphs, file_of
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
 
@@ -196,13 +197,13 @@ def test_small_arrays_count_with_their_numbers_and_data_with_their_shape():
 def test_another_line_in_a_file_of_the_users_own_is_another_question(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     file = tmp_path / "of_ones_own.py"
-    file.write_text("from mlframework.inner_updates import SGD\nclass Own(SGD):\n    pass\n")
+    file.write_text("from mlframework.inner_loop import SGD\nclass Own(SGD):\n    pass\n")
     import of_ones_own
 
     layer = maml()
     layer.update = of_ones_own.Own({}, lr=0.1)
     before = asked(layer)
-    file.write_text("from mlframework.inner_updates import SGD\nclass Own(SGD):\n    twice = True\n")
+    file.write_text("from mlframework.inner_loop import SGD\nclass Own(SGD):\n    twice = True\n")
     assert asked(layer) != before
     monkeypatch.delitem(sys.modules, "of_ones_own")
 
@@ -248,7 +249,7 @@ def twice(found):
 
 
 def test_a_file_that_cannot_be_removed_is_not_read_again(own_folder, monkeypatch):
-    layer, kept = maml(), KeptGraphs()
+    layer, kept = maml(), GraphCache()
     with kept.checked():
         kept.get(lambda: "first", layer, "anything")
     monkeypatch.setattr(os, "unlink", lambda *args: (_ for _ in ()).throw(PermissionError("no")))
@@ -260,7 +261,7 @@ def test_a_file_that_cannot_be_removed_is_not_read_again(own_folder, monkeypatch
 
 
 def test_what_nobody_has_found_for_long_is_removed(own_folder):
-    kept = KeptGraphs()
+    kept = GraphCache()
     with kept.checked():
         kept.get(lambda: 1, maml(), "old")
         kept.get(lambda: 2, maml(), "new")
@@ -272,7 +273,7 @@ def test_what_nobody_has_found_for_long_is_removed(own_folder):
 
 
 def test_what_cannot_be_written_down_is_built_in_every_process(own_folder):
-    layer, kept, built = maml(), KeptGraphs(), []
+    layer, kept, built = maml(), GraphCache(), []
     layer.something = lambda x: x
     with kept.checked():
         for _ in range(2):
@@ -284,7 +285,7 @@ def test_what_cannot_be_written_down_is_built_in_every_process(own_folder):
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path / "file" / "folder"))
-    kept, built = KeptGraphs(), []
+    kept, built = GraphCache(), []
     with kept.checked():
         kept.get(lambda: built.append(1), maml(), "anything")
     assert built == [1]

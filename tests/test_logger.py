@@ -13,15 +13,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from mlframework.base_layers import MLP
-from mlframework.checkpoint import Progress
-from mlframework.inner_updates import SGD
-from mlframework.judging import Interval
-from mlframework.logger import TensorBoardLogger, hyperparameters
+from mlframework.evaluation.task_set import Interval
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import OuterLoop
-from mlframework.run_folder import RunFolder
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.trainer import Trainer, Training
+from mlframework.training.checkpoint import Progress
+from mlframework.training.logger import TensorBoardLogger, hyperparameters
+from mlframework.training.outer_loop import OuterLoop
+from mlframework.training.trainer import Trainer, Training
 
 CONFIG = OmegaConf.create(
     {

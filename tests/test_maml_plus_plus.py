@@ -9,11 +9,10 @@ import torch
 from hydra import compose, initialize_config_module
 from torch.func import functional_call
 
-from mlframework import build
 from mlframework.base_layers import MLP, Conv4
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import inner_loop
-from mlframework.inner_updates import SGD, LayerStepRates
+from mlframework.inner_loop import SGD, LayerStepRates
+from mlframework.inner_loop.inner_loop import inner_loop
 from mlframework.meta_layers.gradient_descent import (
     MAML,
     AnnealedOrder,
@@ -24,9 +23,10 @@ from mlframework.meta_layers.gradient_descent import (
     ParameterDifference,
     PerStepNorm,
 )
-from mlframework.outer_loop import OuterLoop, meta_gradient
+from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed
 from mlframework.testing import check_meta_layer, directional_errors, in_float64
+from mlframework.training.outer_loop import OuterLoop, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -106,8 +106,8 @@ def test_the_multi_step_loss_and_gradient_are_the_weighted_sums_of_those_after_e
 @pytest.mark.parametrize(("outer_step", "judged"), [(0, 3), (3, 3), (4, 1)])
 def test_query_losses_that_weigh_nothing_are_not_computed(outer_step, judged, monkeypatch):
     meta_layer, calls = maml(step_weights=MultiStep(steps=4)), []
-    judge = meta_layer.judge
-    monkeypatch.setattr(meta_layer, "judge", lambda *args: calls.append(args) or judge(*args))
+    judge = meta_layer.query_metrics
+    monkeypatch.setattr(meta_layer, "query_metrics", lambda *args: calls.append(args) or judge(*args))
     meta_layer.outer_step = outer_step
     meta_layer.meta_loss(episode())
     assert len(calls) == judged

@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_module
 from test_contracts import presets
 from test_docs import DOCS, FENCE
 
-from mlframework import build
-from mlframework.check_config import check_config
 from mlframework.meta_layers.gradient_descent.cavia import FiLM
 from mlframework.meta_layers.gradient_descent.imaml import Implicit
+from mlframework.runs import build
+from mlframework.runs.check_config import check_config
 
 PAGE = (DOCS / "meta_gradient_descent.md").read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, BatchStatistics, Conv4, Stack
 from mlframework.errors import InvalidValue
-from mlframework.inner_updates import (
+from mlframework.inner_loop import (
     SGD,
     Adam,
     LayerStepRates,
@@ -20,9 +20,9 @@ from mlframework.inner_updates import (
     RMSprop,
 )
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference, Truncated
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import directional_errors, flat, in_float64
+from mlframework.training.outer_loop import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -422,6 +422,6 @@ def test_features_in_one_pass_give_the_meta_loss_of_adapting_and_judging(kind, n
     task = classes()
     layer, episode = kind(MLP(task.spec, hidden=[8], norm=norm), task, batch_norm="support"), drawn(task)
     losses, metrics = layer.meta_loss(episode)
-    expected = layer.judge(layer.adapt(episode.support), episode)
+    expected = layer.query_metrics(layer.adapt(episode.support), episode)
     torch.testing.assert_close(losses, expected["query_loss"])
     torch.testing.assert_close(metrics, expected)

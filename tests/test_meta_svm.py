@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer
-from mlframework.commands import evaluate, train
+from mlframework.cli import evaluate, train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.svm import (
@@ -29,10 +29,10 @@ from mlframework.meta_layers.svm import (
     OneVsRestSVM,
     Ridge,
 )
-from mlframework.outer_loop import meta_gradient
 from mlframework.solvers.solution import Solution
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer
+from mlframework.training.outer_loop import meta_gradient
 
 KERNELS = {"linear": Linear, "with an offset": lambda: Linear(constant=0.7), "rbf": lambda: RBF(gamma=0.6)}
 
@@ -221,7 +221,7 @@ def test_tasks_that_did_not_converge_are_said_aloud_once_and_reported_each_time(
     layer = on_inputs(OneStep, task)
     episode = draw(task)
     with caplog.at_level(logging.WARNING):
-        metrics = [layer.judge(layer.adapt(episode.support), episode) for _ in range(3)]
+        metrics = [layer.query_metrics(layer.adapt(episode.support), episode) for _ in range(3)]
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
         "OneStep: the solver did not converge in 4 of 4 tasks"
     ]
@@ -238,7 +238,7 @@ def test_features_that_are_not_finite_end_in_a_loss_that_is_not_finite():
     episode = episode._replace(support=episode.support._replace(x=x))
     for member, settings, _ in MEMBERS.values():
         layer = on_inputs(member, task, kernel=Linear(), **settings)
-        metrics = layer.judge(layer.adapt(episode.support), episode)
+        metrics = layer.query_metrics(layer.adapt(episode.support), episode)
         assert metrics["query_loss"].isfinite().tolist() == [True, False, True, True], member
         assert metrics["solver_converged"].tolist() == [1.0, 0.0, 1.0, 1.0], member
 

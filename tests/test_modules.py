@@ -11,11 +11,11 @@ from torch.nn.utils import parametrizations
 
 from mlframework.base_layers import BaseLayer
 from mlframework.errors import UserError
-from mlframework.inner_updates import SGD
-from mlframework.judging import judge_by_step
+from mlframework.evaluation.task_set import judge_by_step
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
-from mlframework.outer_loop import MissingGradient, OuterLoop, meta_gradient
 from mlframework.tasks import Sinusoid
+from mlframework.training.outer_loop import MissingGradient, OuterLoop, meta_gradient
 
 TASK = Sinusoid()
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlframework.evaluation import Report
-from mlframework.evaluation import Row as ReportRow
-from mlframework.judging import Interval
-from mlframework.number_format import shown, shown_interval
-from mlframework.sweep import Row, table
-from mlframework.tables import print_table, show_report
+from mlframework.evaluation.evaluation import Report
+from mlframework.evaluation.evaluation import Row as ReportRow
+from mlframework.evaluation.number_format import shown, shown_interval
+from mlframework.evaluation.task_set import Interval
+from mlframework.runs.sweep import Row, table
+from mlframework.runs.tables import print_table, show_report
 
 
 def numbers(seed: int) -> list[float]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from mlframework import optimizer_step as module
-from mlframework.optimizer_step import may_be_called_directly, optimizer_step
+from mlframework.backend import optimizer_step as module
+from mlframework.backend.optimizer_step import may_be_called_directly, optimizer_step
 
 SETTINGS = [
     (torch.optim.Adam, {}),

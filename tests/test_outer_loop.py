@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework import outer_loop as outer_loop_module
+from mlframework.backend.compiled import WholeStep
 from mlframework.base_layers import MLP
-from mlframework.compiled import WholeStep
 from mlframework.errors import InvalidValue
-from mlframework.inner_updates import SGD, LearnedRates
+from mlframework.inner_loop import SGD, LearnedRates
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import MissingGradient, NotFinite, OuterLoop, Pace, meta_gradient
 from mlframework.tasks import Sinusoid
+from mlframework.training import outer_loop as outer_loop_module
+from mlframework.training.outer_loop import ExecutionPlan, MissingGradient, NotFinite, OuterLoop, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -235,7 +235,7 @@ def test_an_automatic_chunk_tries_a_loop_over_all_tasks_where_they_are_few(monke
 
     monkeypatch.setattr(outer_loop_module, "fastest", last)
     outer, episode = sinusoid_loop(chunk="auto", tasks=tasks, **settings)
-    assert outer.pace(episode) == Pace("vectorised", tasks)
+    assert outer.pace(episode) == ExecutionPlan("vectorised", tasks)
     assert asked == expected
 
 
@@ -253,7 +253,7 @@ def test_an_automatic_chunk_tries_a_loop_over_all_tasks_where_they_are_few(monke
 def test_by_rule_all_tasks_are_taken_at_once_and_a_loop_takes_all_of_a_few(monkeypatch, tasks, settings, chunk):
     monkeypatch.delattr(outer_loop_module, "fastest")  # no stopwatch is asked
     outer, episode = sinusoid_loop(tasks=tasks, **settings)
-    assert outer.pace(episode) == Pace(settings.get("engine", "vectorised"), chunk)
+    assert outer.pace(episode) == ExecutionPlan(settings.get("engine", "vectorised"), chunk)
 
 
 def test_the_question_of_a_pace_is_the_same_at_every_outer_step():
@@ -267,15 +267,15 @@ def test_compiled_steps_take_as_many_tasks_as_have_their_tensors_near_in_parts_o
     meta_layer = maml()
     episode = episode_of(meta_layer)
     outer = outer_loop(meta_layer, capture="true")
-    alone = outer.peak(Pace("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
+    alone = outer.peak(ExecutionPlan("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
     for near, chunk in [(1.0, 1), (2.5 * alone, 2), (4.5 * alone, 3), (1e12, 6)]:
-        monkeypatch.setattr(outer_loop_module, "NEAR", near)
-        assert outer.rule_pace(episode) == Pace("vectorised", chunk)
+        monkeypatch.setattr(outer_loop_module, "CACHE_BYTES", near)
+        assert outer.rule_pace(episode) == ExecutionPlan("vectorised", chunk)
 
 
 def test_a_memory_limit_bounds_the_tasks_at_a_time_and_what_is_predicted_comes_about(caplog):
     unlimited, episode = sinusoid_loop(tasks=32)
-    whole = unlimited.peak(Pace("vectorised", None), episode)
+    whole = unlimited.peak(ExecutionPlan("vectorised", None), episode)
     outer, _ = sinusoid_loop(tasks=32, memory_limit=whole / 4e9)
     with caplog.at_level(logging.INFO):
         pace = outer.pace(episode)

@@ -13,7 +13,7 @@ from commands import SHORT
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from test_docs import DOCS, FENCE
 
-from mlframework.plugins import InstalledConfigs
+from mlframework.cli.plugins import InstalledConfigs
 
 ALGORITHM = "_target_: their_package.layers.NearestMean\n"
 

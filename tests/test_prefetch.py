@@ -10,15 +10,15 @@ import torch
 from commands import call
 from hydra import compose, initialize_config_module
 
-from mlframework import prefetch
-from mlframework.checkpoint import Progress
-from mlframework.commands.train import main
+from mlframework.cli.train import main
 from mlframework.errors import InvalidValue
-from mlframework.prefetch import Prefetch, Worker
-from mlframework.run import train_run
-from mlframework.run_folder import RunFolder
+from mlframework.runs.run import train_run
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.trainer import Trainer
+from mlframework.training import prefetch
+from mlframework.training.checkpoint import Progress
+from mlframework.training.prefetch import Prefetch, Worker
+from mlframework.training.trainer import Trainer
 
 TASK = Sinusoid(k_shot=3, k_query=2)
 OVERRIDES = [

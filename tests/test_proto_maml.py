@@ -8,17 +8,17 @@ from test_meta_gradients import NETWORKS, episode_of, images
 from torch import nn
 from torch.func import functional_call
 
-from mlframework import build
 from mlframework.base_layers import MLP, BaseLayer
-from mlframework.check_config import check_config
 from mlframework.errors import IncompatibleKind, InvalidValue
-from mlframework.inner_updates import SGD, Adam, LearnedRates
+from mlframework.inner_loop import SGD, Adam, LearnedRates
 from mlframework.meta_layers.gradient_descent import Exact
 from mlframework.meta_layers.gradient_descent.proto_maml import ProtoMAML
 from mlframework.meta_layers.neural_network import Prototypes
-from mlframework.outer_loop import meta_gradient
+from mlframework.runs import build
+from mlframework.runs.check_config import check_config
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors
+from mlframework.training.outer_loop import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

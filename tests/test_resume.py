@@ -18,15 +18,15 @@ from hydra import compose, initialize_config_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from mlframework import run
 from mlframework.base_layers import MLP
-from mlframework.checkpoint import Progress
 from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue, UserError
-from mlframework.run import train_run
-from mlframework.run_folder import RunFolder
+from mlframework.runs import run
+from mlframework.runs.run import train_run
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.trainer import Trainer
+from mlframework.training.checkpoint import Progress
+from mlframework.training.trainer import Trainer
 
 KILLS, STEPS = 3, 300
 OVERRIDES = [
@@ -98,7 +98,7 @@ def test_a_run_killed_several_times_after_a_checkpoint_ends_bit_for_bit_like_one
     train(whole)
     # A server that has torch imported already: each process then starts, and dies, in the midst of its work.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlframework.run", "hydra", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["mlframework.runs.run", "hydra", "torch.utils.tensorboard"])
     moments, started, reached = random.Random(0), [], [0]
     for _ in range(KILLS):
         process = context.Process(target=train_noting_start, args=(killed, note))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from commands import SHORT, call
 
-from mlframework.commands import train
+from mlframework.cli import train
 from mlframework.errors import InvalidValue
 from mlframework.files import part_of
-from mlframework.run_folder import RunFolder
+from mlframework.runs.run_folder import RunFolder
 
 RUN = (*SHORT, "evaluation=none", "run_dir=run")
 

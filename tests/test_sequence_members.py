@@ -12,7 +12,7 @@ from torch import nn
 
 from mlframework.base_layers import GRU, BaseLayer, Stack, TakesMask, Transformer
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
 from mlframework.meta_layers.gradient_descent.lora import LoRA, LowRank
 from mlframework.meta_layers.neural_network import (

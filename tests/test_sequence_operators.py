@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mlframework.sequence_operators import across, along, causal, gelu, least, rotations, to_unit_mean_square, turned
+from mlframework.backend.sequence_operators import (
+    across,
+    along,
+    causal,
+    gelu,
+    least,
+    rotations,
+    to_unit_mean_square,
+    turned,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 

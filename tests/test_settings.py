@@ -12,13 +12,13 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mlframework import build
-from mlframework.check_config import check_config, leaves, parts
-from mlframework.commands import generate, train
+from mlframework.cli import generate, train
 from mlframework.errors import InvalidValue
-from mlframework.faults import fault
-from mlframework.run import check_process, set_up
-from mlframework.run_folder import PARTS, RunFolder
+from mlframework.runs import build
+from mlframework.runs.check_config import check_config, leaves, parts
+from mlframework.runs.error_report import fault
+from mlframework.runs.run import check_process, set_up
+from mlframework.runs.run_folder import PARTS, RunFolder
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -8,10 +8,10 @@ from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, Stack, Transformer
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.inner_updates import SGD, Adam
+from mlframework.inner_loop import SGD, Adam
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import TaskDistribution
+from mlframework.training.outer_loop import meta_gradient
 
 
 class Regression(TaskDistribution):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework import stacked
+from mlframework.backend import stacked
+from mlframework.backend.engine import over_tasks
 from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack, Transformer
 from mlframework.base_layers.transformer import Block
-from mlframework.engine import over_tasks
 from mlframework.episode import TaskSpec
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import Sinusoid
+from mlframework.training.outer_loop import meta_gradient
 
 
 def random_params(module, tasks, names):

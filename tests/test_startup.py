@@ -11,8 +11,8 @@ LATER = ["faker", "matplotlib", "scipy", "sklearn"]
 
 PROBE = f"""
 import gc, json, sys
-import mlframework.commands.train, mlframework.evaluation, mlframework.logger
-from mlframework.run import import_compiler
+import mlframework.cli.train, mlframework.evaluation.evaluation, mlframework.training.logger
+from mlframework.runs.run import import_compiler
 import_compiler()
 print(json.dumps([[name for name in {LATER} if name in sys.modules], "torch._dynamo" in sys.modules, gc.isenabled()]))
 """

@@ -15,9 +15,9 @@ from commands import SHORT, call
 from omegaconf import OmegaConf
 from scipy import stats
 
-from mlframework.commands import train
-from mlframework.run_folder import RunFolder
-from mlframework.sweep import Row, direction, grouped, read_rows
+from mlframework.cli import train
+from mlframework.runs.run_folder import RunFolder
+from mlframework.runs.sweep import Row, direction, grouped, read_rows
 
 #: One thread, as the workers of joblib have: other threads add up in another order.
 SMALL = (*SHORT, "threads=1", "evaluation=none", "base_layer=mlp", "base_layer.hidden=[8]")
@@ -157,10 +157,8 @@ def two(tmp_path_factory):
 def test_a_second_sweep_is_refused_while_another_runs_in_the_same_folder(tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
-    hold = (
-        f"import sys; from mlframework.sweep import locked; lock = locked(__import__('pathlib').Path({str(folder)!r}))"
-    )
-    code = f"{hold}; print('held', flush=True); sys.stdin.read()"
+    hold = f"lock = locked(__import__('pathlib').Path({str(folder)!r}))"
+    code = f"import sys; from mlframework.runs.sweep import locked; {hold}; print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -321,7 +319,7 @@ def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path):
 def test_a_launcher_that_is_not_installed_names_the_extra(tmp_path):
     hide = "import sys; sys.modules['hydra_plugins.hydra_joblib_launcher'] = None; "
     start = "sys.argv = ['mlframework-train', '-m', 'launcher=joblib', 'seed=0,1']; "
-    code = f"{hide}{start}from mlframework.commands.train import main; main()"
+    code = f"{hide}{start}from mlframework.cli.train import main; main()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )

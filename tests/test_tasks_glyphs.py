@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mlframework.errors import InvalidValue
 from mlframework.tasks import Glyphs
-from mlframework.tasks.glyphs import (
+from mlframework.tasks.images.glyphs import (
     COMPARED,
     FACES,
     FAMILY_ALIKE,

@@ -15,10 +15,10 @@ from PIL import Image
 
 from mlframework.base_layers import Conv4
 from mlframework.errors import InvalidValue, UserError
-from mlframework.inner_updates import SGD
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.outer_loop import meta_gradient
 from mlframework.tasks import ImageFolder
+from mlframework.training.outer_loop import meta_gradient
 
 SPLITS = ("train", "validation", "test")
 

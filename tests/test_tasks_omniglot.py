@@ -15,7 +15,7 @@ from PIL import Image
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.tasks import Omniglot
-from mlframework.tasks.omniglot import VALIDATION_ALPHABETS
+from mlframework.tasks.images.omniglot import VALIDATION_ALPHABETS
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -225,7 +225,7 @@ def test_what_is_missing_and_may_not_be_downloaded_is_named_with_its_place(tmp_p
 
 def test_a_download_that_fails_says_what_to_put_where(tmp_path, monkeypatch):
     # Port 9 of this machine discards; nothing listens there, as with no network.
-    monkeypatch.setattr("mlframework.tasks.omniglot.URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr("mlframework.tasks.images.omniglot.URL", "http://127.0.0.1:9/")
     with pytest.raises(UserError, match="cannot be downloaded") as caught:
         omniglot(tmp_path).sample(1, "train", seeded())
     for part in ("images_background.zip", "images_evaluation.zip", str(tmp_path / "omniglot")):

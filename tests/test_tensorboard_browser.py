@@ -47,7 +47,7 @@ return found.filter(each => each.checkVisibility()).map(each => each.textContent
 def sweep(tmp_path_factory):
     """The folder of a real sweep of two algorithms over two tasks."""
     folder = tmp_path_factory.mktemp("multirun")
-    command = [sys.executable, "-m", "mlframework.commands.train", "-m", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "-m", "mlframework.cli.train", "-m", f"hydra.sweep.dir={folder}"]
     chosen = [f"algorithm={','.join(ALGORITHMS)}", f"task={','.join(TASKS)}", "evaluation=none", *SHORT]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(

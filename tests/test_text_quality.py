@@ -10,15 +10,15 @@ from commands import call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mlframework.base_layers import BaseLayer
-from mlframework.baselines import ngram_values
-from mlframework.commands.train import main as train
+from mlframework.cli.train import main as train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
-from mlframework.evaluation import Evaluation
-from mlframework.judging import VALIDATION_SEED, TaskSet
+from mlframework.evaluation.baselines import ngram_values
+from mlframework.evaluation.evaluation import Evaluation
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
+from mlframework.evaluation.text_quality import TextQuality
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import Source, TextTasks
-from mlframework.text.quality import TextQuality
 
 ALPHABETS = ("abcde", "fghij", "klmno", "pqrst", "uvwxy")
 

@@ -10,12 +10,12 @@ import torch
 from commands import call
 
 import mlframework
-from mlframework.commands.train import main
+from mlframework.cli.train import main
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
-from mlframework.judging import TaskSet
-from mlframework.run import load_run
-from mlframework.run_folder import RunFolder
+from mlframework.evaluation.task_set import TaskSet
+from mlframework.runs.run import load_run
+from mlframework.runs.run_folder import RunFolder
 
 #: Digits by batch norm, trained for a second and judged on eight tasks.
 DIGITS = (

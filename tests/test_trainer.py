@@ -20,13 +20,13 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from test_logger import points
 
-from mlframework import checkpoint, trainer
-from mlframework.commands.train import main, monitored
+from mlframework.cli.train import main, monitored
 from mlframework.errors import FailedRun, InvalidValue, UserError
-from mlframework.logger import TensorBoardLogger
-from mlframework.run import evaluate_run, set_up, train_run
-from mlframework.run_folder import RunFolder
+from mlframework.runs.run import evaluate_run, set_up, train_run
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
+from mlframework.training import checkpoint, trainer
+from mlframework.training.logger import TensorBoardLogger
 
 SMALL = [
     "base_layer.hidden=[8]",

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from mlframework import tuning
-from mlframework.tuning import fastest, known
+from mlframework.backend import stopwatch as tuning
+from mlframework.backend.stopwatch import fastest, known
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 
+from mlframework.backend.compiled import NotCapturable
+from mlframework.backend.graph_cache import GraphCache
+from mlframework.backend.regions import NotCompiled, Units
 from mlframework.base_layers import MLP
-from mlframework.compiled import NotCapturable
-from mlframework.inner_updates import SGD
-from mlframework.kept_graphs import KeptGraphs
+from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
-from mlframework.units import NotCompiled, Units
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def layer():
 
 @pytest.fixture
 def run(layer):
-    kept = KeptGraphs()
+    kept = GraphCache()
     with kept.checked(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making
         yield Units(layer, kept)
@@ -200,4 +200,4 @@ def test_buffers_may_be_replaced(run, layer):
 
 def test_what_has_not_been_compiled_is_refused_where_nobody_checks(layer):
     with pytest.raises(NotCompiled):
-        Units(layer, KeptGraphs())(plainly, torch.rand(4), 1)
+        Units(layer, GraphCache())(plainly, torch.rand(4), 1)

@@ -15,8 +15,8 @@ from commands import SHORT, call
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mlframework.commands import evaluate, generate, train
-from mlframework.run_folder import PARTS, RunFolder
+from mlframework.cli import evaluate, generate, train
+from mlframework.runs.run_folder import PARTS, RunFolder
 
 #: What is typed, and what is answered.
 TRAIN = [

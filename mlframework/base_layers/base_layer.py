@@ -28,7 +28,7 @@ class Stack(nn.Sequential, TakesMask):
 class Composed(TakesMask):
     """A module whose parameters all belong to its parts, and which says how these are run, one task's or many's.
 
-    So that it can be run on parameters of each task without vmap; see `mlframework.stacked`.
+    So that it can be run on parameters of each task without vmap; see `mlframework.backend.stacked`.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mlframework.backend.operators import is_traced
 from mlframework.base_layers.base_layer import BaseLayer, Stack
 from mlframework.base_layers.convolution import Convolution
 from mlframework.base_layers.normalisation import NORMS
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, nearest
-from mlframework.operators import is_traced
 
 __all__ = ["Conv4"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
-from mlframework.operators import Pair, convolve, is_traced, sizes, tracked, unfolded
+from mlframework.backend.operators import Pair, convolve, is_traced, sizes, tracked, unfolded
 
 __all__ = ["METHODS", "Convolution", "Shape", "method_for"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mlframework.backend.normalise import is_seen, normalise
+from mlframework.backend.operators import is_traced, tracked
 from mlframework.base_layers.base_layer import MixesExamples
-from mlframework.normalise import is_seen, normalise
-from mlframework.operators import is_traced, tracked
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
 

@@ -9,12 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mlframework.base_layers.base_layer import BaseLayer, Composed, Run, Stack, TakesMask
-from mlframework.base_layers.recall import Recalls
-from mlframework.base_layers.sequences import check_sequence
-from mlframework.episode import TaskSpec
-from mlframework.errors import InvalidValue
-from mlframework.sequence_operators import (
+from mlframework.backend.sequence_operators import (
     across,
     along,
     causal,
@@ -24,6 +19,11 @@ from mlframework.sequence_operators import (
     to_unit_mean_square,
     turned,
 )
+from mlframework.base_layers.base_layer import BaseLayer, Composed, Run, Stack, TakesMask
+from mlframework.base_layers.recall import Recalls
+from mlframework.base_layers.sequences import check_sequence
+from mlframework.episode import TaskSpec
+from mlframework.errors import InvalidValue
 
 __all__ = ["Attention", "LearnedPositions", "RMSNorm", "Transformer"]
 

@@ -1,6 +1,6 @@
 """Meta layers: the algorithms, in their families."""
 
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer, Metrics
-from mlframework.meta_layers.on_features import OnFeatures
 
-__all__ = ["Adapted", "MetaLayer", "Metrics", "OnFeatures"]
+__all__ = ["Adapted", "FeatureMetaLayer", "MetaLayer", "Metrics"]

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework import stacked
-from mlframework.attention import differentiable_attention
+from mlframework.backend import stacked
+from mlframework.backend.attention import differentiable_attention
+from mlframework.backend.engine import Engine, over_tasks
+from mlframework.backend.swap_tensors import is_tied, swap_tensors
 from mlframework.base_layers.base_layer import NEEDED, BaseLayer
-from mlframework.engine import Engine, over_tasks
-from mlframework.episode import Episode, Examples, Kind
+from mlframework.episode import Episode, Examples, Kind, Params
 from mlframework.errors import IncompatibleKind, InvalidValue
-from mlframework.holding import holding, is_tied
-from mlframework.inner_loop import Params, Run, call
+from mlframework.inner_loop.inner_loop import Run, call
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "matching"]
@@ -59,9 +59,9 @@ class MetaLayer(nn.Module, ABC):
     test_inner_steps: int = 0
     #: Outer steps taken so far, set by the outer loop, for what changes while meta-training.
     outer_step: int = 0
-    #: How the base layer runs over tasks; see `mlframework.engine`.
+    #: How the base layer runs over tasks; see `mlframework.backend.engine`.
     engine: Engine = "vectorised"
-    #: How the parts of a step are called that an algorithm repeats; see `mlframework.capture`.
+    #: How the parts of a step are called that an algorithm repeats; see `mlframework.backend.capture`.
     run: Run = staticmethod(call)
 
     def __init__(
@@ -120,15 +120,15 @@ class MetaLayer(nn.Module, ABC):
         By default the query loss of the adapted model. Algorithms with another way to the meta-gradient return a loss
         whose gradient is theirs.
         """
-        metrics = self.judge(self.adapt(episode.support), episode)
+        metrics = self.query_metrics(self.adapt(episode.support), episode)
         return metrics["query_loss"], metrics
 
-    def judge(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy | None = None) -> Metrics:
+    def query_metrics(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy | None = None) -> Metrics:
         """The query loss and the task's metrics of adapted models, each `[tasks]`, named `query_...`."""
         prediction = self.predict_query(adapted, episode, batch_norm or self.batch_norm)
-        return self.scored(adapted, prediction, episode.query)
+        return self.metrics_of(adapted, prediction, episode.query)
 
-    def scored(self, adapted: Adapted, prediction: Tensor, query: Examples) -> Metrics:
+    def metrics_of(self, adapted: Adapted, prediction: Tensor, query: Examples) -> Metrics:
         """The query loss and metrics of predictions `[tasks, n, out_features]` for a query set; see `judge`."""
         scores = self.task.scores(prediction, query.y, query.mask)
         return {**{f"query_{name}": value for name, value in scores.items()}, **self.diagnostics(adapted)}
@@ -141,7 +141,7 @@ class MetaLayer(nn.Module, ABC):
         """Predictions for the query set `[tasks, n, out_features]` under a policy."""
         support, query = episode
         if batch_norm == "transductive" or not self.base_layer.mixes_examples:
-            return self.predict(adapted, query.x, self.needed(query.mask))
+            return self.predict(adapted, query.x, self.mask_or_none(query.mask))
         if batch_norm == "support":
             # Rows that a mask leaves out are normalised by those that it counts.
             mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1)
@@ -150,7 +150,7 @@ class MetaLayer(nn.Module, ABC):
         for row in range(query.x.shape[1]):
             x = torch.cat([support.x, query.x[:, row : row + 1]], dim=1)
             mask = torch.cat([support.mask, torch.ones_like(support.mask[:, :1])], dim=1)
-            alone.append(self.predict(adapted, x, self.needed(mask))[:, -1])
+            alone.append(self.predict(adapted, x, self.mask_or_none(mask))[:, -1])
         return torch.stack(alone, dim=1)
 
     def targets(self, examples: Examples) -> Tensor:
@@ -166,7 +166,7 @@ class MetaLayer(nn.Module, ABC):
             return x.dtype
         return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
-    def needed(self, mask: Tensor) -> Tensor | None:
+    def mask_or_none(self, mask: Tensor) -> Tensor | None:
         """The mask, or None where the task promises that everything counts, which is cheaper."""
         return mask if self.task.spec.ragged else None
 
@@ -184,7 +184,7 @@ class MetaLayer(nn.Module, ABC):
         def one_task(params: Params, *inputs: Tensor) -> Tensor:
             # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.
             buffers = {name: buffer.clone() for name, buffer in self.base_layer.named_buffers()}
-            with holding(self.base_layer, {**buffers, **params}):
+            with swap_tensors(self.base_layer, {**buffers, **params}):
                 return self.base_layer(*inputs)
 
         with differentiable_attention():

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlframework.episode import Params
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params
 
 __all__ = ["CGSolution", "conjugate_gradient", "inner_product"]
 

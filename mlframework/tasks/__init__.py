@@ -1,11 +1,11 @@
 """Task distributions: where episodes come from."""
 
-from mlframework.tasks.digits import Digits
 from mlframework.tasks.few_shot import ArrayTasks, ClassIndexed, FewShotClassification
-from mlframework.tasks.glyphs import Glyphs
-from mlframework.tasks.image_folder import ImageFolder
-from mlframework.tasks.omniglot import Omniglot
-from mlframework.tasks.sinusoid import Sinusoid
+from mlframework.tasks.images.digits import Digits
+from mlframework.tasks.images.glyphs import Glyphs
+from mlframework.tasks.images.image_folder import ImageFolder
+from mlframework.tasks.images.omniglot import Omniglot
+from mlframework.tasks.regression.sinusoid import Sinusoid
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text import TextFolder, TextLanguages, TextRoles, TextTasks
 

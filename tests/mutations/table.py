@@ -36,10 +36,11 @@ class File:
         return Mutation(name, f"mlframework/{self.file}", old, new, f"tests/{path}")
 
 
-inner_loop = File("inner_loop.py", "test_inner_updates.py")
-rates = File("inner_updates/learned_rates.py", "test_maml_plus_plus.py")
+inner_loop = File("inner_loop/inner_loop.py", "test_inner_updates.py")
+rates = File("inner_loop/learned_rates.py", "test_maml_plus_plus.py")
 maml = File("meta_layers/gradient_descent/maml.py", "test_meta_gradients.py")
 meta_gradients = File("meta_layers/gradient_descent/meta_gradients.py", "test_meta_gradients.py")
+proximal = File("inner_loop/proximal.py", "test_imaml.py")
 imaml = File("meta_layers/gradient_descent/imaml.py", "test_imaml.py")
 conjugate = File("solvers/conjugate_gradient.py", "test_imaml.py")
 cavia = File("meta_layers/gradient_descent/cavia.py", "test_cavia.py")
@@ -54,52 +55,52 @@ hypernetwork = File("meta_layers/neural_network/hypernetwork.py", "test_meta_neu
 meta_networks = File("meta_layers/neural_network/meta_networks.py", "test_meta_neural_network.py")
 networks = File("meta_layers/neural_network/networks.py", "test_meta_neural_network.py")
 in_context = File("meta_layers/neural_network/in_context.py", "test_sequence_members.py")
-on_features = File("meta_layers/on_features.py", "test_meta_neural_network.py")
+on_features = File("meta_layers/feature_meta_layer.py", "test_meta_neural_network.py")
 meta_layer = File("meta_layers/meta_layer.py", "test_evaluation.py")
 kernel_machine = File("meta_layers/svm/kernel_machine.py", "test_sequence_members.py")
 support_vectors = File("solvers/support_vectors.py", "test_solvers.py")
 ridge = File("solvers/ridge.py", "test_solvers.py")
 logistic = File("solvers/logistic.py", "test_solvers.py")
-outer_loop = File("outer_loop.py", "test_outer_loop.py")
+outer_loop = File("training/outer_loop.py", "test_outer_loop.py")
 episode = File("episode.py", "test_tasks_text.py")
 
-evaluation = File("evaluation.py", "test_evaluation.py")
-choices = File("choices.py", "test_choices.py")
-baselines = File("baselines.py", "test_text_quality.py")
-judging = File("judging.py", "test_evaluation.py")
-sources = File("sources.py", "test_sources.py")
-trainer = File("trainer.py", "test_trainer.py")
-run = File("run.py", "test_trainer.py")
-trained = File("trained.py", "test_trained.py")
-checkpoint = File("checkpoint.py", "test_resume.py")
-prefetch = File("prefetch.py", "test_prefetch.py")
+evaluation = File("evaluation/evaluation.py", "test_evaluation.py")
+choices = File("evaluation/choices.py", "test_choices.py")
+baselines = File("evaluation/baselines.py", "test_text_quality.py")
+judging = File("evaluation/task_set.py", "test_evaluation.py")
+sources = File("evaluation/sources.py", "test_sources.py")
+trainer = File("training/trainer.py", "test_trainer.py")
+run = File("runs/run.py", "test_trainer.py")
+trained = File("runs/trained.py", "test_trained.py")
+checkpoint = File("training/checkpoint.py", "test_resume.py")
+prefetch = File("training/prefetch.py", "test_prefetch.py")
 
 few_shot = File("tasks/few_shot.py", "test_tasks_few_shot.py")
-sinusoid = File("tasks/sinusoid.py", "test_tasks_sinusoid.py")
+sinusoid = File("tasks/regression/sinusoid.py", "test_tasks_sinusoid.py")
 text_tasks = File("tasks/text/text_tasks.py", "test_tasks_text.py")
 measures = File("text/measures.py", "test_text_measures.py")
-quality = File("text/quality.py", "test_text_quality.py")
+quality = File("evaluation/text_quality.py", "test_text_quality.py")
 ngram = File("text/ngram.py", "test_ngram.py")
 generation = File("text/generation.py", "test_generation.py")
 
 files = File("files.py", "test_run_folder.py")
-run_folder = File("run_folder.py", "test_run_folder.py")
-sweep = File("sweep.py", "test_sweep.py")
+run_folder = File("runs/run_folder.py", "test_run_folder.py")
+sweep = File("runs/sweep.py", "test_sweep.py")
 
 ALGORITHMS = (
-    File("inner_updates/sgd.py", "test_inner_updates.py")(
+    File("inner_loop/sgd.py", "test_inner_updates.py")(
         "the inner loop climbs",
         "torch.add(p, grads[name], alpha=-self.lr)",
         "torch.add(p, grads[name], alpha=self.lr)",
         "test_every_step_is_that_of_torchs_optimizer",
     ),
-    File("inner_updates/adam.py", "test_inner_updates.py")(
+    File("inner_loop/adam.py", "test_inner_updates.py")(
         "inner Adam corrects its bias by another step",
         "mean[name] / (1 - self.beta1 ** (step + 1))",
         "mean[name] / (1 - self.beta1 ** (step + 2))",
         "test_every_step_is_that_of_torchs_optimizer",
     ),
-    File("inner_updates/meta_curvature.py", "test_inner_updates.py")(
+    File("inner_loop/meta_curvature.py", "test_inner_updates.py")(
         "meta-curvature by transposed matrices",
         "@ matrix.mT).movedim",
         "@ matrix).movedim",
@@ -131,8 +132,8 @@ ALGORITHMS = (
     ),
     inner_loop(
         "one inner gradient too many is a constant",
-        "index < constant_steps",
-        "index <= constant_steps",
+        "index < detached_steps",
+        "index <= detached_steps",
         "test_the_inner_loop_differentiates_through_all_steps_but_the_constant_ones",
     ),
     inner_loop(
@@ -155,7 +156,7 @@ ALGORITHMS = (
     ),
     maml(
         "the shared first step counts the padding",
-        "return masked_mean(self.task.loss(prediction, rows.y), self.needed(rows.mask))",
+        "return masked_mean(self.task.loss(prediction, rows.y), self.mask_or_none(rows.mask))",
         "return masked_mean(self.task.loss(prediction, rows.y), None)",
         "test_shared_start.py::test_with_padding_and_a_rule_with_a_memory",
     ),
@@ -237,7 +238,7 @@ ALGORITHMS = (
         "start[name] + gradient[name] / strength",
         "test_the_meta_gradient_equals_finite_differences_of_the_solved_problem[mlp-^head]",
     ),
-    imaml(
+    proximal(
         "the proximal term pushes away",
         "grads[name] + self.strength * (p - start[name])",
         "grads[name] - self.strength * (p - start[name])",
@@ -347,7 +348,7 @@ ALGORITHMS = (
     ),
     in_context(
         "in context, the padding of the support set is read",
-        "self.needed(adapted.mask))",
+        "self.mask_or_none(adapted.mask))",
         "None)",
         "test_in_context_reads_the_support_set_before_each_query",
     ),

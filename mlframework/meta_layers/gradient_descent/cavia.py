@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack
-from mlframework.episode import TaskSpec
+from mlframework.episode import Params, TaskSpec
 from mlframework.errors import InvalidValue, nearest
-from mlframework.inner_loop import Params
-from mlframework.inner_updates import InnerUpdate
+from mlframework.inner_loop import InnerUpdate
 from mlframework.meta_layers.gradient_descent.maml import MAML
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.meta_layer import BatchNormPolicy

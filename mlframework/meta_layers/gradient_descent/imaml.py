@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mlframework.episode import Episode, Examples, masked_mean
+from mlframework.episode import Episode, Examples, Params, masked_mean
 from mlframework.errors import InvalidValue, UserError
-from mlframework.inner_loop import Params, last
-from mlframework.inner_updates import InnerUpdate, positive
+from mlframework.inner_loop import Proximal, positive
+from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product
 
@@ -20,66 +19,9 @@ if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
     from mlframework.meta_layers.meta_layer import Metrics
 
-__all__ = ["BarzilaiBorwein", "Implicit", "Proximal"]
+__all__ = ["Implicit"]
 
 log = logging.getLogger(__name__)
-
-
-class Proximal(InnerUpdate):
-    """Another rule, on the support loss plus `strength / 2 * |phi - theta|^2`, theta being where the inner loop starts.
-
-    Args:
-        params: the parameters to move, by name.
-        rule: builds the other rule from them, as in `functools.partial(SGD, lr=0.1)`.
-        strength: lambda; the inner problem converges if it is above the most negative curvature of the support loss.
-
-    Reference: Rajeswaran et al., Meta-Learning with Implicit Gradients, 2019, arXiv:1909.04630, equation 3.
-    """
-
-    def __init__(self, params: Params, rule: Callable[[Params], InnerUpdate], strength: float) -> None:
-        super().__init__()
-        self.rule, self.strength = rule(params), positive("strength", strength)
-
-    def init(self, params: Params) -> tuple[Params, Any]:
-        return params, self.rule.init(params)
-
-    def forward(self, params: Params, grads: Params, state: tuple[Params, Any], step: int) -> tuple[Params, Any]:
-        start, inner = state
-        pulled = {name: grads[name] + self.strength * (p - start[name]) for name, p in params.items()}
-        moved, inner = self.rule(params, pulled, inner, step)
-        return moved, (start, inner)
-
-
-class BarzilaiBorwein(InnerUpdate):
-    """Gradient steps of the rate that the curvature along each task's last step asks for: no rate to tune.
-
-    The rate is `<dp, dg> / <dg, dg>`, with dp and dg the last changes of parameters and gradient; where they tell of no
-    positive curvature it stays as it was.
-
-    Args:
-        params: the parameters to move, by name.
-        lr: the rate of the first step; one that is too large is put right by the next.
-
-    Reference: Barzilai, Borwein, Two-Point Step Size Gradient Methods, 1988, IMA J. Numerical Analysis 8, equation 6.
-    """
-
-    def __init__(self, params: Params, lr: float) -> None:
-        super().__init__()
-        self.lr = positive("lr", lr)
-
-    def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
-        rates = self.rates(params, grads, *state) if state else torch.full_like(inner_product(grads, grads), self.lr)
-        moved = {name: p - rates.view(-1, *(1 for _ in p.shape[1:])) * grads[name] for name, p in params.items()}
-        return moved, (params, grads, rates)
-
-    def rates(self, params: Params, grads: Params, last_params: Params, last_grads: Params, last: Tensor) -> Tensor:
-        """`[tasks]`."""
-        step = {name: p - last_params[name] for name, p in params.items()}
-        change = {name: g - last_grads[name] for name, g in grads.items()}
-        curvature, square = inner_product(step, change), inner_product(change, change)
-        # Below the smallest normal number a square may be 0 though the change is not.
-        convex = (curvature > 0) & (square >= torch.finfo(square.dtype).tiny)
-        return torch.where(convex, curvature / torch.where(convex, square, 1.0), last)
 
 
 class Implicit(MetaGradient):
@@ -115,7 +57,7 @@ class Implicit(MetaGradient):
         self.cg_steps, self.tolerance = cg_steps, positive("tolerance", tolerance)
         self.warned = False
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
@@ -124,7 +66,7 @@ class Implicit(MetaGradient):
         with torch.no_grad():
             trained = last(layer.trajectory(episode.support, layer.inner_steps))
         solved = {name: trained[name].detach().requires_grad_() for name in start}
-        metrics = layer.judge({**trained, **solved}, episode)
+        metrics = layer.query_metrics({**trained, **solved}, episode)
         gradient = gradients(support_losses(layer, {**trained, **solved}, episode.support), solved, create_graph=True)
 
         def multiply(vector: Params) -> Params:
@@ -171,7 +113,7 @@ def strength_of(layer: MAML) -> float:
 
 def support_losses(layer: MAML, params: Params, support: Examples) -> Tensor:
     """The support loss of each task `[tasks]`, without the proximal term."""
-    mask = layer.needed(support.mask)
+    mask = layer.mask_or_none(support.mask)
     return masked_mean(layer.task.loss(layer.predict(params, support.x, mask), support.y), mask)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Params
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params
-from mlframework.inner_updates import InnerUpdate
+from mlframework.inner_loop import InnerUpdate
 from mlframework.meta_layers.gradient_descent.maml import MAML
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, matching

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mlframework import shared_start, stacked
+from mlframework.backend import shared_start, stacked
+from mlframework.backend.operators import is_traced
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.episode import Episode, Examples, masked_mean
+from mlframework.episode import Episode, Examples, Params, masked_mean
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params, call, inner_loop, last
-from mlframework.inner_updates import InnerUpdate
+from mlframework.inner_loop import InnerUpdate
+from mlframework.inner_loop.inner_loop import call, inner_loop, last
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, SharedNorm
 from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, matching
-from mlframework.operators import is_traced
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["MAML"]
@@ -137,7 +137,7 @@ class MAML(MetaLayer):
         num_tasks = len(support.mask)
 
         def losses_of(params: Params, step: int, rows: Examples) -> Tensor:
-            mask = self.needed(rows.mask)
+            mask = self.mask_or_none(rows.mask)
             prediction = self.predict({**params, **self.norm(step, num_tasks)}, rows.x, mask)
             return masked_mean(self.task.loss(prediction, rows.y), mask)
 
@@ -148,7 +148,7 @@ class MAML(MetaLayer):
             self.update,
             steps,
             data=lambda step: (minibatch(support, step, batch_size),),
-            constant_steps=self.meta_gradient.constant_steps(steps, self.outer_step),
+            detached_steps=self.meta_gradient.detached_steps(steps, self.outer_step),
             weight_decay=self.inner_weight_decay,
             clip=self.inner_clip,
             checkpoint_steps=self.checkpoint_steps,
@@ -176,7 +176,7 @@ class MAML(MetaLayer):
         """Each task's gradient of the support loss at the initialisation."""
 
         def losses_of(prediction: Tensor) -> Tensor:
-            return masked_mean(self.task.loss(prediction, rows.y), self.needed(rows.mask))
+            return masked_mean(self.task.loss(prediction, rows.y), self.mask_or_none(rows.mask))
 
         return shared_start.gradients(self.base_layer, losses_of, params, rows.x, create_graph=create_graph)
 

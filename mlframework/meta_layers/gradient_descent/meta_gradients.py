@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import last
+from mlframework.inner_loop.inner_loop import last
 
 if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
@@ -27,7 +27,7 @@ class MetaGradient(ABC):
     uses_query_losses: bool = True
 
     @abstractmethod
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         """How many of the first inner steps' gradients are constants, at an outer step; 0: the gradient is exact."""
 
     def trained_steps(self, inner_steps: int) -> int:
@@ -36,7 +36,7 @@ class MetaGradient(ABC):
 
     def exact(self, inner_steps: int, outer_step: int) -> bool:
         """Whether the gradient of the meta-loss is that of the weighted query losses, exactly."""
-        return self.constant_steps(inner_steps, outer_step) == 0
+        return self.detached_steps(inner_steps, outer_step) == 0
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         """What the outer loop differentiates `[tasks]`, and what it reports."""
@@ -44,7 +44,7 @@ class MetaGradient(ABC):
         next(adapted)  # before the first step
         # Judged on the way, so that parameters whose loss has no weight are freed.
         judged = [
-            (weight, layer.run(layer.judge, params, episode))
+            (weight, layer.run(layer.query_metrics, params, episode))
             for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
             if weight
         ]
@@ -58,14 +58,14 @@ class MetaGradient(ABC):
 class Exact(MetaGradient):
     """Differentiates through every inner step, second derivatives included (arXiv:1703.03400, algorithm 1)."""
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return 0
 
 
 class FirstOrder(MetaGradient):
     """Takes the inner gradients for constants (FOMAML; arXiv:1703.03400, section 5.2)."""
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
 
@@ -87,7 +87,7 @@ class Truncated(MetaGradient):
             raise InvalidValue("steps", steps, "must be at least 0")
         self.steps = steps
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return max(inner_steps - self.steps, 0)
 
 
@@ -106,7 +106,7 @@ class AnnealedOrder(MetaGradient):
             raise InvalidValue("first_order_steps", first_order_steps, "must be at least 0")
         self.first_order_steps = first_order_steps
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps if outer_step < self.first_order_steps else 0
 
 
@@ -129,7 +129,7 @@ class ParameterDifference(MetaGradient):
             raise InvalidValue("batch_size", batch_size, "must be at least 1, or null for all examples")
         self.batch_size = batch_size
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
@@ -138,7 +138,7 @@ class ParameterDifference(MetaGradient):
         initial = layer.initial(examples)
         with torch.no_grad():
             trained = last(layer.trajectory(examples, layer.inner_steps, batch_size=self.batch_size))
-            metrics = layer.run(layer.judge, trained, episode)
+            metrics = layer.run(layer.query_metrics, trained, episode)
         surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
         return surrogate, metrics
@@ -154,7 +154,7 @@ class Joint(MetaGradient):
 
     uses_query_losses = False
 
-    def constant_steps(self, inner_steps: int, outer_step: int) -> int:
+    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
     def trained_steps(self, inner_steps: int) -> int:
@@ -165,5 +165,5 @@ class Joint(MetaGradient):
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         examples = episode.joined()
-        metrics = layer.run(layer.judge, layer.initial(examples), Episode(examples, examples))
+        metrics = layer.run(layer.query_metrics, layer.initial(examples), Episode(examples, examples))
         return metrics["query_loss"], metrics

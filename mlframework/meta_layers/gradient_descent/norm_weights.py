@@ -9,8 +9,8 @@ from torch import nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.normalisation import BatchStatistics
+from mlframework.episode import Params
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params
 
 __all__ = ["NormWeights", "PerStepNorm", "SharedNorm"]
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mlframework.backend.engine import over_tasks
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.engine import over_tasks
-from mlframework.episode import Examples
+from mlframework.episode import Examples, Params
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop import Params
 from mlframework.meta_layers.gradient_descent.maml import MAML
 from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -56,5 +55,5 @@ class ProtoMAML(MAML):
 
     def features_of(self, support: Examples) -> Tensor:
         """Features `[tasks, n, d]` of the support set, before any step."""
-        network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.needed(support.mask)
+        network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.mask_or_none(support.mask)
         return over_tasks(network, support.x, *(() if mask is None else (mask,)), engine=self.engine)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, pairs, set_mean
 from mlframework.meta_layers.neural_network.prototypes import class_means
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Codes", "ConditionalNeuralProcess"]
@@ -31,7 +31,7 @@ class Codes(NamedTuple):
     context: Tensor
 
 
-class ConditionalNeuralProcess(OnFeatures):
+class ConditionalNeuralProcess(FeatureMetaLayer):
     """Encodes every example, averages the codes, and decodes query features beside their mean.
 
     The base layer is the features; the meta layer is the encoder `h` and the decoder `g`. The family's loop: `__init__`
@@ -51,7 +51,7 @@ class ConditionalNeuralProcess(OnFeatures):
     code, by which it learns to compare much faster.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         hidden: width of each hidden layer of the encoder and of the decoder; the last is also the size of a code.
 
     Reference: Garnelo et al., Conditional Neural Processes, 2018, arXiv:1807.01613, equations 1 to 3 and section 4.3.

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, set_mean
 from mlframework.meta_layers.neural_network.prototypes import Head, class_means, linear_head
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["EmitsHead", "EmitsRowPerClass", "EmitsRowPerToken", "Hypernetwork"]
 
 
-class Hypernetwork(OnFeatures):
+class Hypernetwork(FeatureMetaLayer):
     """Emits each task's linear head from its support set, in one forward pass.
 
     The base layer is the features and the head that is emitted; the meta layer is the network that emits it. The
@@ -34,7 +34,7 @@ class Hypernetwork(OnFeatures):
     start from prototypes is ours.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         hidden: width of each hidden layer of the two parts of the meta layer.
 
     Reference: Ha, Dai, Le, HyperNetworks, 2017, arXiv:1609.09106; Gidaris, Komodakis, Dynamic Few-Shot Visual Learning

@@ -66,7 +66,7 @@ class InContext(MetaLayer):
     def read_on(self, adapted: Prompt, x: Tensor, mask: Tensor | None) -> Tensor:
         """Reads each prompt once, then all that follows it: one batch, for the network is the same for all tasks."""
         with nullcontext() if is_recalling(self.base_layer) else recalling(self.base_layer):
-            self.base_layer(adapted.x, self.needed(adapted.mask))
+            self.base_layer(adapted.x, self.mask_or_none(adapted.mask))
             split(self.base_layer, x.shape[1])
             prediction = self.base_layer(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
         return prediction.unflatten(0, x.shape[:2])

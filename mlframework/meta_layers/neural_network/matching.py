@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import attention, cosines
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["FullContext", "Matching", "Memory"]
@@ -36,7 +36,7 @@ class Memory(NamedTuple):
     mask: Tensor
 
 
-class Matching(OnFeatures):
+class Matching(FeatureMetaLayer):
     """Predicts by cosine attention over the support set: a mean of its labels, weighted by likeness.
 
     The base layer is the embedding network; the meta layer is the attention and, with `full_context`, the two recurrent
@@ -52,7 +52,7 @@ class Matching(OnFeatures):
     share the embedding network.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         scale: of the cosines, where its learning starts.
         full_context: whether examples are embedded in sight of the support set. The result then depends on the order of
             the support set, which a bidirectional LSTM reads row by row.

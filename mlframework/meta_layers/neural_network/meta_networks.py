@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import attention, check_hidden, cosines, fully_connected, set_mean
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["FastWeights", "MakesFastWeights", "MetaNetworks"]
@@ -36,7 +36,7 @@ class FastWeights(NamedTuple):
     mask: Tensor
 
 
-class MetaNetworks(OnFeatures):
+class MetaNetworks(FeatureMetaLayer):
     """Slow weights are learned by the outer loop; fast weights are made of the support examples' loss gradients.
 
     The base layer is the features with the base learner `b`, a linear head; the meta layer is the representation
@@ -55,7 +55,7 @@ class MetaNetworks(OnFeatures):
     are smooth. The paper has no regression.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         size: of the representation.
         hidden: width of each hidden layer of `d` and `m`, the same network for every weight.
         rate: minus the multiple of a gradient that its fast weight starts as.

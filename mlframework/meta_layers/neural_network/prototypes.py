@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Head", "Prototypes", "TokenPrototypes", "class_means", "linear_head"]
 
 
-class Prototypes(OnFeatures):
+class Prototypes(FeatureMetaLayer):
     """Classifies a query by its distance to the mean support feature of each class.
 
     The base layer is the embedding network; the meta layer is the mean, which has nothing to learn but, for cosines,
@@ -32,7 +32,7 @@ class Prototypes(OnFeatures):
     how it corrects the prior. That is beyond the paper.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         distance: `euclidean` (logits are negative squared distances) or `cosine` (scaled cosine similarities).
         scale: of the cosines, where its learning starts; Euclidean distances have none.
 

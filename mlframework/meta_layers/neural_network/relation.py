@@ -8,16 +8,16 @@ from torch import Tensor
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, pairs
 from mlframework.meta_layers.neural_network.prototypes import class_means
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["RelationNetwork"]
 
 
-class RelationNetwork(OnFeatures):
+class RelationNetwork(FeatureMetaLayer):
     """Scores a query against each class by a network that compares their features.
 
     The base layer is the embedding network; the meta layer is the comparator, the paper's relation module. The family's
@@ -30,7 +30,7 @@ class RelationNetwork(OnFeatures):
     features, not their sum, so that the number of shots may vary.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         hidden: width of each hidden layer of the comparator.
 
     Reference: Sung et al., Learning to Compare: Relation Network for Few-Shot Learning, 2018, arXiv:1711.06025, section

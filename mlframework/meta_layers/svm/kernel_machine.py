@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensor
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, Metrics
-from mlframework.meta_layers.on_features import OnFeatures
 from mlframework.meta_layers.svm.kernels import Kernel
 from mlframework.meta_layers.svm.positive import Positive
 from mlframework.solvers.solution import Solution
@@ -37,7 +37,7 @@ class Fitted(NamedTuple):
     solution: Solution
 
 
-class KernelMachine(OnFeatures):
+class KernelMachine(FeatureMetaLayer):
     """Predicts `sum_i dual_i k(x_i, x)` over the support examples `x_i`; the duals solve a convex problem.
 
     A subclass says which problem: `solve`. The base layer is the embedding network; the meta layer is the problem, and
@@ -52,7 +52,7 @@ class KernelMachine(OnFeatures):
     learned beside the base layer. A task that did not converge is used as it is; the first time, a warning says so.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features.
         positive: the problem's numbers by name, each above 0; `scale`, if there is one, multiplies the outputs.
         learn: names of those that the outer loop learns.
@@ -90,7 +90,7 @@ class KernelMachine(OnFeatures):
         # A solver may refuse what is not finite, and with it the other tasks; so this task's loss alone is not finite.
         broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
         targets = self.left_by_prior(features, support)
-        solution = self.solve(kernel.masked_fill(broken, 0), targets, self.needed(support.mask))
+        solution = self.solve(kernel.masked_fill(broken, 0), targets, self.mask_or_none(support.mask))
         solution = spoilt(solution, broken)
         self.warn_of(solution)
         return Fitted(features, solution)
@@ -135,7 +135,7 @@ class RegularisedFit(KernelMachine):
     """A loss on the support set plus a multiple of the model's squared norm: two numbers.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features; in the papers linear with a constant of 1.
         reg: the regulariser, where its learning starts.
         scale: multiplies the outputs, where its learning starts; a regression, which predicts values as they are, has

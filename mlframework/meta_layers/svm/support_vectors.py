@@ -21,7 +21,7 @@ class SupportVectorMachine(KernelMachine):
     """What support vector machines share: three numbers.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `OnFeatures`.
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features.
         c: how much one example may push, in inverse units of the kernel: with a diagonal far above `1 / c`, no example
             is at its bound.

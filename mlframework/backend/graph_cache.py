@@ -1,0 +1,250 @@
+"""What has been compiled, kept between processes: tracing a step anew takes seconds, even where all is compiled.
+
+A graph is kept by all that it can depend on: the algorithm with all its numbers, where it was traced, the sources that
+were loaded, torch, and the machine. What can be forgotten in such a list is found by the check that every graph goes
+through before it is used, see `mlframework.backend.capture`: then it is traced anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import os
+import pickle
+import platform
+import sys
+import sysconfig
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlframework.backend.compiled import tensors_of
+from mlframework.backend.devices import name_of
+from mlframework.backend.stopwatch import in_full
+from mlframework.files import atomic, cache_folder
+from mlframework.meta_layers.meta_layer import MetaLayer
+
+__all__ = ["GraphCache"]
+
+Graph = TypeVar("Graph")
+
+#: Seconds after which a file that nobody has found is removed.
+LONG = 30 * 24 * 3600
+
+#: Variables by which torch's compiler is told what to do, but for where it keeps its files.
+SWITCHES, FOLDER = ("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_"), "TORCHINDUCTOR_CACHE_DIR"
+
+#: Numbers of an array above which it is data, of which a graph knows no more than the shape.
+LARGE = 2**20
+
+log = logging.getLogger(__name__)
+
+
+class GraphCache:
+    """Graphs in the cache folder, found and kept only while somebody checks them."""
+
+    def __init__(self) -> None:
+        self.checking = False
+        #: The files of what was found, and what is to be kept where.
+        self.found: list[Path] = []
+        self.new: list[tuple[Path, Any]] = []
+        #: Files that did not pass the check.
+        self.refused: set[Path] = set()
+
+    def get(self, build: Callable[[], Graph], meta_layer: MetaLayer, *question: Any) -> Graph:
+        """What is kept of a meta layer by a question, or else is built."""
+        file = file_of(meta_layer, question) if self.checking else None
+        if file is None:
+            return build()
+        graph = None if file in self.refused else load(file)
+        if graph is not None:
+            self.found.append(file)
+            return graph
+        self.new.append((file, graph := build()))
+        return graph
+
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Keeps what is new if all goes well."""
+        self.checking = True
+        try:
+            yield
+            for file, graph in self.new:
+                save(graph, file)
+            if self.new:
+                remove_old(self.new[0][0].parent)
+            self.found.clear()
+        finally:
+            self.checking = False
+            self.new.clear()
+
+    def forget(self) -> bool:
+        """Removes what was found since the last check that went well; returns whether there was anything."""
+        some = bool(self.found)
+        for file in self.found:
+            with suppress(OSError):
+                file.unlink()
+        self.refused.update(self.found)
+        self.found.clear()
+        return some
+
+
+def load(file: Path) -> Any | None:
+    """What is kept in a file, or None."""
+    if not file.exists():
+        return None
+    try:
+        graph = pickle.loads(zlib.decompress(file.read_bytes()))
+        os.utime(file)
+        return graph
+    except Exception as error:  # of another version, damaged, or what it refers to is gone: all kinds
+        log.debug("capture: %s is traced anew: %s", file, error)
+        return None
+
+
+def save(graph: Any, file: Path) -> None:
+    """Keeps a graph; what cannot be kept is traced anew in every process."""
+    try:
+        content = zlib.compress(pickle.dumps(graph), level=1)
+        with atomic(file) as part:
+            part.write_bytes(content)
+    except Exception as error:  # a full disk, or something in a graph that cannot be pickled
+        log.debug("capture: %s is not kept: %s", file, error)
+
+
+def remove_old(folder: Path) -> None:
+    """Removes files that nobody has found for long."""
+    for file in folder.glob("*.pickle.z"):
+        with suppress(OSError):  # somebody else may be as tidy
+            if file.stat().st_mtime < time.time() - LONG:
+                file.unlink()
+
+
+def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
+    """Where the answer to a question is kept; None where not all that it depends on can be written down."""
+    # The number of the outer step makes no difference, or is refused; how functions are run is no question.
+    numbers = {name: value for name, value in vars(meta_layer).items() if name not in ("outer_step", "run")}
+    description = Description(tensors_of(meta_layer))
+    try:
+        text = description.of((question, type(meta_layer), numbers, flags()))
+        devices = sorted({name_of(tensor.device) for tensor in description.tensors})
+        beside = [in_full(""), machine(), devices, constants(description.classes | description.modules())]
+        digest = hashlib.sha256(str(beside).encode() + text + sources(description.modules()))
+    except Exception as error:  # whatever objects raise that cannot be pickled
+        log.debug("capture: %s is traced in every process: %s", question[0], error)
+        return None
+    return cache_folder() / "graphs" / f"{digest.hexdigest()[:32]}.pickle.z"
+
+
+class Description(pickle.Pickler):
+    """Writes values down to compare them, not to read them again: the same bytes in every process.
+
+    Args:
+        inputs: tensors that are inputs of graphs; of them only the shape matters.
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
+        self.file = io.BytesIO()
+        super().__init__(self.file, protocol=5)
+        self.fast = True  # each value as if it were met for the first time: which are one object is chance
+        self.inputs = {id(x): name for name, x in inputs.items()}
+        self.tensors = list(inputs.values())
+        #: Classes that were met, with those that they are made of, and modules of functions.
+        self.classes: set[Any] = set()
+        self.of_functions: set[str] = set()
+
+    def of(self, value: Any) -> bytes:
+        self.dump(value)
+        return self.file.getvalue()
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            looks = (tuple(value.shape), value.stride(), str(value.dtype), str(value.device), value.requires_grad)
+            name = self.inputs.get(id(value))
+            return looks, name or (digest_of(value.detach().cpu().numpy()) if value.numel() <= LARGE else "")
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return value.shape, value.dtype.str, digest_of(value) if value.size <= LARGE else ""
+        if isinstance(value, (set, frozenset)):
+            return type(value).__name__, sorted(map(repr, value))
+        if isinstance(value, (torch.dtype, torch.device)):
+            return str(value)
+        return None
+
+    def reducer_override(self, value: Any) -> Any:
+        self.classes.update((value if isinstance(value, type) else type(value)).__mro__)
+        if module := getattr(value, "__module__", None):
+            self.of_functions.add(module)
+        return NotImplemented
+
+    def modules(self) -> set[Any]:
+        """Where all that was met is defined, but for python's own and torch's, which a version tells.
+
+        Raises:
+            TypeError: in no file, as in a notebook.
+        """
+        names = {kind.__module__ for kind in self.classes} | self.of_functions
+        own = {sys.modules[name] for name in names if name.partition(".")[0] not in (*sys.stdlib_module_names, "torch")}
+        own |= {sys.modules[name] for name in names & {"__main__"}}
+        for module in own:
+            if not os.path.isfile(getattr(module, "__file__", None) or ""):
+                raise TypeError(f"{module.__name__} is no file")
+        return own
+
+
+def constants(namespaces: Iterable[Any]) -> list[Any]:
+    """Plain values that classes and modules hold, which others may have set."""
+    plain = (int, float, str, bool, tuple, type(None))
+    return sorted(
+        (space.__module__ if isinstance(space, type) else "", space.__name__, name, repr(value))
+        for space in namespaces
+        for name, value in vars(space).items()
+        if isinstance(value, plain) and not name.startswith("__")
+    )
+
+
+def digest_of(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def flags() -> tuple[Any, ...]:
+    """What is set for all of torch."""
+    return (
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cpu.get_cpu_capability(),
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(SWITCHES) and name != FOLDER),
+    )
+
+
+@functools.cache
+def machine() -> list[str]:
+    """The processor that code is compiled for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+
+
+def sources(modules: Iterable[Any]) -> bytes:
+    """A digest of this package's files, of those of some modules, and of all that no installed package is of."""
+    places = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    files = {str(file) for file in Path(__file__).parent.rglob("*.py")} | {module.__file__ for module in modules}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.endswith(".py") and not file.startswith(places) and name.partition(".")[0] != "torch":
+            files.add(file)
+    digest = hashlib.sha256()
+    for file in sorted(filter(os.path.isfile, files)):
+        digest.update(file.encode() + Path(file).read_bytes())
+    return digest.digest()

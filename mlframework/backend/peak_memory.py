@@ -1,0 +1,50 @@
+"""How much memory a computation takes, counted where torch makes its tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["PeakMemory"]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Follows the bytes of all tensors that were made within it and are still held, and of no others.
+
+    Attributes:
+        held, peak: bytes, now and at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in storages(result):
+            if storage._cdata not in given | self.known:
+                self.follow(storage)
+        return result
+
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        self.known.add(storage._cdata)
+        self.held += storage.nbytes()
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.held -= size
+
+
+def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Of all tensors in a nest."""
+    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))

@@ -1,0 +1,31 @@
+"""`mlframework-evaluate`: judges a run on held-out tasks, conventional learning beside it."""
+
+from __future__ import annotations
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mlframework.cli.command_line import command, job
+
+__all__ = ["evaluate", "main"]
+
+
+@job(settings={"run": str, "weights": str, "device": str}, required=("evaluation",))
+def evaluate(config: DictConfig) -> None:
+    """Evaluates the run in a folder, prints the table, and writes the evaluation to a file of its own in the folder."""
+    from mlframework.runs.run import evaluate_run
+    from mlframework.runs.run_folder import RunFolder
+    from mlframework.runs.tables import show_report
+
+    folder = RunFolder(config.run, key="run")
+    report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
+    show_report(report, folder.config().trainer.monitor)  # before it is written, which may fail
+    overrides = list(HydraConfig.get().overrides.task)
+    path = folder.add_evaluation({**report.to_json(), "weights": config.weights, "overrides": overrides})
+    print(f"written to {path}")
+
+
+main = command(evaluate, config_name="evaluate")
+
+if __name__ == "__main__":
+    main()

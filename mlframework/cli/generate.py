@@ -1,0 +1,114 @@
+"""`mlframework-generate`: adapts a run to a handful of texts, and prints new ones in their manner."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from mlframework.cli.command_line import command, job
+from mlframework.errors import InvalidValue, UserError
+
+if TYPE_CHECKING:
+    from mlframework.runs.trained import Trained
+    from mlframework.tasks.text.text_files import Unit
+
+__all__ = ["generate", "main", "sets_of_examples"]
+
+SETTINGS = {
+    "run": str,
+    "support": str | list[str],
+    "unit": str,
+    "n": int,
+    "prompt": str,
+    "length": int,
+    "temperature": float,
+    "top_p": float,
+    "stop": str | None,
+    "inner_steps": int | None,
+    "seed": int,
+    "weights": str,
+    "device": str,
+}
+
+
+@job(settings=SETTINGS)
+def generate(config: DictConfig) -> None:
+    """Prints `n` new texts for every set of examples."""
+    from mlframework.tasks.text.text_files import check_unit
+
+    check_unit(config.unit)
+    files = [config.support] if isinstance(config.support, str) else list(config.support)
+    if not files:
+        raise InvalidValue("support", "[]", "must name a file, or - for standard input")
+    # Before anything slow: what is wrong with the files is said at once.
+    sets = iter([examples_in(files, config.unit)]) if files != ["-"] else sets_of_examples(sys.stdin, config.unit)
+    first = next(sets)
+
+    from mlframework.runs.trained import load
+
+    trained = load(config.run, weights=config.weights, device=config.device)
+    for examples in chain([first], sets):
+        print_texts(trained, examples, config)
+
+
+def print_texts(trained: Trained, examples: list[str], config: DictConfig) -> None:
+    """New texts in the manner of some examples: one per line, or with empty lines between where these are longer."""
+    texts = trained.adapt(examples, inner_steps=config.inner_steps).generate(
+        config.n,
+        prompt=config.prompt,
+        length=config.length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        stop=config.stop,
+        seed=config.seed,
+    )
+    print(*texts, sep="\n" if config.unit == "line" else "\n\n", flush=True)
+
+
+def examples_in(files: Iterable[str], unit: Unit) -> list[str]:
+    """The texts of some files."""
+    from mlframework.tasks.text.text_files import read_text, units
+
+    found = []
+    for file in files:
+        texts = units(read_text(Path(file).expanduser()), unit)
+        if not texts:
+            raise UserError(f"support={file}: holds no text")
+        found += texts
+    return found
+
+
+def sets_of_examples(lines: Iterable[str], unit: Unit) -> Iterator[list[str]]:
+    r"""Sets of examples from standard input; where lines are examples, an empty line ends a set and begins another.
+
+    >>> list(sets_of_examples(["Ada\n", "Grace\n", "\n", "Alan\n"], "line"))
+    [['Ada', 'Grace'], ['Alan']]
+    """
+    from mlframework.tasks.text.text_files import units
+
+    if unit != "line":
+        lines = ["".join(lines)]
+    examples: list[str] = []
+    found = 0
+    for line in lines:
+        more = units(line, unit)
+        if not more and examples:
+            found += 1
+            yield examples
+            examples = []
+        examples += more
+    if examples:
+        yield examples
+    elif not found:
+        raise UserError("support=-: standard input holds no text")
+
+
+main = command(generate, config_name="generate")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`mlframework-train`: meta-trains, then evaluates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from mlframework.backend.allocator import Allocator
+from mlframework.cli.command_line import command, job
+from mlframework.runs.run_folder import PARTS, RunFolder
+
+__all__ = ["main", "train"]
+
+SETTINGS = {
+    "seed": int,
+    "threads": int | None,
+    "allocator": Allocator,
+    "device": str,
+    "run_dir": str,
+    "init": str | None,
+    "resume": bool,
+}
+
+#: What else a training reads: an evaluation may be left out.
+OTHERS = ("evaluation", "suggested")
+
+
+@job(settings=SETTINGS, required=PARTS, others=OTHERS)
+def train(config: DictConfig) -> float | None:
+    """One run; returns the monitored validation metric, for sweepers."""
+    # Imported here, so that --help and completion do not wait for torch.
+    from mlframework.runs.run import train_run
+    from mlframework.runs.tables import show_report
+
+    hydra_config = HydraConfig.get()
+    overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
+    choices = {
+        group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
+    }
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if in_sweep:
+        config.run_dir = hydra_config.runtime.output_dir
+    folder = RunFolder(config.run_dir)
+    if in_sweep and config.resume:
+        # A sweep is resumed as a whole: jobs that finished stay as they are, others go on or start.
+        if folder.finished(overrides):
+            print(f"{folder.path}: finished before")
+            return monitored(folder.read_result())
+        config.resume = folder.holds_run
+    result, _ = train_run(config, folder, overrides=overrides, choices=choices, show=show_report)
+    return monitored(result)
+
+
+def monitored(result: dict[str, Any]) -> float | None:
+    """The metric that sweepers go by; None if it was not finite."""
+    value: float | None = result["validation"][result["monitor"]]["mean"]
+    return value
+
+
+main = command(train, config_name="train")
+
+if __name__ == "__main__":
+    main()

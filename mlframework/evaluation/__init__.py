@@ -1,0 +1,1 @@
+"""Honest evaluation: frozen task sets, choices on validation tasks, intervals, baselines, displays."""

@@ -1,0 +1,173 @@
+"""Judging an algorithm: a frozen, hashed set of tasks, query metrics after every inner step, intervals over tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlframework.episode import Episode, Split
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.number_format import shown_interval
+from mlframework.evaluation.sources import Sources, half_width_over_sources
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["VALIDATION_SEED", "Interval", "TaskSet", "judge_by_step", "judge_tasks", "policies", "task_values"]
+
+#: Validation tasks come from their own generator, so that they are the same for every run and every method.
+VALIDATION_SEED = 1
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % confidence interval over tasks, by Student's t, and that over the sources of the tasks.
+
+    Attributes:
+        mean: of the values.
+        half_width: `mean - half_width` to `mean + half_width` is the interval; not a number for a single value.
+        values: how many there were.
+        over_sources: the half width of the interval over sources; None where each task is a source of its own, or
+            where there are too few sources to tell. See `mlframework.evaluation.sources`.
+    """
+
+    mean: float
+    half_width: float
+    values: int
+    over_sources: float | None = None
+
+    @classmethod
+    def of(cls, values: Tensor, sources: Sources | None = None) -> Interval:
+        """The interval of a sample `[count]`, whose tasks come from some sources."""
+        # Student's quantile, imported here: a run's first step need not wait for it. scipy.stats would take a second.
+        from scipy.special import stdtrit
+
+        count = len(values)
+        values = values.double()
+        if count < 2:
+            return cls(float(values.mean()), float("nan"), count)
+        quantile = float(stdtrit(count - 1, 0.975))
+        over_sources = None if sources is None else half_width_over_sources(values, sources)
+        return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count, over_sources)
+
+    def __str__(self) -> str:
+        return shown_interval(self.mean, self.half_width)
+
+
+class TaskSet:
+    """A frozen set of tasks: same seed, same tasks, on any machine, whatever the training drew.
+
+    Tasks are drawn one at a time, so neither their number nor the chunk changes those that come first.
+
+    Args:
+        task: the distribution.
+        split: which tasks.
+        tasks: how many.
+        seed: of the draws.
+        chunk: tasks at a time when they are used.
+    """
+
+    def __init__(self, task: TaskDistribution, split: Split, *, tasks: int, seed: int, chunk: int = 50) -> None:
+        for field, value in {"tasks": tasks, "chunk": chunk}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        self.task, self.split, self.tasks, self.seed, self.chunk = task, split, tasks, seed, chunk
+
+    def __iter__(self) -> Iterator[Episode]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, self.tasks, self.chunk):
+            count = min(self.chunk, self.tasks - start)
+            yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
+
+    def first(self, tasks: int) -> TaskSet:
+        """The set of its first tasks."""
+        return TaskSet(self.task, self.split, tasks=min(tasks, self.tasks), seed=self.seed, chunk=self.chunk)
+
+    def by(self, chunk: int) -> TaskSet:
+        """The same tasks, as many at a time."""
+        return TaskSet(self.task, self.split, tasks=self.tasks, seed=self.seed, chunk=chunk)
+
+    def sources(self) -> Sources | None:
+        """The sources of each task; None where each task is a source of its own."""
+        generator, found = torch.Generator().manual_seed(self.seed), []
+        for _ in range(self.tasks):
+            before = generator.get_state()
+            names = self.task.drawn_from(1, self.split, generator)
+            if names is None:
+                return None
+            found += names
+            self.task.sample(1, self.split, generator.set_state(before))
+        return found
+
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that stand for all the tasks, whatever the chunk."""
+        digest = hashlib.sha256()
+        for episode in self:
+            for part in episode.chunks(1):
+                digest.update(part.hash().encode())
+        return digest.hexdigest()[:16]
+
+
+def policies(meta_layer: MetaLayer) -> tuple[BatchNormPolicy, ...]:
+    """The policies by which queries are judged: one with, one without sight of the other queries."""
+    if not meta_layer.base_layer.mixes_examples:
+        return (meta_layer.batch_norm,)
+    return ("support", "transductive") if meta_layer.batch_norm == "support" else ("transductive", "inductive")
+
+
+def judge_by_step(
+    meta_layer: MetaLayer,
+    episode: Episode,
+    steps: int,
+    batch_norm: BatchNormPolicy | None = None,
+    *,
+    ends_only: bool = False,
+) -> Metrics:
+    """Query metrics after 0, 1, ..., `steps` inner steps, each `[steps + 1, tasks]` (one row if nothing is stepped).
+
+    Args:
+        meta_layer: what adapts.
+        episode: the tasks.
+        steps: inner steps.
+        batch_norm: the policy; None takes the algorithm's own.
+        ends_only: whether to judge after 0 and `steps` alone: two rows.
+    """
+    meta_layer.eval()
+    with torch.no_grad():
+        rows = [
+            meta_layer.query_metrics(adapted, episode, batch_norm)
+            for step, adapted in enumerate(meta_layer.trajectory(episode.support, steps))
+            if not ends_only or step in (0, steps)
+        ]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def task_values(
+    meta_layer: MetaLayer,
+    tasks: TaskSet,
+    steps: int,
+    *,
+    device: torch.device,
+    batch_norm: BatchNormPolicy | None = None,
+    ends_only: bool = False,
+) -> Metrics:
+    """Each query metric of every task of a set by inner steps, `[steps + 1, tasks]` on the CPU; see `judge_by_step`."""
+    judged = [
+        judge_by_step(meta_layer, episode.to(device), steps, batch_norm, ends_only=ends_only) for episode in tasks
+    ]
+    return {name: torch.cat([part[name].cpu() for part in judged], dim=1) for name in judged[0]}
+
+
+def judge_tasks(
+    meta_layer: MetaLayer,
+    tasks: TaskSet,
+    steps: int,
+    *,
+    device: torch.device,
+    batch_norm: BatchNormPolicy | None = None,
+) -> dict[str, list[Interval]]:
+    """Each query metric over a task set: its interval by inner steps; see `judge_by_step`."""
+    values = task_values(meta_layer, tasks, steps, device=device, batch_norm=batch_norm)
+    return {name: [Interval.of(row) for row in rows] for name, rows in values.items()}

@@ -1,0 +1,199 @@
+"""How well a text model generates: whose its texts seem, how like real text they are, what they copy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import torch
+
+from mlframework.episode import Examples, Split
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.task_set import Interval
+from mlframework.inner_loop.inner_loop import ends
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.tasks.text import TextTasks
+from mlframework.text.generation import Sampling, generate
+from mlframework.text.measures import (
+    Recognition,
+    TaskFit,
+    copied_ngrams,
+    copied_share,
+    distinct_n,
+    distinct_pieces,
+    ngram_distance,
+)
+
+__all__ = ["Quality", "TextQuality"]
+
+log = logging.getLogger(__name__)
+
+#: Characters of the n-grams whose distributions are compared.
+DISTANCE_N = 2
+
+#: Measures of a source's texts, given real text of as many and the support texts.
+MEASURES: dict[str, Callable[[Sequence[str], Sequence[str], Sequence[str]], float]] = {
+    "ngram_distance": lambda texts, real, support: ngram_distance(texts, real, DISTANCE_N),
+    "copied_share": lambda texts, real, support: copied_share(texts, support),
+    "copied_10grams": lambda texts, real, support: copied_ngrams(texts, support),
+    "distinct_3": lambda texts, real, support: distinct_n(texts, 3),
+}
+
+
+class SourceTexts(NamedTuple):
+    """Texts of one source.
+
+    Attributes:
+        name: of the source.
+        support: what was adapted to.
+        real: other text of it.
+        reference: more of that, to compare with.
+        before, after: generated before and after adapting.
+    """
+
+    name: str
+    support: list[str]
+    real: list[str]
+    reference: list[str]
+    before: list[str]
+    after: list[str]
+
+
+class Quality(NamedTuple):
+    """Each measure's interval over the sources that texts were generated for.
+
+    Attributes:
+        before: of texts drawn before adaptation; None for an algorithm without inner steps.
+        after: of texts drawn after it.
+        real: of real text of the same sources beside the support sets; recognised is what the classifier had not seen.
+    """
+
+    before: dict[str, Interval] | None
+    after: dict[str, Interval]
+    real: dict[str, Interval]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries; an interval is its mean, half width and number of values."""
+        return {of: {name: i._asdict() for name, i in measures.items()} for of, measures in self.measures()}
+
+    def measures(self) -> list[tuple[str, dict[str, Interval]]]:
+        """What there is, by name."""
+        return [(of, measures) for of, measures in self._asdict().items() if measures is not None]
+
+
+class TextQuality:
+    """Judges generated texts of held-out sources, each adapted to by one support set.
+
+    `task_fit` is the share of texts that a classifier, trained on real text of all sources of the split, takes for the
+    source's own; `task_fit_rank` one over the source's place among all. `ngram_distance` is that of character bigrams
+    from as many real texts, `copied_share` and `copied_10grams` what stands in the support set, `distinct_3` variety.
+
+    Args:
+        sources: how many, the first ones of the split.
+        texts: drawn for each.
+        temperature, top_p: see `Sampling`.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self, *, sources: int = 20, texts: int = 20, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+    ) -> None:
+        for field, value in {"sources": sources, "texts": texts}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        Sampling(temperature=temperature, top_p=top_p).check()
+        self.sources, self.texts, self.temperature, self.top_p, self.seed = sources, texts, temperature, top_p, seed
+
+    def run(
+        self,
+        meta_layer: MetaLayer,
+        task: TextTasks,
+        split: Split,
+        *,
+        device: torch.device,
+        inner_steps: int | None = None,
+    ) -> Quality | None:
+        """Generates and judges; None, and a line in the log, where there are not two sources to tell apart.
+
+        Args:
+            meta_layer: the algorithm.
+            task: of text.
+            split: whose sources.
+            device: where support sets go.
+            inner_steps: by which it adapts; None: its own number at test.
+        """
+        steps = meta_layer.test_inner_steps if inner_steps is None else inner_steps
+        texts = told_apart(task, split)
+        if len(texts) < 2:
+            log.warning("generated texts are not judged: there are not two sources with two pieces of text each")
+            return None
+        # Pieces as long as what is generated; the texts of a list are mostly shorter, and are whole then.
+        fit = TaskFit(texts, length=task.length)
+        numbers = [number for number, source in enumerate(task.sources(split)) if source.name in texts]
+        found = [self.texts_of(meta_layer, task, split, number, device, steps) for number in numbers[: self.sources]]
+        before = {each.name: each.before for each in found}
+        after = {each.name: each.after for each in found}
+        # Of real text only what the classifier was not trained on can be recognised fairly.
+        places = torch.tensor([fit.names.index(each.name) for each in found])
+        ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))
+        return Quality(
+            judged(task, found, before, fit.score(before)) if meta_layer.test_inner_steps else None,
+            judged(task, found, after, fit.score(after)),
+            judged(task, found, {each.name: each.real for each in found}, ceiling),
+        )
+
+    def texts_of(
+        self, meta_layer: MetaLayer, task: TextTasks, split: Split, number: int, device: torch.device, steps: int
+    ) -> SourceTexts:
+        """The support set of one source, other real text of it, and what is generated before and after adapting."""
+        generator = torch.Generator().manual_seed(self.seed)
+        support = task.draw(torch.tensor([number]), split, generator).support
+        with torch.no_grad():
+            models = ends(meta_layer.trajectory(support.to(device), steps))
+        sampling = Sampling(task.length, self.temperature, self.top_p)
+        before, after = (
+            generate(meta_layer, adapted, count=self.texts, sampling=sampling, generator=generator)
+            for adapted in (models[0], models[-1])
+        )
+        unseen = texts_beside(task, split, number, support)[: 2 * self.texts]
+        given = row_texts(task, support.y[0], support.mask[0])
+        return SourceTexts(task.sources(split)[number].name, given, unseen[::2], unseen[1::2], before, after)
+
+
+def judged(
+    task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: Recognition
+) -> dict[str, Interval]:
+    """The measures of some texts of each source."""
+    values = {"task_fit": recognition.accuracy, "task_fit_rank": recognition.reciprocal_rank}
+    for name, measure in MEASURES.items():
+        values[name] = torch.tensor([measure(texts[each.name], each.reference, each.support) for each in found])
+    sources = [(task.source_of(each.name),) for each in found]
+    return {name: Interval.of(value, sources) for name, value in values.items()}
+
+
+def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:
+    """The texts of the sources among which one must be recognised: those of the split, or all where it has but one.
+
+    A source that has not two pieces of text is left out.
+    """
+    splits = [split] if len(task.sources(split)) > 1 else list(get_args(Split))
+    sources = (source for each in splits for source in task.sources(each))
+    return {s.name: s.texts for s in sources if len(distinct_pieces(s.texts, task.length)) > 1}
+
+
+def texts_beside(task: TextTasks, split: Split, number: int, support: Examples) -> list[str]:
+    """The texts of a source's rows, from its end, without those of a support set `[1, rows, length]`."""
+    rows = task.rows(split)
+    end = int(rows.sizes[: number + 1].sum())
+    examples = rows.examples(torch.arange(end - int(rows.sizes[number]), end).flip(0))
+    known = {tuple(row) for row in support.y[0].tolist()}
+    other = torch.tensor([tuple(row) not in known for row in examples.y.tolist()])
+    return row_texts(task, examples.y[other], examples.mask[other])
+
+
+def row_texts(task: TextTasks, y: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """The texts of rows of targets `[n, length]`, each without the boundaries in it."""
+    rows = (row[counts > 0].tolist() for row, counts in zip(y, mask, strict=True))
+    boundary = task.tokens.boundary
+    return [task.tokens.decode(token for token in row if token != boundary) for row in rows]

@@ -1,0 +1,156 @@
+"""The inner loop: gradient steps on the support loss, from stacked parameters to stacked parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mlframework.backend.operators import differentiated
+from mlframework.episode import Params
+from mlframework.inner_loop.inner_update import InnerUpdate
+
+__all__ = ["Run", "call", "ends", "inner_loop", "last"]
+
+T = TypeVar("T")
+
+#: Calls a function with arguments. What is called through it depends, but for the parameters and buffers of the meta
+#: layer, on the arguments alone, so that it can be compiled once and for all; see `mlframework.backend.capture`.
+Run = Callable[..., Any]
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function: the plain `Run`."""
+    return function(*args)
+
+
+log = logging.getLogger(__name__)
+
+
+def inner_loop(
+    losses_of: Callable[..., Tensor],
+    params: Params,
+    update: InnerUpdate,
+    steps: int,
+    *,
+    data: Callable[[int], tuple[Any, ...]] = lambda step: (),
+    detached_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    checkpoint_steps: bool = False,
+    idle: set[str] | None = None,
+    run: Run = call,
+    first: Callable[..., Params] | None = None,
+) -> Iterator[Params]:
+    """Yields the stacked parameters after 0, 1, ..., `steps` gradient steps.
+
+    Tasks are independent, so the gradient of the summed loss with respect to the stacked parameters is every task's own
+    gradient; it is taken here, outside any vmap, and is exact to every order.
+
+    Args:
+        losses_of: the support loss of each task `[tasks]`, given stacked parameters, the step, and its data.
+        params: `[tasks, *shape]` each.
+        update: the rule by which parameters move.
+        steps: gradient steps.
+        data: tensors that the support loss of a step is of, or nests of them; what is not told here must be the same in
+            all calls, if `run` compiles.
+        detached_steps: how many of the first steps' gradients are constants to whoever differentiates the result, as a
+            first-order meta-gradient takes them; the others can be differentiated again. Under `torch.no_grad` all are
+            constants.
+        weight_decay: what is added to every gradient, as a share of its parameter; after clipping, as in
+            `torch.optim.SGD`.
+        clip: the largest norm of a task's whole gradient; longer ones are scaled down to it. None leaves them.
+        checkpoint_steps: whether to keep only each step's parameters and compute the rest anew in the backward pass:
+            memory for one step instead of `steps`, for about a third more time.
+        idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
+            that whoever keeps the set reads of each once.
+        run: how a step is called.
+        first: gradients of the first step's losses, given parameters, data and `create_graph`, by a way of their own;
+            None: as at the other steps.
+    """
+    known = set() if idle is None else idle
+
+    def step(params: Params, state: Any, data: tuple[Any, ...], constant: bool, index: int) -> tuple[Params, Any]:
+        meta_gradient = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Without a meta-gradient to take, every step starts anew; a view of a parameter made under no_grad would
+            # pretend to require a gradient and get none.
+            params = {
+                name: p if meta_gradient and p.requires_grad else p.detach().requires_grad_()
+                for name, p in params.items()
+            }
+            differentiable = meta_gradient and not constant
+            with differentiated(once=not differentiable):
+                if first is not None and index == 0:  # whoever reads the index is compiled for each
+                    grads = first(params, *data, create_graph=differentiable)
+                else:
+                    grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
+        # A parameter that the loss does not depend on stays where it is.
+        if len(grads) < len(params):
+            report_idle(params.keys() - grads.keys(), known)
+        moving = {name: params[name] for name in grads}
+        if clip is not None:
+            grads = clipped(grads, clip)
+        if weight_decay:
+            # A first-order meta-gradient takes the decay for a constant, as the rest of the gradient.
+            held = moving if differentiable else {name: p.detach() for name, p in moving.items()}
+            grads = {name: grad + weight_decay * held[name] for name, grad in grads.items()}
+        moved, state = update(moving, grads, state, index)
+        return {**params, **moved}, state
+
+    state = update.init(params)
+    yield params
+    for index in range(steps):
+        args = (step, params, state, data(index), index < detached_steps, index)
+        if checkpoint_steps and torch.is_grad_enabled():
+            params, state = checkpoint(run, *args, use_reentrant=False)
+        else:
+            params, state = run(*args)
+        yield params
+
+
+def last(values: Iterable[T]) -> T:
+    """The last of at least one value. Each is freed before the one after the next is made: `*_, x` would hold all.
+
+    >>> last(range(3))
+    2
+    """
+    (value,) = deque(values, maxlen=1)
+    return value
+
+
+def ends(values: Iterable[T]) -> list[T]:
+    """The first and the last value, or the only one; the others are freed, as in `last`.
+
+    >>> ends(range(3)), ends(range(1))
+    ([0, 2], [0])
+    """
+    iterator = iter(values)
+    return [next(iterator), *deque(iterator, maxlen=1)]
+
+
+def gradients(losses: Tensor, params: Params, *, create_graph: bool) -> Params:
+    """Each task's gradient of its loss `[tasks]`, without the parameters that the losses do not depend on."""
+    inputs, ones = list(params.values()), torch.ones_like(losses)
+    found = torch.autograd.grad(losses, inputs, ones, create_graph=create_graph, allow_unused=True)
+    return {name: grad for name, grad in zip(params, found, strict=True) if grad is not None}
+
+
+def clipped(grads: Params, limit: float) -> Params:
+    """Gradients whose norm over all parameters, for each task, is at most `limit`; where it is below, they stay."""
+    total = torch.stack([grad.flatten(1).square().sum(1) for grad in grads.values()]).sum(0)
+    # The root of a clamped square, so that a gradient of zero has a finite derivative.
+    scale = limit / total.clamp(min=limit**2).sqrt()  # [tasks]
+    return {name: grad * scale.view(-1, *(1 for _ in grad.shape[1:])) for name, grad in grads.items()}
+
+
+def report_idle(names: set[str], known: set[str]) -> None:
+    """Logs, in one line, the names that are not known yet, and adds them."""
+    if names - known:
+        log.warning("the support loss does not depend on %s: not adapted", ", ".join(sorted(names - known)))
+        known |= names

@@ -1,0 +1,52 @@
+"""What every inner update rule is: how parameters move, given the gradient of the support loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
+
+from mlframework.episode import Params
+from mlframework.errors import InvalidValue
+
+__all__ = ["InnerUpdate", "fraction", "positive"]
+
+
+class InnerUpdate(nn.Module, ABC):
+    """A differentiable update rule. Whatever it learns (rates, say) are its own parameters, and meta-parameters.
+
+    Its constructor's first argument is the dictionary of parameters it will move, of one task, as in `torch.optim`.
+    """
+
+    def init(self, params: Params) -> Any:
+        """The state before the first step: nothing, unless a rule remembers something."""
+        return ()
+
+    @abstractmethod
+    def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
+        """One step.
+
+        Args:
+            params: stacked, `[tasks, *shape]` each.
+            grads: same names and shapes.
+            state: what `init` or the step before returned.
+            step: 0 at the first step.
+
+        Returns:
+            The moved parameters, and the state after the step.
+        """
+
+
+def positive(field: str, value: float) -> float:
+    """`value`, if it is above 0."""
+    if not value > 0:
+        raise InvalidValue(field, value, "must be above 0")
+    return value
+
+
+def fraction(field: str, value: float) -> float:
+    """`value`, if it is at least 0 and below 1."""
+    if not 0 <= value < 1:
+        raise InvalidValue(field, value, "must be at least 0 and below 1")
+    return value

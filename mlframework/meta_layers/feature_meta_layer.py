@@ -1,0 +1,93 @@
+"""Meta layers that work on features: the base layer's head gives way to the model that each task gets."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["FeatureMetaLayer", "feature_size"]
+
+
+class FeatureMetaLayer(MetaLayer):
+    """Fits a task's model to its support features, in one go, and applies it to query features.
+
+    A subclass says how: `fit` and `outputs`, both batched over tasks. The base layer's features are shared by all tasks
+    and learned by the outer loop; its head takes no part, but for sequences.
+
+    In a sequence every position is an example of its own: its feature, with the token that follows as its class. Few
+    positions know only few of all tokens, so that there the base layer's head stays, as the `prior` that all tasks
+    share and from which a task's model departs.
+
+    Args:
+        base_layer: only its `features` are kept.
+        task: says what the loss and the metrics are.
+        frozen: see `MetaLayer`.
+        batch_norm: see `MetaLayer`; by default queries are normalised by the support set's statistics.
+    """
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        frozen: str | None = None,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(BaseLayer(base_layer.features, nn.Identity()), task, frozen=frozen, batch_norm=batch_norm)
+        self.prior = base_layer.head if task.spec.kind == "sequence" else None
+        self.feature_size = feature_size(base_layer, task.spec)
+
+    @abstractmethod
+    def fit(self, features: Tensor, support: Examples) -> Adapted:
+        """Each task's model.
+
+        Args:
+            features: of the support set, `[tasks, n, d]`; `n` are all positions of all rows in a sequence.
+            support: the examples themselves, each leaf `[tasks, n, ...]`; those with mask 0 must not count.
+        """
+
+    @abstractmethod
+    def outputs(self, adapted: Adapted, features: Tensor) -> Tensor:
+        """Predictions `[tasks, n, out_features]` of each task's model for features `[tasks, n, d]`."""
+
+    def adapt(self, support: Examples) -> Adapted:
+        features = self.features_of(support.x, self.mask_or_none(support.mask))
+        if self.prior is None:
+            return self.fit(features, support)
+        return self.fit(features.flatten(1, 2), Examples(*(leaf.flatten(1) for leaf in support)))
+
+    def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        features = self.features_of(x, mask)
+        return self.outputs(adapted, features.flatten(1, -2)).unflatten(1, features.shape[1:-1])
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
+        """The query loss; the features of support and query are found in one pass where neither changes the other's."""
+        mixes = self.base_layer.mixes_examples
+        if self.prior is not None or (mixes and self.batch_norm != "support"):
+            return super().meta_loss(episode)
+        (support, query), both = episode, episode.joined()
+        # Where examples mix, the support set's statistics normalise all.
+        mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1) if mixes else self.mask_or_none(both.mask)
+        features = self.features_of(both.x, mask)
+        of_support, of_query = features.split([support.x.shape[1], query.x.shape[1]], dim=1)
+        adapted = self.fit(of_support, support)
+        metrics = self.metrics_of(adapted, self.outputs(adapted, of_query), query)
+        return metrics["query_loss"], metrics
+
+    def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
+        return self.run(self.call_base_layer, {}, x, mask)
+
+
+def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:
+    """How many features an example has, by asking for those of two inputs of zeros."""
+    device = next(base_layer.parameters(), torch.empty(0)).device
+    with torch.no_grad():
+        return base_layer.features(spec.zeros(2, device)).shape[-1]

@@ -1,0 +1,1 @@
+"""Runs: config to objects, run folders, sweeps, and a trained run in use."""

@@ -1,0 +1,108 @@
+"""Config to objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.check_base_layer import check_base_layer
+from mlframework.errors import InvalidValue, UserError
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.runs.check_config import is_part
+from mlframework.runs.run_folder import RunFolder
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training import checkpoint
+from mlframework.training.logger import TensorBoardLogger
+from mlframework.training.outer_loop import OuterLoop
+from mlframework.training.trainer import Trainer
+
+if TYPE_CHECKING:  # what it takes is imported by the run that asks for it
+    from mlframework.evaluation.evaluation import Evaluation
+
+__all__ = [
+    "build_base_layer",
+    "build_device",
+    "build_evaluation",
+    "build_logger",
+    "build_meta_layer",
+    "build_outer_loop",
+    "build_task",
+    "build_trainer",
+]
+
+
+def build_task(config: DictConfig) -> TaskDistribution:
+    return instantiate(config.task)
+
+
+def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
+    """The base layer of a config, checked: see `check_base_layer`."""
+    base_layer = instantiate(config.base_layer, _partial_=True)(task.spec)
+    check_base_layer(base_layer, task.spec)
+    return base_layer
+
+
+def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
+    base_layer = build_base_layer(config, task)
+    if config.get("init"):
+        # Before the algorithm, which may put modules of its own between those of the base layer.
+        load_base_layer(base_layer, RunFolder(config.init, key="init"))
+    return instantiate(config.algorithm, _partial_=True)(base_layer, task)
+
+
+def load_base_layer(base_layer: BaseLayer, run: RunFolder) -> None:
+    """Reads the best weights of a run's base layer."""
+    try:
+        checkpoint.load_weights(run.best, base_layer, prefix="base_layer.")
+    except UserError as error:
+        raise InvalidValue("init", run.path, str(error)) from error
+
+
+def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
+    learned = [p for p in meta_layer.parameters() if p.requires_grad]
+    optimizer = instantiate(config.optimizer)(learned)
+    check_schedule(config.schedule)
+    return instantiate(config.outer)(meta_layer, optimizer, instantiate(config.schedule)(optimizer))
+
+
+def check_schedule(schedule: DictConfig) -> None:
+    """Refuses settings that torch's schedules take without a word, and that make a rate rise or fall below zero."""
+    for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
+        if name not in schedule:
+            continue
+        value = schedule[name]
+        derived = OmegaConf.is_interpolation(schedule, name)  # what it follows from is refused by its own key
+        if not derived and (not isinstance(value, int | float) or value < least):
+            raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    return instantiate(config.trainer)
+
+
+def build_evaluation(config: DictConfig) -> Evaluation | None:
+    """The evaluation that a run ends with; None where `evaluation=none` leaves it out."""
+    # An experiment's own settings of the evaluation are left when it is; they make no part.
+    return instantiate(config.evaluation) if is_part(config.get("evaluation")) else None
+
+
+def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> TensorBoardLogger:
+    return instantiate(config.logger)(folder.path, start=start)
+
+
+def build_device(name: str) -> torch.device:
+    """The device of that name, with its number where it has one; `auto` is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+        there = ("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
+        raise InvalidValue("device", name, f"must be one of {', '.join(there)} on this machine") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, and what waits for them, are of the current one
+    return device

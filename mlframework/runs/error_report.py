@@ -1,0 +1,193 @@
+"""Whatever goes wrong, as one line and an exit code: 2 for what the user can mend in the input, 1 for the rest."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from mlframework.errors import FailedRun, IncompatibleKind, InvalidValue, UserError, nearest
+from mlframework.runs.check_config import locate, parts
+
+__all__ = ["Fault", "fault"]
+
+#: Options that are there only with the extra `sweep`.
+OPTIONAL = ("hydra/launcher/joblib", "hydra/launcher/submitit_local", "hydra/sweeper/optuna")
+
+
+class Fault(NamedTuple):
+    """What is said of an error, and how the process ends."""
+
+    line: str
+    exit_code: int
+
+
+def fault(error: Exception, config: DictConfig | None = None) -> Fault:
+    """What to say of an error.
+
+    Args:
+        error: anything that was raised.
+        config: that of the run, where there was one: it tells which override an object at fault was built from.
+    """
+    where = built_from(error, config)
+    root = cause(error)
+    if isinstance(root, InvalidValue):
+        key = f"{where}.{root.field}" if where else root.field
+        return Fault(squeezed(f"{key}={typed(root.value)}: {root.why}"), UserError.exit_code)
+    if isinstance(root, IncompatibleKind):
+        return Fault(incompatible(root), root.exit_code)
+    if isinstance(root, UserError | FailedRun):
+        return Fault(squeezed(str(root)), root.exit_code)
+    if isinstance(root, HydraException | OmegaConfBaseException):
+        return Fault(squeezed(composition(root)), UserError.exit_code)
+    if (override := override_at_fault(root)) is not None:
+        why = f"must be an option of the group {override.key_or_group}; --help lists them"
+        return Fault(squeezed(f"{override.input_line}: {why}"), UserError.exit_code)
+    if where:
+        return Fault(squeezed(f"{where}: cannot be built: {named(root)}"), UserError.exit_code)
+    return Fault(squeezed(failure(root)), FailedRun.exit_code)
+
+
+def override_at_fault(error: BaseException) -> Override | None:
+    """The override that Hydra held when it raised a plain ValueError, as it does for `task=null`."""
+    for frame, _ in traceback.walk_tb(error.__traceback__ if isinstance(error, ValueError) else None):
+        if frame.f_globals["__name__"].startswith("hydra.") and isinstance(frame.f_locals.get("override"), Override):
+            return frame.f_locals["override"]
+    return None
+
+
+def incompatible(error: IncompatibleKind) -> str:
+    """Names the two as they were chosen."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if not choices.get("algorithm") or not choices.get("task"):
+        return str(error)
+    return error.told(f"algorithm={choices['algorithm']}", f"task={choices['task']}")
+
+
+def squeezed(text: str) -> str:
+    """The text on one line."""
+    return " ".join(text.split())
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return str(
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else value
+    )
+
+
+def cause(error: BaseException) -> BaseException:
+    """What made Hydra's `instantiate` fail; the error itself if it did not come through there."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def failure(error: BaseException) -> str:
+    """A failure at run time that has no better words of its own."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU's memory is full: a smaller outer.chunk or trainer.meta_batch needs less"
+    if isinstance(error, OSError):
+        return named(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{named(error)} ({last.filename}:{last.lineno}; HYDRA_FULL_ERROR=1 shows how it came to that)"
+
+
+def built_from(error: Exception, config: DictConfig | None) -> str | None:
+    """The config key of the object that raised an error.
+
+    An `InvalidValue` belongs to the innermost object whose config has such a setting; any other error to the object
+    whose constructor raised it.
+    """
+    root = cause(error)
+    for owner, method in reversed(list(calls(root.__traceback__))):
+        for key, part in parts_like(owner, config):
+            if root.field in part if isinstance(root, InvalidValue) else method == "__init__":
+                return key
+    full_key = re.search(r"full_key: (\S+)$", str(error)) if isinstance(error, InstantiationException) else None
+    return full_key.group(1) if full_key else None
+
+
+def calls(stack: TracebackType | None) -> Iterator[tuple[object, str]]:
+    """The objects whose methods an error passed through, and the methods' names, outermost first."""
+    for frame, _ in traceback.walk_tb(stack):
+        if "self" in frame.f_locals:
+            yield frame.f_locals["self"], frame.f_code.co_name
+
+
+def parts_like(owner: object, config: DictConfig | None) -> Iterator[tuple[str, DictConfig]]:
+    """The parts of a config that name an object's class."""
+    for key, part in parts(config) if config is not None else ():
+        if locate(part) is type(owner):
+            yield key, part
+
+
+def composition(error: BaseException) -> str:
+    """What Hydra and OmegaConf say in several lines: the override or key, and what would be right."""
+    reason, text = error.__cause__, first_line(error)
+    if isinstance(error, MissingConfigException):
+        return missing_option(error)
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        hint = f"; quotes keep special characters: '{key}=\"{value}\"'" if value else ""
+        return f"{error.override}: cannot be read as key=value{hint}"
+    if isinstance(reason, ConfigAttributeError | ConfigKeyError):
+        return unknown_key(str(error), reason)
+    if isinstance(reason, OmegaConfBaseException):
+        return f"{text.removeprefix('Error merging override ')}: {first_line(reason)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: must be given, as in {error.full_key}=..."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {text}"
+    there_already = re.search(r"An item is already at '(.+)'", text)
+    if there_already:
+        return f"+{there_already[1]}=...: is there already: without the + it is set"
+    ambiguous = re.match(r"Ambiguous value for argument '(.+)'$", text)
+    if ambiguous:
+        return f"{ambiguous[1]}: several values make a sweep, with -m; a list is written [a,b]"
+    return text
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def missing_option(error: MissingConfigException) -> str:
+    """An option that its group does not have; a config that is not there at all."""
+    missing = error.missing_cfg_file or ""
+    group, _, option = missing.rpartition("/")
+    if missing in OPTIONAL:
+        return f"{group.removeprefix('hydra/')}={option}: needs an extra: pip install 'mlframework[sweep]'"
+    if not error.options:
+        return first_line(error)
+    return f"{group}={option}: no such option{nearest(option, error.options)}; there are {', '.join(error.options)}"
+
+
+def unknown_key(text: str, reason: OmegaConfBaseException) -> str:
+    """A key that the config does not have, or that its part of the config does not."""
+    key = str(reason.full_key or reason.key)
+    override = text.partition("use +")[2].strip() or key
+    if "/" in key:
+        return f"{override}: there is no group {key}; --help lists the groups"
+    keys = [str(name) for name in (reason.parent_node or {}) if name != "hydra" and not str(name).startswith("_")]
+    there_are = f"{nearest(str(reason.key), keys)}; there are {', '.join(keys)}" if keys else ""
+    return f"{override}: there is no {key}{there_are}"

@@ -1,0 +1,206 @@
+"""Which settings may change when a run goes on: what the user typed is applied and recorded, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mlframework.errors import InvalidValue, UserError
+from mlframework.runs.check_config import leaves
+from mlframework.runs.run_folder import RunFolder
+
+__all__ = ["Resumed", "resumed"]
+
+#: How long and how often, where, and what is written; not what is learned, nor by what the best weights are selected.
+CHANGEABLE = (
+    "trainer.steps",
+    "trainer.validate_every",
+    "trainer.checkpoint_every",
+    "trainer.log_every",
+    "trainer.prefetch",
+    "evaluation",
+    "logger",
+    "outer.capture",
+    "outer.engine",
+    "outer.chunk",
+    "outer.memory_limit",
+    "device",
+    "threads",
+    "allocator",
+)
+
+#: Settings of the process at hand, which are no part of the record.
+OF_THIS_PROCESS = ("resume", "run_dir")
+
+#: Stands for a key that a config does not have.
+ABSENT = "(absent)"
+
+Changes = Mapping[str, tuple[Any, Any]]
+
+
+class Composed(NamedTuple):
+    """What overrides come to.
+
+    Attributes:
+        values: every leaf of the config by its dotted key, resolved.
+        choices: the option chosen of each config group.
+    """
+
+    values: dict[str, Any]
+    choices: dict[str, str | None]
+
+
+class Resumed(NamedTuple):
+    """A run that goes on.
+
+    Attributes:
+        config: of the run, with the changes.
+        overrides, choices: of the run, with those typed now in place of those of the same keys.
+        changes: `(before, now)` of every changed key.
+        typed: the new overrides.
+    """
+
+    config: DictConfig
+    overrides: list[str]
+    choices: dict[str, str]
+    changes: Changes
+    typed: list[str]
+
+    def record(self, folder: RunFolder, step: int) -> None:
+        """Adds what was typed to the record of the run, with the outer step after which it took effect."""
+        if not self.typed:
+            return
+        file = folder.path / "resumed.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        changes = {key: list(pair) for key, pair in self.changes.items()}
+        folder.write_json(file, [*before, {"step": step, "overrides": self.typed, "changes": changes}])
+        folder.record_settings(changed(folder.config(), self.changes), self.overrides, self.choices)
+
+
+def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
+    """The run in a folder with the overrides that the user types when it goes on.
+
+    The overrides of the start are composed with and without the new ones: what differs is what the user changes, group
+    choices, experiments and interpolations included.
+
+    Raises:
+        UserError: there is no run in the folder.
+        InvalidValue: an override changes a setting that the run has learned with.
+    """
+    if not folder.holds_run:
+        raise UserError(f"resume=true: there is no run in {folder.key}={folder.path}")
+    stored, started = folder.config(), folder.overrides()
+    stored.resume, stored.run_dir = True, str(folder.path)
+    typed = [o for o in overrides if key_of(o) not in OF_THIS_PROCESS and o not in started]
+    if not typed:
+        return Resumed(stored, started, folder.choices(), {}, [])
+    before = composed(started)
+    try:
+        now = composed(merged(started, typed))
+    except HydraException as error:
+        raise misfit(error, typed, before) from error
+    changes = difference(before.values, now.values)
+    for key in changes:
+        if not changeable(key):
+            raise refusal(key, changes[key], typed, started, before)
+    choices = {**folder.choices(), **dict(difference_of_choices(before.choices, now.choices))}
+    return Resumed(changed(stored, changes), merged(started, typed), choices, changes, typed)
+
+
+def key_of(override: str) -> str:
+    """The key of an override as the user typed it, as in `algorithm/update` or `trainer.steps`."""
+    return override.split("=")[0].lstrip("+~")
+
+
+def merged(started: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """The overrides of the start, without those whose keys were typed anew, and then the new ones."""
+    anew = {key_of(override) for override in typed}
+    return [*(override for override in started if key_of(override) not in anew), *typed]
+
+
+def composed(overrides: Sequence[str]) -> Composed:
+    """Composes `conf/train.yaml` with overrides."""
+    with initialised():
+        config = compose("train", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        for key in ("hydra", *OF_THIS_PROCESS):
+            del config[key]
+    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return Composed(dict(leaves(values)), {g: o for g, o in choices.items() if not g.startswith("hydra/")})
+
+
+@contextmanager
+def initialised() -> Iterator[None]:
+    """Hydra as the command has set it up, with the user's search path, or else with this package's configs."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        yield
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """`(before, now)` of the keys whose values differ."""
+    pairs = {key: (before.get(key, ABSENT), now.get(key, ABSENT)) for key in sorted(before.keys() | now.keys())}
+    return {key: (then, value) for key, (then, value) in pairs.items() if then != value}
+
+
+def difference_of_choices(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The groups whose options differ, with the option now."""
+    return ((group, option) for group, option in now.items() if before.get(group) != option)
+
+
+def changeable(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE)
+
+
+def changed(config: DictConfig, changes: Changes) -> DictConfig:
+    """A config with changed leaves."""
+    for key, (_, now) in sorted(changes.items(), key=lambda item: item[1][1] != ABSENT):  # what goes makes room first
+        parent, _, name = key.rpartition(".")
+        if now == ABSENT:
+            (OmegaConf.select(config, parent) if parent else config).pop(name, None)
+        else:
+            OmegaConf.update(config, key, now, force_add=True)
+    return config
+
+
+def refusal(
+    key: str, change: tuple[Any, Any], typed: Sequence[str], started: Sequence[str], before: Composed
+) -> InvalidValue:
+    """Which override changes a key that cannot change, and why that is refused."""
+    override = culprit(key, typed, started, before)
+    name, value = key_of(override), override.partition("=")[2]
+    if name in before.choices or key == name:
+        then = before.choices.get(name, change[0]) if name in before.choices else change[0]
+        shown = "null" if then is None else "none" if then == ABSENT else then
+        return InvalidValue(name, value, f"this run was started with {shown}; resume=true cannot change it")
+    then, now = change
+    why = f"{key} follows it, and resume=true cannot change that from {then} to {now}: start a new run"
+    shorter = isinstance(then, int | float) and isinstance(now, int | float) and now < then
+    return InvalidValue(name, value, f"{why}, or add {key}={then} to end early" if shorter else why)
+
+
+def misfit(error: HydraException, typed: Sequence[str], before: Composed) -> InvalidValue:
+    """An override that cannot be composed with those of the start, as a base layer with settings of another."""
+    groups = (override for override in typed if key_of(override) in before.choices)
+    override = next(groups, typed[0])
+    why = f"does not go with the overrides of this run ({str(error).splitlines()[0]}); resume=true cannot change it"
+    return InvalidValue(key_of(override), override.partition("=")[2], why)
+
+
+def culprit(key: str, typed: Sequence[str], started: Sequence[str], before: Composed) -> str:
+    """The override that names a changed key, or else the first that changes it."""
+    for override in typed:
+        name = key_of(override).replace("/", ".")
+        if key == name or key.startswith(f"{name}."):
+            return override
+    return next(o for o in typed if key in difference(before.values, composed(merged(started, [o])).values))

@@ -1,0 +1,243 @@
+"""A run, from its config to its result: build, train, evaluate, write down."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from mlframework.backend import allocator
+from mlframework.errors import FailedRun, InvalidValue
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.runs import build
+from mlframework.runs.check_size import check_episodes
+from mlframework.runs.resume import resumed
+from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.try_out import try_out
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training import checkpoint
+from mlframework.training.checkpoint import Progress
+from mlframework.training.trainer import Trainer, Training
+
+if TYPE_CHECKING:
+    from mlframework.evaluation.evaluation import Report
+
+__all__ = ["evaluate_run", "load_run", "train_run"]
+
+#: As many threads as torch takes by itself; a job of a sweep may have changed their number.
+THREADS = torch.get_num_threads()
+
+#: More gain nothing, and far more crash torch.
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+
+
+def train_run(
+    config: DictConfig,
+    folder: RunFolder,
+    *,
+    overrides: Sequence[str] = (),
+    choices: Mapping[str, str] | None = None,
+    show: Callable[[Report, str], None] | None = None,
+) -> tuple[dict[str, Any], Report | None]:
+    """Meta-trains and evaluates.
+
+    Args:
+        config: as composed from `conf/train.yaml`.
+        folder: where everything is written.
+        overrides: what the user typed, for the record.
+        choices: the option chosen of each config group, for the record.
+        show: takes the evaluation and the monitored metric before anything of them is written, which may fail.
+
+    Returns:
+        What `result.json` holds, and the evaluation, if the config asks for one.
+    """
+    choices = choices or {}
+    run = resumed(folder, overrides) if config.resume else None
+    if run is not None:
+        config, overrides, choices = run.config, run.overrides, run.choices
+        if folder.last.exists():
+            config.init = None  # it has started long ago
+    else:
+        folder.check_new()
+    check_process(config)
+    if config.get("allocator") == "tuned":
+        allocator.tune()
+    torch.set_num_threads(config.threads or THREADS)
+    torch.manual_seed(config.seed)
+    training = set_up(config, folder)
+    trainer: Trainer = build.build_trainer(config)
+    evaluation = build.build_evaluation(config)  # what is wrong with it should be said now, not after the training
+    if evaluation is not None:
+        evaluation.check(training.task)
+    trainer.check_monitor_step(training.meta_layer)
+    check_episodes(config, training.task.spec)
+    trainer.check_monitor(try_out(training, partial(new_meta_layer, config, training.task)))
+    with folder.locked():
+        if not config.resume:
+            folder.check_new()  # another process may have come to its end since
+        progress = start(training, config, overrides, choices)
+        if progress.step > trainer.steps:
+            raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
+        if run is not None:
+            run.record(folder, progress.step)
+        logger = build.build_logger(config, folder, start=progress.step)
+        try:
+            logger.config(config, choices, overrides)
+            progress = trainer.run(training, logger, progress)
+        finally:
+            logger.close()
+        check_finite(training, progress)
+        checkpoint.load_weights(folder.best, training.meta_layer)
+        report = evaluate(config, training, choices) if evaluation is not None else None
+        result = {
+            "status": "finished",
+            "overrides": list(overrides),
+            "choices": dict(choices),
+            **outcome(training, trainer, progress),
+            "evaluation": None if report is None else report.to_json(),
+        }
+        if show is not None and report is not None:
+            show(report, trainer.monitor)
+        folder.write_json(folder.result, result)
+    return result, report
+
+
+def check_process(config: DictConfig) -> None:
+    """Refuses a seed and a number of threads that torch does not take."""
+    if not 0 <= config.seed < 2**63:
+        raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
+    if config.threads is not None and not 1 <= config.threads <= MOST_THREADS:
+        why = f"must be from 1 to {MOST_THREADS} on this machine, or null for as many as torch takes"
+        raise InvalidValue("threads", config.threads, why)
+
+
+def check_finite(training: Training, progress: Progress) -> None:
+    """Refuses parameters that are not finite after the last step, which no later loss has shown."""
+    for name, parameter in training.meta_layer.named_parameters():
+        if not torch.isfinite(parameter).all():
+            why = f"{name} is not finite after step {progress.step}"
+            raise FailedRun(f"{why}; the best weights so far are {training.folder.best}")
+
+
+def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
+    """What came of a training, with the validation metrics of the weights at hand, the best ones."""
+    validation = trainer.validation(training)
+    selected = {"value": progress.best, "step": progress.best_step, "inner_steps": validation.inner_steps}
+    return {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "monitor": trainer.monitor,
+        "best": selected,
+        "batch_norm": training.meta_layer.batch_norm_policy,
+        **training.outer.chosen(trainer.meta_batch)._asdict(),
+        "parameters": sum(p.numel() for p in training.outer.learned.values()),
+        "git": git_state(),
+        "validation": {name: interval._asdict() for name, interval in validation.metrics.items()},
+        "validation_by_step": {n: [interval._asdict() for interval in rows] for n, rows in validation.by_step.items()},
+    }
+
+
+def set_up(config: DictConfig, folder: RunFolder) -> Training:
+    """Builds what a training needs; nothing is drawn, read or written yet."""
+    device = build.build_device(config.device)
+    task = build.build_task(config)
+    meta_layer = build.build_meta_layer(config, task).to(device)
+    import_compiler()
+    outer = build.build_outer_loop(config, meta_layer)
+    return Training(task, meta_layer, outer, torch.Generator().manual_seed(config.seed), device, folder)
+
+
+def new_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
+    """The algorithm of a config, newly initialised."""
+    config = config.copy()
+    config.init = None
+    return build.build_meta_layer(config, task)
+
+
+def import_compiler() -> None:
+    """Imports torch's compiler, as torch's optimizers do when they are made, in half of their time.
+
+    None of the objects that come with it is garbage: none is looked for meanwhile, and among them never again.
+    """
+    if "torch._dynamo" in sys.modules or not gc.isenabled():
+        return
+    gc.disable()
+    try:
+        import_module("torch._dynamo")
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def start(training: Training, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Progress:
+    """Restores the last checkpoint of a run that is resumed, or records what a new run is."""
+    folder = training.folder
+    if config.resume and folder.last.exists():
+        return checkpoint.restore(
+            folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
+        )
+    folder.record(config, overrides, choices)
+    return Progress()
+
+
+def evaluate(config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
+    """Judges the meta layer at hand by the config's evaluation."""
+    evaluation = build.build_evaluation(config)
+    assert evaluation is not None
+    return evaluation.run(
+        choices.get("algorithm", type(training.meta_layer).__name__),
+        training.meta_layer,
+        lambda: build.build_base_layer(config, training.task),
+        training.device,
+        monitor=config.trainer.monitor,
+    )
+
+
+def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:
+    """Evaluates the run in a folder.
+
+    Args:
+        folder: of the run.
+        evaluation: as composed from `conf/evaluation`.
+        weights, device: see `load_run`.
+    """
+    config = folder.config()
+    config.evaluation, config.device = evaluation, device
+    training = loaded(folder, config, weights=weights)
+    training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
+    return evaluate(config, training, folder.choices())
+
+
+def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
+    """The parts of the run in a folder, trained; nothing is drawn, so that its data need not be there.
+
+    Args:
+        folder: of the run.
+        weights: `best` or `last`.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+    config = folder.config()
+    config.device = device
+    return loaded(folder, config, weights=weights)
+
+
+def loaded(folder: RunFolder, config: DictConfig, *, weights: str) -> Training:
+    """Builds what the config says, and reads the weights of the run in the folder into it."""
+    if weights not in ("best", "last"):
+        raise InvalidValue("weights", weights, "must be best or last")
+    config.init = None
+    training = set_up(config, folder)
+    if weights == "best":
+        checkpoint.load_weights(folder.best, training.meta_layer)
+    else:
+        checkpoint.restore(
+            folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
+        )
+    return training

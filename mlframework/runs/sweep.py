@@ -1,0 +1,322 @@
+"""What came of a sweep: a table of its jobs in the terminal, and `sweep.csv` beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from mlframework.errors import FailedRun, UserError
+from mlframework.evaluation.number_format import shown, shown_interval
+from mlframework.files import atomic, take_lock, write_json
+from mlframework.runs.check_config import located
+from mlframework.runs.error_report import Fault
+from mlframework.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Job", "RememberFolder", "Row", "conclude", "grouped", "read_rows"]
+
+#: Why a job did not start in the folder of a run that is not its own; in the sweep's folder until the sweep ends.
+REFUSED = "refused.{}.json"
+
+Overrides = dict[str, str]
+
+
+def direction(metric: str, target: str) -> str:
+    """Whether a search takes a task distribution's metric up or down: `maximize` or `minimize`, as Optuna says."""
+    higher_is_better = getattr(located(target), "higher_is_better", frozenset({"accuracy"}))
+    return "maximize" if metric.removeprefix("query_") in higher_is_better else "minimize"
+
+
+OmegaConf.register_new_resolver("direction", direction, replace=True)
+
+
+class Job(NamedTuple):
+    """A job of a sweep, while it runs.
+
+    Attributes:
+        number: in the order in which they were launched.
+        overrides: what makes it differ from the config as it stands.
+        run: its own folder.
+        sweep: the folder of the sweep.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    run: RunFolder
+    sweep: Path
+
+    @classmethod
+    def current(cls) -> Job:
+        """The job that Hydra runs just now."""
+        config = HydraConfig.get()
+        run = RunFolder(config.runtime.output_dir)
+        run.held.discard(run.path.resolve())  # by an earlier job of this process
+        overrides = tuple(override for override in config.overrides.task if not override.startswith("resume="))
+        return cls(config.job.num, overrides, run, Path(config.sweep.dir))
+
+    def record_failure(self, fault: Fault) -> None:
+        """Leaves why it failed in its folder; where that holds a run which this job never held, in the sweep's folder.
+
+        So a job that was refused does not mark the run of another launch as failed.
+        """
+        content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
+        refused = self.run.holds_run and self.run.path.resolve() not in self.run.held
+        write_json(self.sweep / REFUSED.format(self.number) if refused else self.run.failed, content)
+
+    def __str__(self) -> str:
+        return f"job {self.number} ({' '.join(self.overrides)})"
+
+
+class RememberFolder(Callback):
+    """Tells `conclude` where the sweep is that this process launches, and keeps a second sweep out of that folder."""
+
+    folder: ClassVar[Path | None] = None
+    lock: ClassVar[IO[str] | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            RememberFolder.lock = locked(folder)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(error.exit_code) from None  # Hydra would make a warning of an Exception
+        RememberFolder.folder = folder
+        for path in folder.glob(REFUSED.format("*")):
+            path.unlink()
+
+
+def locked(folder: Path) -> IO[str]:
+    """The lock of a sweep's folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder / ".lock")
+    except OSError as error:
+        raise UserError(f"hydra.sweep.dir={folder}: cannot be made ({error.strerror})") from error
+    if lock is None:
+        raise UserError(f"hydra.sweep.dir={folder}: another sweep is running in this folder")
+    return lock
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        job: its folder within the sweep's.
+        status: `finished`, `failed`, `lost` where a job ended without a word, or `damaged` where its record cannot be
+            read.
+        overrides: by key.
+        metric: the name of the monitored validation metric; empty where there is none.
+        mean, half_width: of that metric over validation tasks, with the half width of its 95 % interval; None: not
+            finite, or a single task.
+        seconds: spent training.
+        error: why it failed.
+    """
+
+    job: str
+    status: str
+    overrides: Overrides
+    metric: str = ""
+    mean: float | None = None
+    half_width: float | None = None
+    seconds: float | None = None
+    error: str = ""
+
+
+def conclude() -> int:
+    """Prints and writes the table of the sweep that this process launched, if any; 1 if one of its jobs failed."""
+    folder, RememberFolder.folder = RememberFolder.folder, None
+    if folder is None:
+        return 0
+    try:
+        return summarised(folder)
+    finally:
+        assert RememberFolder.lock is not None
+        RememberFolder.lock.close()
+
+
+def summarised(folder: Path) -> int:
+    """`conclude` for the sweep in a folder."""
+    rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
+    if not rows:
+        return 0
+    from rich.console import Console
+
+    from mlframework.runs.tables import print_table
+
+    groups = grouped(rows)
+    write_csv(folder / "sweep.csv", groups)
+    if groups != rows:
+        write_csv(folder / "sweep_jobs.csv", rows)
+    console = Console()
+    print_table(table(folder, groups))
+    for row in rows:
+        if row.error:
+            console.print(f"job {row.job}: {row.error}", markup=False, highlight=False, soft_wrap=True)
+    for path in refused:  # its line stands on stderr
+        path.unlink()
+    return FailedRun.exit_code if refused or any(row.status != "finished" for row in rows) else 0
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """What the jobs in a sweep's folder left, in their order."""
+    marks = ("result.json", "failed.json", "config.yaml")
+    jobs = {path.parent for mark in marks for path in folder.rglob(mark)}
+    return [read_row(job, folder) for job in sorted(jobs, key=lambda job: natural(str(job)))]
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A sort key under which 10 comes after 9."""
+    return [(int(digits or 0), other) for digits, other in re.findall(r"(\d+)|(\D+)", text)]
+
+
+def read_row(job: Path, folder: Path) -> Row:
+    """What one job left."""
+    name, run = str(job.relative_to(folder)), RunFolder(job)
+    file = run.failed if run.failed.exists() else run.result
+    if not file.exists():
+        return Row(name, "lost", started_with(run), error="ended without a word: was it killed?")
+    try:
+        return row_of(name, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Row(name, "damaged", started_with(run), error=f"damaged: {file}")
+
+
+def row_of(name: str, record: dict[str, Any]) -> Row:
+    """The row of a job by its `result.json` or `failed.json`."""
+    status, overrides = record["status"], by_key(record["overrides"])
+    if "error" in record:
+        return Row(name, status, overrides, error=record["error"])
+    metric = record["monitor"]
+    interval = record["validation"][metric]
+    mean, half_width = finite(interval["mean"]), finite(interval["half_width"])
+    return Row(name, status, overrides, metric, mean, half_width, finite(record["seconds"]))
+
+
+def started_with(run: RunFolder) -> Overrides:
+    """What was overridden, as far as that can be read."""
+    try:
+        return by_key(run.overrides())
+    except UserError:
+        return {}
+
+
+def by_key(overrides: Iterable[str]) -> Overrides:
+    """`["a.b=1"]` as `{"a.b": "1"}`."""
+    pairs = (override.partition("=") for override in overrides)
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def grouped(rows: Sequence[Row]) -> list[Row]:
+    """One row for all the seeds of the same overrides, with the interval over seeds; the rows themselves without seeds.
+
+    Where each seed stands alone, the interval over tasks is kept.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        same = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")
+        if not row.overrides:  # nothing is known of it: it stands alone
+            same = (("job", row.job),)
+        groups.setdefault(same, []).append(row)
+    if all(len(group) == 1 for group in groups.values()):
+        return list(rows)
+    return [over_seeds(group) for group in groups.values()]
+
+
+def over_seeds(rows: Sequence[Row]) -> Row:
+    """The jobs of several seeds as one row."""
+    if len(rows) == 1:
+        return rows[0]
+    finished = [row for row in rows if row.status == "finished"]
+    row = rows[0]._replace(
+        job=",".join(row.job for row in rows),
+        status="finished" if len(finished) == len(rows) else f"{len(finished)} of {len(rows)} finished",
+        overrides={**rows[0].overrides, "seed": ",".join(row.overrides.get("seed", "") for row in rows)},
+        error="; ".join(row.error for row in rows if row.error),
+    )
+    if not finished:
+        return row
+    mean, half_width = interval([row.mean for row in finished])
+    seconds = sum(row.seconds or 0.0 for row in finished)
+    return row._replace(metric=finished[0].metric, mean=mean, half_width=half_width, seconds=seconds)
+
+
+def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """The mean of some values and the half width of its 95 % interval; None for a number that is not finite.
+
+    One value that is not finite leaves the mean out: that of the other seeds would flatter.
+    """
+    import torch
+
+    from mlframework.evaluation.task_set import Interval
+
+    known = [math.nan if value is None else value for value in values]
+    mean, half_width, *_ = Interval.of(torch.tensor(known, dtype=torch.float64))
+    return finite(mean), finite(half_width)
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A column for every key that was overridden, between the job and what came of it."""
+    keys = dict.fromkeys(key for row in rows for key in row.overrides)
+    outcome = ("metric", "mean", "half_width", "seconds", "error")
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "status", *keys, *outcome])
+        for row in rows:
+            chosen = [row.overrides.get(key, "") for key in keys]
+            writer.writerow([row.job, row.status, *chosen, *(getattr(row, name) for name in outcome)])
+
+
+def table(folder: Path, rows: Sequence[Row]) -> Table:
+    """The rows for the terminal: a column for every key in which they differ; what they share stands in the title."""
+    from rich.table import Table
+
+    keys = dict.fromkeys(key for row in rows for key in row.overrides)
+    same = {key: {row.overrides.get(key, "") for row in rows if row.overrides} for key in keys}
+    shared = " ".join(f"{key}={values.pop()}" for key, values in same.items() if len(values) == 1)
+    varied = [key for key, values in same.items() if len(values) > 1]
+    over = "seeds" if any("," in row.overrides.get("seed", "") for row in rows) else "validation tasks"
+    found = Table(
+        title=f"{folder} {shared}".rstrip(),
+        caption=f"mean ± half width of the 95 % interval over {over}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    found.add_column("job", justify="right")
+    for name in short(varied):
+        found.add_column(name, overflow="fold", max_width=40)
+    for name in ("metric", "value", "seconds", "status"):
+        found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=True)
+    for row in rows:
+        chosen = [rounded(row.overrides.get(key, "")) for key in varied]
+        value = "" if row.mean is None else shown_interval(row.mean, row.half_width)
+        seconds = "" if row.seconds is None else shown(row.seconds)
+        found.add_row(row.job, *chosen, row.metric.replace("_", " "), value, seconds, row.status)
+    return found
+
+
+def rounded(value: str) -> str:
+    """A number that a search has drawn, with four digits; anything else as it is."""
+    return shown(float(value)) if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
+
+
+def short(keys: Sequence[str]) -> list[str]:
+    """The last part of each key, where that tells them apart."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return last if len(set(last)) == len(last) else list(keys)

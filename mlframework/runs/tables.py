@@ -1,0 +1,101 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from mlframework.evaluation.number_format import shown_interval
+
+if TYPE_CHECKING:
+    from mlframework.evaluation.evaluation import Report, Row
+    from mlframework.evaluation.task_set import Interval
+    from mlframework.evaluation.text_quality import Quality
+
+__all__ = ["evaluation_table", "print_table", "quality_table", "show_report"]
+
+#: Characters of a table at most.
+WIDEST = 1000
+
+
+def show_report(report: Report, metric: str) -> None:
+    """Prints the tables of an evaluation."""
+    print_table(evaluation_table(report, metric))
+    if report.quality is not None:
+        print_table(quality_table(report.quality))
+
+
+def print_table(table: Table) -> None:
+    """Prints a table, wider than the terminal if its columns need that: lines then wrap, and no column is emptied."""
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    console = Console()
+    least = Measurement.get(console, console.options.update(width=WIDEST), table).minimum
+    Console(width=max(console.width, least)).print(table)
+
+
+def evaluation_table(report: Report, metric: str) -> Table:
+    """One metric of every method, before and after adaptation, with 95 % intervals, and its distance from the first."""
+    over = "tasks" if report.sources is None else "sources"
+    table = Table(
+        title=f"{metric.replace('_', ' ')} on {report.tasks} {report.split} tasks "
+        f"(seed {report.seed}, hash {report.task_hash})",
+        caption=f"mean ± half width of the 95 % interval over {over}; (steps) and settings are chosen on "
+        f"{report.validation_tasks} validation tasks; differences are paired",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("method", overflow="fold")
+    mixing = any(row.batch_norm != "none" for row in report.rows)
+    if mixing:
+        table.add_column("batch norm")
+    for name in ("before", "after (steps)", f"minus {report.rows[0].method}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.rows:
+        if metric not in row.metrics:
+            continue
+        policy = [row.batch_norm] if mixing else []
+        minus = "" if row.difference is None else short(row.difference[metric])
+        table.add_row(described(row, report), *policy, *cells(row, metric), minus)
+    return table
+
+
+def described(row: Row, report: Report) -> str:
+    """The method, its setting where it had a choice, and on how many tasks where these are not all."""
+    named = f"{row.method}, {row.setting}" if row.setting else row.method
+    return named if row.tasks == report.tasks else f"{named} ({row.tasks} tasks)"
+
+
+def cells(row: Row, metric: str) -> tuple[str, str]:
+    """Before adaptation, and after the chosen step; a method without a before leaves it empty."""
+    before, after = row.metrics[metric][0], row.interval(metric)
+    if len(row.steps) == 1:
+        return "", short(after)
+    return short(before), f"{short(after)} ({row.chosen})"
+
+
+def short(interval: Interval) -> str:
+    """With the interval over sources where there is one: that over tasks would be too narrow."""
+    widest = interval.half_width if interval.over_sources is None else interval.over_sources
+    return shown_interval(interval.mean, widest)
+
+
+def quality_table(quality: Quality) -> Table:
+    """Every measure of generated texts, before and after adaptation, beside real text."""
+    table = Table(
+        title="generated texts of test sources",
+        caption="mean ± half width of the 95 % interval over sources",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("measure")
+    for name in ("before", "after", "real text"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for measure, after in quality.after.items():
+        before = "" if quality.before is None else short(quality.before[measure])
+        table.add_row(measure.replace("_", " "), before, short(after), short(quality.real[measure]))
+    return table

@@ -1,0 +1,222 @@
+"""What a training will do, tried once before anything is written: whatever cannot work is said in one line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from mlframework.backend.devices import fork_rng
+from mlframework.base_layers.base_layer import MIXING
+from mlframework.base_layers.check_base_layer import TWO_OUTPUTS, Call, culprit, explained, moved, named, recorded
+from mlframework.episode import Episode, Examples, Split
+from mlframework.errors import UserError
+from mlframework.evaluation.task_set import judge_by_step, policies
+from mlframework.inner_loop.inner_loop import last
+from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.tasks.check_episode import check_episode
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training import checkpoint
+from mlframework.training.checkpoint import Progress
+from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.trainer import Training
+
+__all__ = ["try_out"]
+
+#: Queries at most that are judged: under some policies each takes a pass of its own.
+QUERIES = 4
+
+
+def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Metrics:
+    """Draws from every split, chooses the engine, steps and judges once, saves and loads once.
+
+    Parameters, buffers and random numbers stay as they are.
+
+    Args:
+        training: as it was set up.
+        make_meta_layer: builds the algorithm anew, to load saved weights into.
+
+    Returns:
+        The metrics of the step.
+
+    Raises:
+        UserError: one line that names the task, or the module, at fault.
+    """
+    task, meta_layer, device = training.task, training.meta_layer, training.device
+    with fork_rng(device):
+        drawn = {split: draw(task, split).to(device) for split in get_args(Split)}
+        try:
+            metrics = step(training, drawn["train"])
+            few = first_queries(drawn["validation"])
+            evaluate(meta_layer, few)
+            with explained(meta_layer.base_layer, "in evaluation mode", algorithm(meta_layer)):
+                check_predictions(meta_layer, few.tasks(slice(1)))
+            check_files(training, make_meta_layer, few.tasks(slice(1)))
+        finally:
+            meta_layer.train()
+            meta_layer.zero_grad()
+    return metrics
+
+
+def draw(task: TaskDistribution, split: Split) -> Episode:
+    """Two tasks of a split, checked."""
+    where = f"task ({type(task).__name__}), {split} split"
+
+    def sample(count: int) -> Episode:
+        with explained(torch.nn.Module(), f"to sample {count} tasks", where):
+            episode = task.sample(count, split, torch.Generator().manual_seed(0))
+        check_episode(episode, task.spec, num_tasks=count, where=where)
+        return episode
+
+    sample(1)
+    episode = sample(2)
+    if sample(2).hash() != episode.hash():
+        why = "two generators of one seed give two episodes: draw all random numbers from the generator"
+        raise UserError(f"{where}: {why}")
+    return episode
+
+
+def first_queries(episode: Episode) -> Episode:
+    """The same tasks with the first queries that count in some task."""
+    counts = episode.query.mask.flatten(2).any(-1) if episode.query.mask.dim() > 2 else episode.query.mask > 0
+    rows = counts.any(0).nonzero().flatten()[:QUERIES]
+    return episode._replace(query=Examples(*(leaf[:, rows] for leaf in episode.query)))
+
+
+def step(training: Training, episode: Episode) -> Metrics:
+    """A meta-gradient in training mode, by the engine that is chosen for it."""
+    meta_layer = training.meta_layer
+    with explained(meta_layer.base_layer, "in training mode", algorithm(meta_layer)):
+        training.outer.prepare(episode)
+        return meta_gradient(meta_layer.train(), episode)[1]
+
+
+def evaluate(meta_layer: MetaLayer, episode: Episode) -> None:
+    """Judges in evaluation mode under every policy of an evaluation."""
+    with explained(meta_layer.base_layer, "in evaluation mode", algorithm(meta_layer)):
+        for policy in policies(meta_layer):
+            judge_by_step(meta_layer, episode, meta_layer.test_inner_steps, policy, ends_only=True)
+
+
+def algorithm(meta_layer: MetaLayer) -> str:
+    return f"algorithm ({type(meta_layer).__name__})"
+
+
+# Predictions, and what must not move them.
+
+
+def check_predictions(meta_layer: MetaLayer, episode: Episode) -> None:
+    """What must not move the predictions for a task does not."""
+    check_determinism(meta_layer, episode)
+    check_queries(meta_layer, episode)
+    if meta_layer.task.spec.ragged:
+        check_padding(meta_layer, episode)
+
+
+def predicted(meta_layer: MetaLayer, episode: Episode, seed: int = 0) -> Tensor:
+    """Predictions in evaluation mode, after one inner step if there are any."""
+    meta_layer.eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        adapted = last(meta_layer.trajectory(episode.support, min(1, meta_layer.test_inner_steps)))
+        return meta_layer.predict_query(adapted, episode, meta_layer.batch_norm)
+
+
+def calls(meta_layer: MetaLayer, x: Tensor, mask: Tensor | None, seed: int = 0) -> list[Call]:
+    """The calls of the base layer's modules, for the first of some tasks."""
+    torch.manual_seed(seed)
+    with torch.no_grad(), recorded(meta_layer.base_layer) as found:
+        meta_layer.base_layer(x[0], None if mask is None else mask[0])
+    return found
+
+
+def check_determinism(meta_layer: MetaLayer, episode: Episode) -> None:
+    """In evaluation mode one input has one prediction."""
+    if not moved(predicted(meta_layer, episode), predicted(meta_layer, episode, seed=1)):
+        return
+    found = [calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1)]
+    call = culprit(found[0], found[1])
+    raise UserError(f"{algorithm(meta_layer) if call is None else named(call)}: {TWO_OUTPUTS}")
+
+
+def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
+    """The other queries do not move a query's prediction, unless the policy lets them."""
+    policy, mixes = meta_layer.batch_norm, meta_layer.base_layer.mixes_examples
+    if mixes and policy == "transductive":
+        return
+    (support, query), first = episode, slice(0, 1)
+    # The first query in the place of the others: inputs that are valid, whatever they are.
+    changed = query._replace(x=query.x[:, first].expand_as(query.x))
+    one, other = (predicted(meta_layer, episode._replace(query=q))[:, first] for q in (query, changed))
+    if not moved(one, other):
+        return
+    mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1)
+    rows = slice(support.x.shape[1], support.x.shape[1] + 1)
+    found = [calls(meta_layer, torch.cat([support.x, q.x], dim=1), mask) for q in (query, changed)]
+    call = culprit(found[0], found[1], rows)
+    if call is None:
+        raise UserError(f"{algorithm(meta_layer)}: a query's prediction depends on the other queries")
+    if isinstance(call.module, MIXING):
+        raise UserError(
+            f"{named(call)}: other queries move a query's prediction under algorithm.batch_norm={policy}: a module "
+            "around it drops the mask; let that take the mask and hand it on (TakesMask), or choose "
+            "algorithm.batch_norm=transductive"
+        )
+    raise UserError(
+        f"{named(call)}: an example's output depends on the examples beside it, unannounced: derive it from "
+        "MixesExamples and let only those count that its mask counts"
+    )
+
+
+def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
+    """Rows that the mask leaves out do not move the predictions of those that count."""
+    padded = [Episode(*(with_padding(part, row) for part in episode)) for row in (0, -1)]
+    counts = episode.query.mask > 0
+    one, other = (predicted(meta_layer, each)[:, : counts.shape[1]][counts] for each in padded)
+    if not moved(one, other):
+        return
+    found = [calls(meta_layer, each.support.x, each.support.mask) for each in padded]
+    call = culprit(found[0], found[1], slice(episode.support.x.shape[1]))
+    who = algorithm(meta_layer) if call is None else named(call)
+    raise UserError(
+        f"{who}: rows of padding move the predictions of rows that count: let it take the mask (TakesMask), hand it on "
+        "and leave out what the mask leaves out"
+    )
+
+
+def with_padding(examples: Examples, row: int) -> Examples:
+    """The same examples with two more, copies of the first or the last one, that do not count."""
+    more = Examples(*(leaf[:, [row, row]] for leaf in examples))
+    more = more._replace(mask=torch.zeros_like(more.mask))
+    return Examples(*(torch.cat(leaves, dim=1) for leaves in zip(examples, more, strict=True)))
+
+
+# Files.
+
+
+def check_files(training: Training, make_meta_layer: Callable[[], MetaLayer], episode: Episode) -> None:
+    """Weights that are saved and loaded predict as before; a checkpoint can be read."""
+    meta_layer = training.meta_layer
+    state = partial(checkpoint.state_of, outer=training.outer, generator=training.generator, progress=Progress())
+    with explained(meta_layer.base_layer, "to be saved and loaded", algorithm(meta_layer)):
+        content = io.BytesIO()
+        torch.save(state(meta_layer), content)
+        content.seek(0)
+        torch.load(content, map_location="cpu", weights_only=True)
+        torch.manual_seed(training.generator.initial_seed() + 1)  # other initial values
+        other = make_meta_layer().to(training.device)
+        checkpoint.load_state(other, checkpoint.from_bytes(checkpoint.to_bytes(meta_layer)), "a copy of its own")
+    other.engine = meta_layer.engine
+    if not moved(predicted(meta_layer, episode), predicted(other, episode)):
+        return
+    found = [calls(layer, episode.query.x, None) for layer in (meta_layer, other)]
+    call = culprit(found[0], found[1])
+    who = algorithm(meta_layer) if call is None else named(call)
+    raise UserError(
+        f"{who}: gives other outputs once its weights are saved and loaded: it keeps state that is neither a parameter "
+        "nor a buffer (register_buffer)"
+    )

@@ -1,0 +1,156 @@
+"""Curves, figures, the config and the HParams entry of a run, for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mlframework.evaluation.task_set import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["TensorBoardLogger", "hyperparameters"]
+
+#: Parts of the config that say where and how to look, not what is trained.
+NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested")
+
+#: TensorBoard takes the columns of a whole sweep from one of its runs: every run names the metrics of the others too.
+HPARAMS_METRICS = ("validation/query_loss", "validation/query_accuracy")
+HPARAMS_FIRST = ("algorithm", "task")
+
+
+class TensorBoardLogger:
+    """Writes TensorBoard events into the run's own folder.
+
+    Args:
+        folder: the run folder.
+        start: the step from which this process writes; what an interrupted process wrote beyond it is dropped.
+        figures: whether to draw pictures, which takes about half a second each.
+    """
+
+    def __init__(self, folder: Path, *, start: int, figures: bool = True) -> None:
+        self.figures = figures
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
+        self.start = start
+
+    def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
+        """The config as text, an HParams entry, and charts of the main metrics with their intervals.
+
+        Written once, at a run's start: a sweep can be compared while it runs, and a resumed run has said it already.
+
+        Args:
+            config: the whole config.
+            choices: the option chosen of each config group.
+            overrides: what the user typed, as in `algorithm.inner_steps=3`; HParams shows these columns first.
+        """
+        if self.start:
+            return
+        self.text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
+        main = dict.fromkeys(("validation/query_loss", f"validation/{config.trainer.monitor}"))
+        charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in main}
+        self.writer.add_custom_scalars({"mean and 95 % interval over tasks": charts})
+        # Not SummaryWriter.add_hparams: it makes a run of its own beside this one.
+        metrics = dict.fromkeys((*main, *HPARAMS_METRICS), 0.0)
+        experiment, start, end = hparams(hyperparameters(config, choices), metrics)
+        show_first(experiment, {*HPARAMS_FIRST, *(override.split("=")[0].lstrip("+~") for override in overrides)})
+        for summary in (experiment, start, end):
+            self.writer._get_file_writer().add_summary(summary)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point of each curve; names are tags, such as `train/query_loss`."""
+        # One event for all of them: an event costs a step more than any value in it.
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.writer._get_file_writer().add_summary(Summary(value=points), step)
+
+    def intervals(self, split: str, metrics: Mapping[str, Interval], step: int) -> None:
+        """A point of each metric, with the ends of its interval, at an outer step; tags start with the split."""
+        for name, interval in metrics.items():
+            tag = f"{split}/{name}"
+            self.scalars({tag: interval.mean}, step)
+            if not math.isnan(interval.half_width):
+                bounds = {"lower": interval.mean - interval.half_width, "upper": interval.mean + interval.half_width}
+                self.scalars({f"{tag}_interval/{bound}": value for bound, value in bounds.items()}, step)
+
+    def by_step(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
+        """A point of each metric after 0, 1, ... inner steps, at an outer step; tags start with the split."""
+        for name, intervals in metrics.items():
+            tags = {f"{split}/{name}_by_step/{inner}": interval.mean for inner, interval in enumerate(intervals)}
+            self.scalars(tags, step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """A picture."""
+        # Not SummaryWriter.add_figure: it needs pyplot, which picks a backend for the whole process.
+        self.writer.add_image(tag, rendered(figure), step, dataformats="HWC")
+
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
+        """A text in markdown."""
+        self.writer.add_text(tag, text, step)
+
+    def flush(self) -> None:
+        """Returns once all points are on disk; a thread writes them."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """The figure's pixels `[height, width, 3]`, uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str, float | str]:
+    """What tells a run from others: the chosen options by group, then every leaf of the config by its dotted key.
+
+    Numbers stay numbers; anything else is written as on the command line.
+
+    Args:
+        config: the whole config.
+        choices: the option chosen of each config group.
+    """
+    resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
+    options = {group.partition("@")[0]: option for group, option in choices.items()}
+    named = {name: option for name, option in options.items() if name.split("/")[0] in shown and option != "default"}
+    return {**named, **{key: plain(value) for key, value in leaves(shown)}}
+
+
+def show_first(experiment: Summary, names: Collection[str]) -> None:
+    """Marks hyperparameters as those in which runs differ; TensorBoard shows five, and these before others."""
+    plugin = experiment.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = data.SerializeToString()
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a list is a leaf, and what Hydra needs to build an object is left out."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif key not in ("_target_", "_partial_"):
+            yield f"{prefix}{key}", value
+
+
+def plain(value: Any) -> float | str:
+    """The value itself if it is a number, else as text: `null`, `true`, `[40, 40]`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, list):
+        return f"[{', '.join(str(plain(item)) for item in value)}]"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))

@@ -1,0 +1,307 @@
+"""Meta-training: outer steps, validation, checkpoints, curves."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+
+from mlframework.backend.devices import UNDISTURBED
+from mlframework.episode import Episode
+from mlframework.errors import FailedRun, InvalidValue, nearest
+from mlframework.evaluation.number_format import shown
+from mlframework.evaluation.task_set import VALIDATION_SEED, Interval, TaskSet, judge_tasks
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.runs.run_folder import RunFolder
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training import checkpoint
+from mlframework.training.checkpoint import Progress
+from mlframework.training.interrupt import deferred_interrupt
+from mlframework.training.logger import TensorBoardLogger
+from mlframework.training.outer_loop import NotFinite, OuterLoop
+from mlframework.training.prefetch import Prefetch
+from mlframework.training.progress import TrainingProgress, training_progress
+
+__all__ = ["Trainer", "Training"]
+
+log = logging.getLogger(__name__)
+
+#: As many of them are drawn in figures.
+DRAWN_TASKS = 4
+
+#: Of text tasks: validation sources for which texts are generated and judged, and how many for each.
+QUALITY_SOURCES, QUALITY_TEXTS = 8, 8
+
+
+class Training(NamedTuple):
+    """The parts of a training that has been set up.
+
+    Attributes:
+        task: where episodes come from.
+        meta_layer: the algorithm, on its device.
+        outer: steps its optimizer.
+        generator: draws the training episodes.
+        device: where episodes go.
+        folder: where everything is written.
+    """
+
+    task: TaskDistribution
+    meta_layer: MetaLayer
+    outer: OuterLoop
+    generator: torch.Generator
+    device: torch.device
+    folder: RunFolder
+
+
+class Validation(NamedTuple):
+    """The metrics of the frozen validation tasks.
+
+    Attributes:
+        by_step: each metric's intervals after 0, 1, ... inner steps.
+        inner_steps: the number of inner steps after which weights are selected.
+    """
+
+    by_step: dict[str, list[Interval]]
+    inner_steps: int
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """Each metric after the inner steps that select; an algorithm without inner steps has one row."""
+        return {name: rows[min(self.inner_steps, len(rows) - 1)] for name, rows in self.by_step.items()}
+
+
+class Trainer:
+    """Runs the outer loop for a number of steps.
+
+    Args:
+        steps: outer steps.
+        meta_batch: tasks per outer step.
+        validate_every: outer steps between validations; the last step is always validated.
+        validation_tasks: tasks of the frozen validation set.
+        checkpoint_every: outer steps between checkpoints; a resumed run continues at the last one.
+        log_every: outer steps between points of the training curves.
+        monitor: the validation metric that selects the best checkpoint.
+        monitor_step: inner steps after which it is taken; None takes the number that is trained, or the last one if
+            validation takes fewer.
+        prefetch: meta-batches drawn ahead, in a thread, where that makes steps faster; 0: none.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        meta_batch: int,
+        validate_every: int,
+        validation_tasks: int,
+        checkpoint_every: int,
+        log_every: int,
+        monitor: str,
+        monitor_step: int | None = None,
+        prefetch: int = 0,
+    ) -> None:
+        numbers = {"steps": steps, "meta_batch": meta_batch, "validate_every": validate_every, "log_every": log_every}
+        for field, value in {
+            **numbers,
+            "validation_tasks": validation_tasks,
+            "checkpoint_every": checkpoint_every,
+        }.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        if monitor_step is not None and monitor_step < 0:
+            raise InvalidValue(
+                "monitor_step", monitor_step, "must be at least 0, or null for the steps that are trained"
+            )
+        if prefetch < 0:
+            raise InvalidValue("prefetch", prefetch, "must be at least 0, which draws nothing ahead")
+        self.steps, self.meta_batch, self.prefetch = steps, meta_batch, prefetch
+        self.monitor, self.monitor_step = monitor, monitor_step
+        self.validate_every, self.validation_tasks = validate_every, validation_tasks
+        self.checkpoint_every, self.log_every = checkpoint_every, log_every
+
+    def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
+        """Trains from where `progress` stands to the last step.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint, unless a compiler was at work.
+            FailedRun: a loss was not finite, or the monitored metric was not finite at any validation.
+        """
+        if progress.step == 0:
+            self.save_first(training, progress)
+        with (
+            training_progress(self.steps, progress.step) as bar,
+            deferred_interrupt() as interrupt,
+            self.episodes(training) as episodes,
+        ):
+            training.outer.capture.interrupted = lambda: interrupt.asked
+            clock = resumed = time.perf_counter()
+            spent, reported = progress.seconds, progress.step
+            for step in range(progress.step + 1, self.steps + 1):
+                metrics = self.outer_step(training, episodes.next(), step)
+                if step % self.log_every == 0 or step == self.steps:
+                    rate = self.meta_batch * (step - reported) / (time.perf_counter() - clock)
+                    self.report(metrics, training, logger, bar, step, rate)
+                    clock, reported = time.perf_counter(), step
+                progress = progress._replace(step=step, seconds=spent + time.perf_counter() - resumed)
+                if step % self.validate_every == 0 or step == self.steps:
+                    progress = self.validate(training, logger, bar, progress)
+                    clock, reported = time.perf_counter(), step
+                interrupted = interrupt.asked
+                if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
+                    logger.flush()  # a resumed run does not take the steps before its checkpoint again
+                    self.save(training, progress)
+                bar.advance_to(step)
+                if interrupted:
+                    raise KeyboardInterrupt
+        if interrupt.asked:  # after the last step
+            raise KeyboardInterrupt
+        if progress.best is None:
+            after = f"inner steps: {self.selecting_step(training.meta_layer)}"
+            why = f"{self.monitor} ({after}) was not finite at any validation, so no weights are the best"
+            raise FailedRun(f"{why}; the last ones are in {training.folder.last}")
+        return progress
+
+    def selecting_step(self, meta_layer: MetaLayer) -> int:
+        """The number of inner steps after which the monitored metric selects weights."""
+        if self.monitor_step is None:
+            return min(meta_layer.trained_inner_steps, meta_layer.test_inner_steps)
+        return self.monitor_step
+
+    def check_monitor_step(self, meta_layer: MetaLayer) -> None:
+        """Refuses to monitor an inner step that validation does not take."""
+        most = meta_layer.test_inner_steps
+        if self.monitor_step is not None and self.monitor_step > most:
+            why = f"must be at most {most}, the inner steps of validation (algorithm.test_inner_steps)"
+            raise InvalidValue("monitor_step", self.monitor_step, why if most else "must be null: nothing is stepped")
+
+    def check_monitor(self, metrics: Collection[str]) -> None:
+        """Refuses to monitor what is not among the metrics."""
+        if self.monitor not in metrics:
+            why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
+            raise InvalidValue("monitor", self.monitor, why)
+
+    def episodes(self, training: Training) -> Prefetch:
+        """The meta-batches to train on, on their device."""
+
+        def draw(generator: torch.Generator) -> Episode:
+            episode = training.task.sample(self.meta_batch, "train", generator)
+            with UNDISTURBED:
+                return episode.to(training.device)
+
+        return Prefetch(draw, training.generator, ahead=self.prefetch)
+
+    def outer_step(self, training: Training, episode: Episode, step: int) -> dict[str, torch.Tensor]:
+        """Steps on a meta-batch; where the loss is not finite, says which step and which tasks."""
+        training.outer.capture.steps_left = self.steps - step
+        try:
+            return training.outer.step(episode)
+        except NotFinite as error:
+            who = culprits(episode, error.tasks)
+            raise FailedRun(f"step {step}: {error} ({who}); {last_good(training.folder)}") from error
+
+    def report(
+        self,
+        metrics: dict[str, torch.Tensor],
+        training: Training,
+        logger: TensorBoardLogger,
+        bar: TrainingProgress,
+        step: int,
+        rate: float,
+    ) -> None:
+        """A point of each training curve, and the end of the progress bar, which tell the tasks per second as well."""
+        values = {f"train/{name}": value.item() for name, value in metrics.items()}
+        values["train/tasks_per_second"] = rate
+        logger.scalars(values, step)
+        bar.show(f"query loss {shown(values['train/query_loss'])}, {shown(rate)} tasks/s")
+
+    def validate(
+        self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
+    ) -> Progress:
+        """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
+        validation = self.validation(training)
+        logger.intervals("validation", validation.metrics, progress.step)
+        logger.by_step("validation", validation.by_step, progress.step)
+        # What an algorithm tells about itself, a solver's residual say, is a curve; people are shown how well it does.
+        shown = {name: steps for name, steps in validation.by_step.items() if name.startswith("query_")}
+        if logger.figures and self.draws_figures_at(progress.step):
+            self.draw(training, logger, shown, progress.step)
+        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {validation.metrics[n]}" for n in shown))
+        value = validation.metrics[self.monitor].mean
+        if not self.better(training.task, value, progress.best):
+            return progress
+        checkpoint.save_weights(training.folder.best, training.meta_layer)
+        return progress._replace(best=value, best_step=progress.step)
+
+    def validation(self, training: Training) -> Validation:
+        """Judges the frozen validation tasks after 0, 1, ... inner steps."""
+        layer = training.meta_layer
+        tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
+        by_step = judge_tasks(layer, tasks, layer.test_inner_steps, device=training.device)
+        return Validation(by_step, self.selecting_step(layer))
+
+    def draws_figures_at(self, step: int) -> bool:
+        """After the last step and after 1, 2, 4, 8, ... validations: things change early, then slowly."""
+        count, rest = divmod(step, self.validate_every)
+        return step == self.steps or (rest == 0 and count & (count - 1) == 0)
+
+    def draw(
+        self, training: Training, logger: TensorBoardLogger, intervals: Mapping[str, list[Interval]], step: int
+    ) -> None:
+        """Figures of the metrics by inner step, and figures or texts of the first validation tasks."""
+        # Imported here: matplotlib takes half a second, which a training without figures need not spend.
+        from mlframework.evaluation.figures import by_step_figure, episode_figure
+        from mlframework.evaluation.text_quality import TextQuality
+        from mlframework.evaluation.text_samples import sample_sheet
+        from mlframework.tasks.text import TextTasks
+
+        logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
+        episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))
+        figure = episode_figure(training.meta_layer, episode.to(training.device))
+        if figure is not None:
+            logger.figure("validation/tasks", figure, step)
+        if isinstance(training.task, TextTasks):
+            logger.text("validation/samples", sample_sheet(training.meta_layer, episode.to(training.device)), step)
+            judge = TextQuality(sources=QUALITY_SOURCES, texts=QUALITY_TEXTS, seed=VALIDATION_SEED)
+            quality = judge.run(training.meta_layer, training.task, "validation", device=training.device)
+            for when, measures in quality.measures() if quality else ():
+                logger.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, step)
+
+    def better(self, task: TaskDistribution, value: float, than: float | None) -> bool:
+        """Whether a monitored value replaces the best so far: a finite value does where there is no finite one."""
+        if not math.isfinite(value):
+            return False
+        if than is None or not math.isfinite(than):
+            return True
+        higher = self.monitor.removeprefix("query_") in task.higher_is_better
+        return value > than if higher else value < than
+
+    def save_first(self, training: Training, progress: Progress) -> None:
+        """Writes a checkpoint before the first outer step; weights that cannot be written as the best ones fail now."""
+        self.save(training, progress)
+        with TemporaryDirectory() as elsewhere:  # no validation has selected them
+            checkpoint.save_weights(Path(elsewhere) / training.folder.best.name, training.meta_layer)
+
+    def save(self, training: Training, progress: Progress) -> None:
+        checkpoint.save(
+            training.folder.last,
+            meta_layer=training.meta_layer,
+            outer=training.outer,
+            generator=training.generator,
+            progress=progress,
+        )
+
+
+def culprits(episode: Episode, tasks: list[int]) -> str:
+    """The hashes of the tasks at fault, or of the whole meta-batch where no task stands out."""
+    if not tasks:
+        return f"meta-batch {episode.hash()}"
+    return ", ".join(f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in tasks)
+
+
+def last_good(folder: RunFolder) -> str:
+    return f"the last good checkpoint is {folder.last}"
