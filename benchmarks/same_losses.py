@@ -2,15 +2,13 @@
 
 `python benchmarks/same_losses.py ../old` trains each preset for 20 outer steps with the package in `../old` and with
 the one here, eagerly and captured, and prints how far their losses are apart, relative to the largest loss of the run.
-0 means equal bits. Each checkout's package is imported from its folder, by this interpreter.
+0 means equal bits. Each checkout has its own environment in `.venv`, as `.ci/run` makes it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,10 +39,16 @@ def losses(checkout: Path, overrides: str, *, capture: bool) -> list[float]:
     """The loss of each of 20 outer steps; none where the run ended with an error, which is printed."""
     entry = next(name for name in ("cli", "commands") if (checkout / "mlframework" / name).is_dir())
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", f"mlframework.{entry}.train", *overrides.split(), "trainer.steps=20"]
+        command = [
+            f"{checkout}/.venv/bin/python",
+            "-m",
+            f"mlframework.{entry}.train",
+            *overrides.split(),
+            "trainer.steps=20",
+        ]
         command += ["trainer.log_every=1", "trainer.validation_tasks=1", "evaluation=none", "logger.figures=false"]
         command += [f"run_dir={folder}/run", f"outer.capture={str(capture).lower()}", "threads=1"]
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment(checkout))
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         if done.returncode:
             print(done.stderr.strip().splitlines()[-1])
             return []
@@ -53,10 +57,6 @@ def losses(checkout: Path, overrides: str, *, capture: bool) -> list[float]:
         events = EventAccumulator(f"{folder}/run")
         events.Reload()
         return [event.value for event in events.Scalars("train/query_loss")]
-
-
-def environment(checkout: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(checkout)}
 
 
 def main() -> None:
