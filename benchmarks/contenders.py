@@ -34,7 +34,7 @@ from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.meta_layers.neural_network import Prototypes
-from mlframework.meta_layers.svm import CrammerSingerSVM, Linear, Ridge
+from mlframework.meta_layers.svm import CrammerSingerSVM, LinearKernel, Ridge
 from mlframework.tasks import TaskDistribution
 from mlframework.training.outer_loop import OuterLoop
 
@@ -88,8 +88,8 @@ def algorithm(workload: Workload, task: TaskDistribution, base_layer: BaseLayer)
         return MAML(base_layer, task, update=rule, meta_gradient=gradient, inner_steps=workload.inner_steps)
     make = {
         "prototypes": Prototypes,
-        "ridge": functools.partial(Ridge, kernel=Linear(1.0), reg=REG, scale=SCALE, learn=()),
-        "svm": functools.partial(CrammerSingerSVM, kernel=Linear(), c=C, reg=1.0, scale=1.0, learn=()),
+        "ridge": functools.partial(Ridge, kernel=LinearKernel(1.0), reg=REG, scale=SCALE, learn=()),
+        "svm": functools.partial(CrammerSingerSVM, kernel=LinearKernel(), c=C, reg=1.0, scale=1.0, learn=()),
     }[workload.head]
     return make(base_layer, task, batch_norm="transductive")
 

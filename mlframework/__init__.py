@@ -1,19 +1,19 @@
 """mlframework: meta-learning research on today's PyTorch."""
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
 
-if TYPE_CHECKING:
-    from mlframework.runs.trained import load
-
-__all__ = ["__version__", "load"]
+import lazy_loader
 
 __version__ = "0.1.0"
 
+#: The rooms whose public names are importable from here. A module is imported when one of its names is first used.
+ROOMS = ("base_layers", "evaluation", "inner_loop", "meta_layers", "runs", "tasks", "text", "training")
 
-def __getattr__(name: str) -> Any:
-    # Not imported above: what only asks for the version, or for help, need not wait for torch.
-    if name == "load":
-        from mlframework.runs.trained import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "episode": ["Episode", "Examples", "TaskSpec"],
+        "errors": ["InvalidValue", "UserError"],
+        **{room: import_module(f"{__name__}.{room}").__all__ for room in ROOMS},
+    },
+)

@@ -8,7 +8,7 @@ import torch
 from mlframework.backend.capture import Capture
 from mlframework.backend.compiled import eager_gradients
 from mlframework.base_layers import MLP
-from mlframework.meta_layers.svm.kernels import Linear
+from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.meta_layers.svm.ridge import Ridge
 from mlframework.meta_layers.svm.support_vectors import CrammerSingerSVM
 from mlframework.tasks import ArrayTasks, ClassIndexed
@@ -20,7 +20,7 @@ def test_features_are_one_unit_where_the_solver_cannot_be_part_of_the_graph(algo
     torch.manual_seed(0)
     data = ClassIndexed.from_labels(torch.rand(40, 5), torch.arange(4).repeat(10))
     task = ArrayTasks({"train": data}, n_way=2, k_shot=2, k_query=2)
-    layer = algorithm(MLP(task.spec, hidden=[6]), task, kernel=Linear())
+    layer = algorithm(MLP(task.spec, hidden=[6]), task, kernel=LinearKernel())
     capture = Capture(layer, "true")
     with caplog.at_level(logging.WARNING):
         for seed in range(3):

@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.backend import capture as capture_module
-from mlframework.backend import compiled
-from mlframework.backend import regions as units
+from mlframework.backend import capture as capture_module, compiled, regions as units
 from mlframework.backend.capture import Capture, looks
 from mlframework.backend.compiled import eager_gradients
 from mlframework.backend.graph_cache import GraphCache, file_of

@@ -21,12 +21,12 @@ from mlframework.cli import evaluate, train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.svm import (
-    RBF,
     CrammerSingerSVM,
     KernelMachine,
-    Linear,
+    LinearKernel,
     Logistic,
     OneVsRestSVM,
+    RBFKernel,
     Ridge,
 )
 from mlframework.solvers.solution import Solution
@@ -34,7 +34,11 @@ from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer
 from mlframework.training.outer_loop import meta_gradient
 
-KERNELS = {"linear": Linear, "with an offset": lambda: Linear(constant=0.7), "rbf": lambda: RBF(gamma=0.6)}
+KERNELS = {
+    "linear": LinearKernel,
+    "with an offset": lambda: LinearKernel(constant=0.7),
+    "rbf": lambda: RBFKernel(gamma=0.6),
+}
 
 
 def blobs(**settings) -> ArrayTasks:
@@ -151,14 +155,14 @@ def test_everything_may_be_learned_and_the_gradient_is_exact(name, kernel):
 @pytest.mark.parametrize(("c", "binds"), [(0.05, True), (1e3, False)])
 def test_c_gets_a_gradient_where_an_example_is_at_its_bound_and_zero_elsewhere(c, binds):
     task = blobs()
-    layer = on_inputs(CrammerSingerSVM, task, kernel=Linear(), c=c, learn=["c"])
+    layer = on_inputs(CrammerSingerSVM, task, kernel=LinearKernel(), c=c, learn=["c"])
     meta_gradient(layer, draw(task))
     assert (float(layer.positive.logarithms["c"].grad.abs()) > 1e-6) is binds
 
 
 def test_what_is_not_learned_stays_and_needs_no_gradient():
     task = blobs()
-    layer = CrammerSingerSVM(MLP(task.spec, hidden=[5]), task, kernel=RBF(learn=False), learn=[]).double()
+    layer = CrammerSingerSVM(MLP(task.spec, hidden=[5]), task, kernel=RBFKernel(learn=False), learn=[]).double()
     meta_gradient(layer, draw(task))
     learned = {name for name, p in layer.named_parameters() if p.requires_grad}
     assert all(name.startswith("base_layer.") for name in learned)
@@ -207,7 +211,7 @@ class OneStep(KernelMachine):
     """Ridge regression by a single step of gradient descent, which is far from enough, and says so."""
 
     def __init__(self, base_layer, task):
-        numbers = {"kernel": Linear(), "positive": {}, "learn": [], "frozen": None, "batch_norm": "support"}
+        numbers = {"kernel": LinearKernel(), "positive": {}, "learn": [], "frozen": None, "batch_norm": "support"}
         super().__init__(base_layer, task, **numbers)
 
     def solve(self, kernel, targets, mask):
@@ -237,7 +241,7 @@ def test_features_that_are_not_finite_end_in_a_loss_that_is_not_finite():
     x[1, 0] = torch.nan
     episode = episode._replace(support=episode.support._replace(x=x))
     for member, settings, _ in MEMBERS.values():
-        layer = on_inputs(member, task, kernel=Linear(), **settings)
+        layer = on_inputs(member, task, kernel=LinearKernel(), **settings)
         metrics = layer.query_metrics(layer.adapt(episode.support), episode)
         assert metrics["query_loss"].isfinite().tolist() == [True, False, True, True], member
         assert metrics["solver_converged"].tolist() == [1.0, 0.0, 1.0, 1.0], member
@@ -246,9 +250,12 @@ def test_features_that_are_not_finite_end_in_a_loss_that_is_not_finite():
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (functools.partial(CrammerSingerSVM, kernel=Linear(), c=0.0), "c=0.0: must be above 0"),
-        (functools.partial(Ridge, kernel=Linear(), reg=-1.0), "reg=-1.0: must be above 0"),
-        (functools.partial(Logistic, kernel=Linear(), learn=["c"]), r"learn=\['c'\]: must hold some of reg, scale"),
+        (functools.partial(CrammerSingerSVM, kernel=LinearKernel(), c=0.0), "c=0.0: must be above 0"),
+        (functools.partial(Ridge, kernel=LinearKernel(), reg=-1.0), "reg=-1.0: must be above 0"),
+        (
+            functools.partial(Logistic, kernel=LinearKernel(), learn=["c"]),
+            r"learn=\['c'\]: must hold some of reg, scale",
+        ),
     ],
 )
 def test_wrong_settings_are_named(make, line):
@@ -260,8 +267,8 @@ def test_wrong_settings_are_named(make, line):
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: RBF(gamma=0), "gamma=0: must be above 0"),
-        (lambda: Linear(constant=-1), "constant=-1: must be at least"),
+        (lambda: RBFKernel(gamma=0), "gamma=0: must be above 0"),
+        (lambda: LinearKernel(constant=-1), "constant=-1: must be at least"),
     ],
 )
 def test_wrong_settings_of_a_kernel_are_named(make, line):

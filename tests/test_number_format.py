@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlframework.evaluation.evaluation import Report
-from mlframework.evaluation.evaluation import Row as ReportRow
+from mlframework.evaluation.evaluation import Report, Row as ReportRow
 from mlframework.evaluation.number_format import shown, shown_interval
 from mlframework.evaluation.task_set import Interval
 from mlframework.runs.sweep import Row, table

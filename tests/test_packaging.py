@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+KINDS = (".py", ".pyi", ".yaml")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,11 @@ def wheel_names(tmp_path_factory) -> set[str]:
 
 @pytest.mark.parametrize(("folder", "inside"), [("mlframework", "mlframework"), ("conf", "mlframework/conf")])
 def test_every_source_and_every_option_is_in_the_wheel(wheel_names, folder, inside):
-    there = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml")]
+    there = [
+        path.relative_to(ROOT / folder)
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in KINDS or path.name == "py.typed"
+    ]
     assert there
     assert not [path for path in there if f"{inside}/{path.as_posix()}" not in wheel_names]
 

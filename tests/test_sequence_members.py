@@ -23,7 +23,7 @@ from mlframework.meta_layers.neural_network import (
     Prototypes,
 )
 from mlframework.meta_layers.svm import Ridge
-from mlframework.meta_layers.svm.kernels import Linear
+from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.tasks import Sinusoid, TaskDistribution
 
 VOCABULARY, LENGTH, TASKS, WIDTH = 6, 4, 2, 5
@@ -169,7 +169,7 @@ def test_a_hypernetwork_adds_a_row_per_token_to_the_prior():
 
 
 def test_ridge_fits_what_the_prior_leaves_like_scikit_learn():
-    meta_layer, episode = made(Ridge, kernel=Linear(), reg=0.7, scale=3.0), episode_of_walks()
+    meta_layer, episode = made(Ridge, kernel=LinearKernel(), reg=0.7, scale=3.0), episode_of_walks()
     reg, scale = (meta_layer.positive[name].item() for name in ("reg", "scale"))
     found = predicted(meta_layer, episode).detach().numpy()
     for number, (support, labels, query) in enumerate(each_position(meta_layer, episode)):

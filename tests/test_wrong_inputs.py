@@ -61,7 +61,7 @@ TRAIN = [
     (["base_layer.hidden=40"], "base_layer.hidden=40: must be a list"),
     (["algorithm.checkpoint_steps=2"], "algorithm.checkpoint_steps=2: must be true or false"),
     (["task._target_=nowhere.Task"], "task._target_=nowhere.Task: cannot be imported (No module named 'nowhere')"),
-    (["task._target_=mlframework.tasks.Sinus"], "task._target_=mlframework.tasks.Sinus: cannot be imported (module "),
+    (["task._target_=mlframework.tasks.Sinus"], "task._target_=mlframework.tasks.Sinus: cannot be imported (No "),
     # values
     (["task.k_shot=0"], "task.k_shot=0: must be "),
     (["algorithm.update.lr=-1"], "algorithm.update.lr=-1: must be above 0"),

@@ -1,11 +1,5 @@
 """Base layers: inputs to features, features to predictions."""
 
-from mlframework.base_layers.base_layer import BaseLayer, Stack, TakesMask
-from mlframework.base_layers.conv4 import Conv4
-from mlframework.base_layers.convolution import Convolution
-from mlframework.base_layers.gru import GRU
-from mlframework.base_layers.mlp import MLP
-from mlframework.base_layers.normalisation import BatchStatistics
-from mlframework.base_layers.transformer import Transformer
+import lazy_loader
 
-__all__ = ["GRU", "MLP", "BaseLayer", "BatchStatistics", "Conv4", "Convolution", "Stack", "TakesMask", "Transformer"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

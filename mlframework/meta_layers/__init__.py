@@ -1,6 +1,5 @@
 """Meta layers: the algorithms, in their families."""
 
-from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import Adapted, MetaLayer, Metrics
+import lazy_loader
 
-__all__ = ["Adapted", "FeatureMetaLayer", "MetaLayer", "Metrics"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

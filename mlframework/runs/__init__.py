@@ -1,1 +1,5 @@
 """Runs: config to objects, run folders, sweeps, and a trained run in use."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Meta-training: the outer loop, checkpoints, curves."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Params, masked_mean
 from mlframework.errors import InvalidValue, UserError
-from mlframework.inner_loop import Proximal, positive
 from mlframework.inner_loop.inner_loop import last
+from mlframework.inner_loop.inner_update import positive
+from mlframework.inner_loop.proximal import Proximal
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product
 

@@ -1,21 +1,5 @@
 """Meta-SVM: a task's model is the optimum of a convex problem on its support features."""
 
-from mlframework.meta_layers.svm.kernel_machine import Fitted, KernelMachine, RegularisedFit
-from mlframework.meta_layers.svm.kernels import RBF, Kernel, Linear
-from mlframework.meta_layers.svm.logistic import Logistic
-from mlframework.meta_layers.svm.ridge import Ridge
-from mlframework.meta_layers.svm.support_vectors import CrammerSingerSVM, OneVsRestSVM, SupportVectorMachine
+import lazy_loader
 
-__all__ = [
-    "RBF",
-    "CrammerSingerSVM",
-    "Fitted",
-    "Kernel",
-    "KernelMachine",
-    "Linear",
-    "Logistic",
-    "OneVsRestSVM",
-    "RegularisedFit",
-    "Ridge",
-    "SupportVectorMachine",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.svm.positive import Positive
 
-__all__ = ["RBF", "Kernel", "Linear"]
+__all__ = ["Kernel", "LinearKernel", "RBFKernel"]
 
 
 class Kernel(nn.Module, ABC):
@@ -24,7 +24,7 @@ class Kernel(nn.Module, ABC):
         return {}
 
 
-class Linear(Kernel):
+class LinearKernel(Kernel):
     """`<a, b> + constant`: a model that is linear in the features.
 
     Args:
@@ -32,7 +32,7 @@ class Linear(Kernel):
             regulariser holds it small like any other weight. 0 leaves it out.
 
     >>> import torch
-    >>> Linear()(torch.ones(1, 2, 3), torch.ones(1, 1, 3)).flatten()
+    >>> LinearKernel()(torch.ones(1, 2, 3), torch.ones(1, 1, 3)).flatten()
     tensor([3., 3.])
     """
 
@@ -46,7 +46,7 @@ class Linear(Kernel):
         return a @ b.mT + self.constant
 
 
-class RBF(Kernel):
+class RBFKernel(Kernel):
     """`exp(-gamma |a - b|^2 / d)`, with the mean squared difference of `d` features, so that `gamma` fits any width.
 
     Args:
@@ -54,7 +54,7 @@ class RBF(Kernel):
         learn: whether the outer loop learns `gamma`, from there on, through its logarithm.
 
     >>> import torch
-    >>> RBF(gamma=2.0)(torch.ones(1, 1, 3), torch.zeros(1, 1, 3)).log()
+    >>> RBFKernel(gamma=2.0)(torch.ones(1, 1, 3), torch.zeros(1, 1, 3)).log()
     tensor([[[-2.]]], grad_fn=<LogBackward0>)
     """
 

@@ -1,0 +1,12 @@
+from .base_layers import *
+from .episode import Episode as Episode, Examples as Examples, TaskSpec as TaskSpec
+from .errors import InvalidValue as InvalidValue, UserError as UserError
+from .evaluation import *
+from .inner_loop import *
+from .meta_layers import *
+from .runs import *
+from .tasks import *
+from .text import *
+from .training import *
+
+__version__: str

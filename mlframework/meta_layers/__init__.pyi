@@ -1,0 +1,38 @@
+from .feature_meta_layer import FeatureMetaLayer as FeatureMetaLayer
+from .gradient_descent.cavia import CAVIA as CAVIA, FiLM as FiLM, Shift as Shift
+from .gradient_descent.imaml import Implicit as Implicit
+from .gradient_descent.lora import LoRA as LoRA
+from .gradient_descent.maml import MAML as MAML
+from .gradient_descent.meta_gradients import (
+    AnnealedOrder as AnnealedOrder,
+    Exact as Exact,
+    FirstOrder as FirstOrder,
+    Joint as Joint,
+    MetaGradient as MetaGradient,
+    ParameterDifference as ParameterDifference,
+    Truncated as Truncated,
+)
+from .gradient_descent.norm_weights import (
+    NormWeights as NormWeights,
+    PerStepNorm as PerStepNorm,
+    SharedNorm as SharedNorm,
+)
+from .gradient_descent.proto_maml import ProtoMAML as ProtoMAML
+from .gradient_descent.step_weights import LastStep as LastStep, MultiStep as MultiStep, StepWeights as StepWeights
+from .meta_layer import Adapted as Adapted, MetaLayer as MetaLayer, Metrics as Metrics
+from .neural_network.conditional_neural_process import ConditionalNeuralProcess as ConditionalNeuralProcess
+from .neural_network.hypernetwork import Hypernetwork as Hypernetwork
+from .neural_network.in_context import InContext as InContext
+from .neural_network.matching import Matching as Matching
+from .neural_network.meta_networks import MetaNetworks as MetaNetworks
+from .neural_network.prototypes import Prototypes as Prototypes
+from .neural_network.relation import RelationNetwork as RelationNetwork
+from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine, RegularisedFit as RegularisedFit
+from .svm.kernels import Kernel as Kernel, LinearKernel as LinearKernel, RBFKernel as RBFKernel
+from .svm.logistic import Logistic as Logistic
+from .svm.ridge import Ridge as Ridge
+from .svm.support_vectors import (
+    CrammerSingerSVM as CrammerSingerSVM,
+    OneVsRestSVM as OneVsRestSVM,
+    SupportVectorMachine as SupportVectorMachine,
+)

@@ -1,0 +1,2 @@
+from .generation import Sampling as Sampling
+from .ngram import NGramModel as NGramModel
