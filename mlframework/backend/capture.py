@@ -25,6 +25,7 @@ from mlframework.backend.allocator import give_back
 from mlframework.backend.compiled import End, Gradients, WholeStep, averaged, eager_gradients, summarised
 from mlframework.backend.cuda_graphs import recorded
 from mlframework.backend.devices import synchronise
+from mlframework.backend.forward import compiled_by
 from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.regions import NotCompiled, Units
 from mlframework.backend.stopwatch import timed
@@ -214,11 +215,8 @@ class Capture:
 
     def by_units(self, meta_layer: MetaLayer, episode: Episode) -> Gradients:
         """The meta-gradient of a step whose units are compiled."""
-        before, meta_layer.run = meta_layer.run, self.units
-        try:
+        with compiled_by(self.units):
             return eager_gradients(meta_layer, episode)
-        finally:
-            meta_layer.run = before
 
 
 def looks(episode: Episode) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from mlframework.backend.compiled import (
     traced,
     tracing,
 )
+from mlframework.backend.forward import compiled_by
 from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.graph_passes import sink
 from mlframework.backend.operators import define, named
@@ -49,9 +50,9 @@ class NotCompiled(Exception):
 
 
 class Units:
-    """Compiles the functions that an algorithm calls through `run`, each with its backward pass, once for each shape.
+    """Compiles every `region`, each with its backward pass, once for each shape.
 
-    It is called as a `Run`. Nothing may be changed in place in what it returns: results can share memory.
+    Nothing may be changed in place in what it returns: results can share memory.
 
     Args:
         meta_layer: whose parameters and buffers the functions may use, beside their arguments.
@@ -66,7 +67,7 @@ class Units:
         self.places = places_of(meta_layer)
         self.units: dict[Any, Unit] = {}
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, function: Callable[..., Any], *args: Any, recompute: bool = True) -> Any:
         flat, structure = tree_flatten(args)
         # One way to lie in memory: parameters start as views that all tasks share.
         tensors = [packed(leaf) for leaf in flat if isinstance(leaf, Tensor)]
@@ -80,7 +81,7 @@ class Units:
             if not self.kept.checking:
                 raise NotCompiled
             leaves = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat]
-            builder = functools.partial(build, self.meta_layer, function, leaves, structure)
+            builder = functools.partial(build, self.meta_layer, function, leaves, structure, recompute)
             unit = self.kept.get(builder, self.meta_layer, "unit", key, numbers)
             self.units[key, numbers if unit.depends_on_numbers else None] = unit
         return unit(*found_at(self.places), *tensors)
@@ -166,13 +167,16 @@ def lying(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
-def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[Any], structure: TreeSpec) -> Unit:
+def build(
+    meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[Any], structure: TreeSpec, recompute: bool
+) -> Unit:
     """Traces and compiles a function.
 
     Args:
         meta_layer, function: see `Units`.
         flat: the arguments, flattened, packed.
         structure: how they were nested.
+        recompute: see `region`.
     """
     held = tensors_of(meta_layer)
     inputs = [*held.values(), *(leaf for leaf in flat if isinstance(leaf, Tensor))]
@@ -209,7 +213,7 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
             grads = iter(torch.autograd.grad(by, of, tangents, allow_unused=True))
             return [*found, *(next(grads) if needed else None for needed in learned)]
 
-        with tracing(meta_layer, later), without_hooks():
+        with compiled_by(None), tracing(meta_layer, later), without_hooks():
             graph = traced(joint, inputs)
         leaves, nesting, results = notes
         touched = any(isinstance(leaf, TracedInt) and leaf.touched for leaf in others)
@@ -228,11 +232,9 @@ def build(meta_layer: MetaLayer, function: Callable[..., Any], flat: Sequence[An
     depends = first.touched or not agrees(ahead=1)
     if depends and not agrees(ahead=0):
         raise changes_with_step(meta_layer)
-    # A step of an inner loop computes anew what is cheap, rather than keep it for each step. Of features, which are
-    # found once, that makes the backward pass twice as slow.
-    once = getattr(function, "__func__", None) is MetaLayer.call_base_layer
     results = first.results
-    passes = parted(first.graph, len(results), once) if any(has_grad for _, has_grad in results) else (first.graph,)
+    learns = any(has_grad for _, has_grad in results)
+    passes = parted(first.graph, len(results), recompute) if learns else (first.graph,)
     for part in passes:
         sink(part.graph)
     # torch's own order is that of least memory, in which what is read together is not found together.
@@ -271,13 +273,13 @@ def without_hooks() -> Iterator[None]:
         torch._C._autograd._saved_tensors_hooks_enable()
 
 
-def parted(graph: fx.GraphModule, count: int, once: bool) -> tuple[fx.GraphModule, fx.GraphModule]:
+def parted(graph: fx.GraphModule, count: int, recompute: bool) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The forward pass and the backward pass of a graph whose first results are those of the forward pass.
 
     Args:
         graph: as `build` traces it; it is changed.
         count: how many results the forward pass has.
-        once: whether the forward pass keeps what it has found, rather than leave cheap things to be found anew.
+        recompute: see `region`.
     """
     from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 
@@ -295,7 +297,7 @@ def parted(graph: fx.GraphModule, count: int, once: bool) -> tuple[fx.GraphModul
         else:
             node.meta["partitioner_tag"] = tag
     graph.recompile()
-    partition = default_partition if once else min_cut_rematerialization_partition
+    partition = min_cut_rematerialization_partition if recompute else default_partition
     # What is elementwise is found anew wherever that leaves less to keep: a step waits for memory more than for it.
     with torch._functorch.config.patch(aggressive_recomputation=True):
         return partition(graph, (), num_fwd_outputs=count)

@@ -11,23 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mlframework.backend.forward import region
 from mlframework.backend.operators import differentiated
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate
 
-__all__ = ["Run", "call", "ends", "inner_loop", "last"]
+__all__ = ["ends", "inner_loop", "last"]
 
 T = TypeVar("T")
-
-#: Calls a function with arguments. What is called through it depends, but for the parameters and buffers of the meta
-#: layer, on the arguments alone, so that it can be compiled once and for all; see `mlframework.backend.capture`.
-Run = Callable[..., Any]
-
-
-def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function: the plain `Run`."""
-    return function(*args)
-
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +35,6 @@ def inner_loop(
     clip: float | None = None,
     checkpoint_steps: bool = False,
     idle: set[str] | None = None,
-    run: Run = call,
     first: Callable[..., Params] | None = None,
 ) -> Iterator[Params]:
     """Yields the stacked parameters after 0, 1, ..., `steps` gradient steps.
@@ -57,8 +47,8 @@ def inner_loop(
         params: `[tasks, *shape]` each.
         update: the rule by which parameters move.
         steps: gradient steps.
-        data: tensors that the support loss of a step is of, or nests of them; what is not told here must be the same in
-            all calls, if `run` compiles.
+        data: tensors that the support loss of a step is of, or nests of them. Steps are a `region`: `losses_of` must
+            depend on its arguments, parameters and buffers alone.
         detached_steps: how many of the first steps' gradients are constants to whoever differentiates the result, as a
             first-order meta-gradient takes them; the others can be differentiated again. Under `torch.no_grad` all are
             constants.
@@ -69,7 +59,6 @@ def inner_loop(
             memory for one step instead of `steps`, for about a third more time.
         idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
             that whoever keeps the set reads of each once.
-        run: how a step is called.
         first: gradients of the first step's losses, given parameters, data and `create_graph`, by a way of their own;
             None: as at the other steps.
     """
@@ -106,11 +95,11 @@ def inner_loop(
     state = update.init(params)
     yield params
     for index in range(steps):
-        args = (step, params, state, data(index), index < detached_steps, index)
+        args = (params, state, data(index), index < detached_steps, index)
         if checkpoint_steps and torch.is_grad_enabled():
-            params, state = checkpoint(run, *args, use_reentrant=False)
+            params, state = checkpoint(region(step), *args, use_reentrant=False)
         else:
-            params, state = run(*args)
+            params, state = region(step)(*args)
         yield params
 
 

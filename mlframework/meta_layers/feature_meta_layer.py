@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from mlframework.backend.forward import region
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
@@ -83,7 +84,8 @@ class FeatureMetaLayer(MetaLayer):
 
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
-        return self.run(self.call_base_layer, {}, x, mask)
+        # Features are found once a step; to compute them anew makes the backward pass twice as slow.
+        return region(self.call_base_layer, recompute=False)({}, x, mask)
 
 
 def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:

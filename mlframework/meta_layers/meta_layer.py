@@ -18,7 +18,6 @@ from mlframework.backend.swap_tensors import is_tied, swap_tensors
 from mlframework.base_layers.base_layer import NEEDED, BaseLayer
 from mlframework.episode import Episode, Examples, Kind, Params
 from mlframework.errors import IncompatibleKind, InvalidValue
-from mlframework.inner_loop.inner_loop import Run, call
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "matching"]
@@ -61,8 +60,6 @@ class MetaLayer(nn.Module, ABC):
     outer_step: int = 0
     #: How the base layer runs over tasks; see `mlframework.backend.engine`.
     engine: Engine = "vectorised"
-    #: How the parts of a step are called that an algorithm repeats; see `mlframework.backend.capture`.
-    run: Run = staticmethod(call)
 
     def __init__(
         self,

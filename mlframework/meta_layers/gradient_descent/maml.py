@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mlframework.backend import shared_start, stacked
+from mlframework.backend.forward import COMPILER
 from mlframework.backend.operators import is_traced
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, Params, masked_mean
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import InnerUpdate
-from mlframework.inner_loop.inner_loop import call, inner_loop, last
+from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, SharedNorm
 from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
@@ -153,7 +154,6 @@ class MAML(MetaLayer):
             clip=self.inner_clip,
             checkpoint_steps=self.checkpoint_steps,
             idle=self.idle,
-            run=self.run,
             first=self.first_gradients if self.starts_shared(initial, support) else None,
         )
         for step, params in enumerate(path):
@@ -166,7 +166,7 @@ class MAML(MetaLayer):
             self.shares
             and self.__dict__.keys().isdisjoint(FIRST_STEP)
             and self.engine == "vectorised"
-            and self.run is call
+            and COMPILER.get() is None
             and all(p.requires_grad for p in initial.values())
             and stacked.knows(self.base_layer, support.x)
             and not is_traced()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mlframework.backend.forward import region
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_loop import last
@@ -44,7 +45,7 @@ class MetaGradient(ABC):
         next(adapted)  # before the first step
         # Judged on the way, so that parameters whose loss has no weight are freed.
         judged = [
-            (weight, layer.run(layer.query_metrics, params, episode))
+            (weight, region(layer.query_metrics)(params, episode))
             for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
             if weight
         ]
@@ -138,7 +139,7 @@ class ParameterDifference(MetaGradient):
         initial = layer.initial(examples)
         with torch.no_grad():
             trained = last(layer.trajectory(examples, layer.inner_steps, batch_size=self.batch_size))
-            metrics = layer.run(layer.query_metrics, trained, episode)
+            metrics = region(layer.query_metrics)(trained, episode)
         surrogate = sum((p.flatten(1) * (p - trained[name]).detach().flatten(1)).sum(1) for name, p in initial.items())
         assert isinstance(surrogate, Tensor)
         return surrogate, metrics
@@ -165,5 +166,5 @@ class Joint(MetaGradient):
 
     def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
         examples = episode.joined()
-        metrics = layer.run(layer.query_metrics, layer.initial(examples), Episode(examples, examples))
+        metrics = region(layer.query_metrics)(layer.initial(examples), Episode(examples, examples))
         return metrics["query_loss"], metrics
