@@ -238,8 +238,8 @@ def public_definitions(tree: ast.Module) -> set[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
             defined.update(names)
-            if names == ["__all__"] and isinstance(node.value, ast.List | ast.Tuple):
-                listed = {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
+            if names == ["__all__"] and node.value:
+                listed = {item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
     return listed & defined
 
 

@@ -126,6 +126,7 @@ KNOWN: dict[str, set[str]] = {
         "Run",
         "generate",
         "main",
+        "named",
         "recorded",
     },
     "long": {
@@ -229,7 +230,7 @@ PLANTED = {
         "twice",
         {
             "tasks/a.py": "__all__ = ['Row', 'own']\nclass Row: ...\nown = 1",
-            "runs/b.py": "__all__ = ['Row']\nRow = tuple",
+            "runs/b.py": "__all__ = [*('Row', 'other')]\nRow = tuple",
             "runs/__init__.py": "from house.tasks.a import own\n__all__ = ['own']",
         },
         {"Row"},
