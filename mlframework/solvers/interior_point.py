@@ -1,4 +1,4 @@
-"""An interior point method for many small quadratic programs with bounds: slow, and not to be led round in circles."""
+"""An interior point method for many small quadratic programs with bounds: slow, and it never goes round in circles."""
 
 from __future__ import annotations
 
@@ -15,8 +15,36 @@ MAX_STEPS = 60
 TOLERANCE = 1e-11
 
 
+class Bounds(NamedTuple):
+    """The finite bounds, and 0 in the place of infinite ones; all `[tasks, k, n]` but for the last.
+
+    An infinite bound has no multiplier; its distance is any positive number.
+
+    Attributes:
+        top, bottom: the bounds.
+        above, below: whether there is one.
+        count: finite bounds of each task, `[tasks, 1, 1]`.
+    """
+
+    top: Tensor
+    bottom: Tensor
+    above: Tensor
+    below: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, lower: Tensor, upper: Tensor) -> Bounds:
+        above, below = upper.isfinite(), lower.isfinite()
+        count = (above.sum((1, 2)) + below.sum((1, 2))).clamp(min=1)[:, None, None]
+        return cls(torch.where(above, upper, 0.0), torch.where(below, lower, 0.0), above, below, count)
+
+    def mean_product(self, point: Point) -> Tensor:
+        """The mean of multipliers times distances, `[tasks, 1, 1]`."""
+        return (point.up * point.above + point.down * point.below).sum((1, 2), keepdim=True) / self.count
+
+
 class Point(NamedTuple):
-    """Where the method stands, `[tasks, k, n]` but for the second.
+    """An iterate, or a step from one to the next; all `[tasks, k, n]` but for the second.
 
     Attributes:
         optimum: the variables.
@@ -33,6 +61,15 @@ class Point(NamedTuple):
     down: Tensor
 
 
+class Residuals(NamedTuple):
+    """What is left of the linear optimality conditions: of the forces, of both distances, of the sums over classes."""
+
+    force: Tensor
+    above: Tensor
+    below: Tensor
+    sums: Tensor
+
+
 def interior_point(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor, coupled: bool) -> Tensor:
     """Which entries stand at their upper bound (1), their lower bound (-1), or are free (0), `[tasks, k, n]`.
 
@@ -41,57 +78,45 @@ def interior_point(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor,
 
     Reference: Mehrotra, On the implementation of a primal-dual interior point method, 1992, doi:10.1137/0802028.
     """
-    bounded_above, bounded_below = upper.isfinite(), lower.isfinite()
-    # An infinite bound has no multiplier; its distance is any positive number.
-    top, bottom = torch.where(bounded_above, upper, 0.0), torch.where(bounded_below, lower, 0.0)
+    bounds = Bounds.of(lower, upper)
     zero, one = torch.zeros_like(linear), torch.ones_like(linear)
-    above, below = top.clamp(min=1.0), (-bottom).clamp(min=1.0)
-    point = Point(zero, zero[:, :1], above, below, one * bounded_above, one * bounded_below)
+    above, below = bounds.top.clamp(min=1.0), (-bounds.bottom).clamp(min=1.0)
+    point = Point(zero, zero[:, :1], above, below, one * bounds.above, one * bounds.below)
     for _ in range(MAX_STEPS):
-        force = linear - point.optimum @ kernel - point.shared - point.up + point.down
-        gap_above = torch.where(bounded_above, top - point.optimum - point.above, 0.0)
-        gap_below = torch.where(bounded_below, point.optimum - bottom - point.below, 0.0)
-        sums = point.optimum.sum(1, keepdim=True) if coupled else zero[:, :1]
-        products = (point.up * point.above, point.down * point.below)
-        worst = max(float(part.abs().max()) for part in (force, gap_above, gap_below, sums, *products))
-        if worst < TOLERANCE:
-            break
-        blocks, coupling = factors(kernel, point, coupled)
-
-        def direction(
-            rest_up: Tensor,
-            rest_down: Tensor,
-            *,
-            point: Point = point,
-            force: Tensor = force,
-            gaps: tuple[Tensor, Tensor] = (gap_above, gap_below),
-            sums: Tensor = sums,
-            inverted: tuple[Tensor, Tensor] = (blocks, coupling),
-        ) -> Point:
-            """The Newton step towards multipliers times distances that are smaller by `rest_up` and `rest_down`."""
-            right = (
-                force + (rest_up + point.up * gaps[0]) / point.above - (rest_down + point.down * gaps[1]) / point.below
-            )
-            moved = (inverted[0] @ right.unsqueeze(-1)).squeeze(-1)
-            shared = (moved.sum(1, keepdim=True) + sums) @ inverted[1]
-            moved = moved - (inverted[0] @ shared.unsqueeze(-1)).squeeze(-1)
-            d_above, d_below = gaps[0] - moved, gaps[1] + moved
-            d_up = -(rest_up + point.up * d_above) / point.above
-            d_down = -(rest_down + point.down * d_below) / point.below
-            return Point(moved, shared, d_above * bounded_above, d_below * bounded_below, d_up, d_down)
-
-        bounds = (bounded_above.sum((1, 2)) + bounded_below.sum((1, 2))).clamp(min=1)[:, None, None]
-        mean = (products[0] + products[1]).sum((1, 2), keepdim=True) / bounds
-        ahead = direction(*products)
-        reached = advanced(point, ahead, longest(point, ahead))
-        left = (reached.up * reached.above + reached.down * reached.below).sum((1, 2), keepdim=True) / bounds
-        target = mean * (left / mean.clamp(min=1e-300)).clamp(0, 1) ** 3
-        step = direction(
-            (products[0] + ahead.up * ahead.above - target) * bounded_above,
-            (products[1] + ahead.down * ahead.below - target) * bounded_below,
+        rest = Residuals(
+            linear - point.optimum @ kernel - point.shared - point.up + point.down,
+            torch.where(bounds.above, bounds.top - point.optimum - point.above, 0.0),
+            torch.where(bounds.below, point.optimum - bounds.bottom - point.below, 0.0),
+            point.optimum.sum(1, keepdim=True) if coupled else zero[:, :1],
         )
+        products = point.up * point.above, point.down * point.below
+        if max(float(part.abs().max()) for part in (*rest, *products)) < TOLERANCE:
+            break
+        inverted = factors(kernel, point, coupled)
+        ahead = newton_step(point, bounds, rest, inverted, *products)
+        # The predictor tells how far the products can fall; the corrector aims there, with its second-order term.
+        mean = bounds.mean_product(point)
+        left = bounds.mean_product(advanced(point, ahead, longest(point, ahead)))
+        target = mean * (left / mean.clamp(min=1e-300)).clamp(0, 1) ** 3
+        up = (products[0] + ahead.up * ahead.above - target) * bounds.above
+        down = (products[1] + ahead.down * ahead.below - target) * bounds.below
+        step = newton_step(point, bounds, rest, inverted, up, down)
         point = advanced(point, step, 0.995 * longest(point, step))
     return (point.up > point.above).to(linear.dtype) - (point.down > point.below).to(linear.dtype)
+
+
+def newton_step(
+    point: Point, bounds: Bounds, rest: Residuals, inverted: tuple[Tensor, Tensor], less_up: Tensor, less_down: Tensor
+) -> Point:
+    """The Newton step towards multipliers times distances that are smaller by `less_up` and `less_down`."""
+    blocks, coupling = inverted
+    up, down = less_up + point.up * rest.above, less_down + point.down * rest.below
+    moved = (blocks @ (rest.force + up / point.above - down / point.below).unsqueeze(-1)).squeeze(-1)
+    shared = (moved.sum(1, keepdim=True) + rest.sums) @ coupling
+    moved = moved - (blocks @ shared.unsqueeze(-1)).squeeze(-1)
+    d_above, d_below = rest.above - moved, rest.below + moved
+    d_up, d_down = -(less_up + point.up * d_above) / point.above, -(less_down + point.down * d_below) / point.below
+    return Point(moved, shared, d_above * bounds.above, d_below * bounds.below, d_up, d_down)
 
 
 def factors(kernel: Tensor, point: Point, coupled: bool) -> tuple[Tensor, Tensor]:
