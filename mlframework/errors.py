@@ -1,4 +1,4 @@
-"""What can go wrong, in one line each: the user's faults (exit code 2) and failures at run time (exit code 1)."""
+"""Errors of one line each: the user's faults (exit code 2) and failures at run time (exit code 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ANY_KIND = "algorithm=maml"
 
 
 class UserError(Exception):
-    """Bad input: one line that names the override or the file, and what would be right."""
+    """Bad input: one line that names the override or the file, and a right value."""
 
     exit_code = 2
 
@@ -26,8 +26,8 @@ class InvalidValue(UserError):
 
     Args:
         field: the constructor's keyword.
-        value: what was given.
-        why: what would be right.
+        value: the one given.
+        why: which values are right.
     """
 
     def __init__(self, field: str, value: object, why: str) -> None:
@@ -44,9 +44,9 @@ class IncompatibleKind(IncompatibleTask):
 
     Args:
         algorithm: the class of the meta layer.
-        kinds: what it takes.
+        kinds: of tasks that it takes.
         task: the class of the task distribution.
-        kind: what that is.
+        kind: of that task distribution.
     """
 
     def __init__(self, algorithm: str, kinds: tuple[str, ...], task: str, kind: str) -> None:
@@ -61,7 +61,7 @@ class IncompatibleKind(IncompatibleTask):
 
 
 class FailedRun(Exception):
-    """A failure at run time that is nobody's typing error, such as a loss that is no longer finite."""
+    """A failure at run time, such as a loss that is no longer finite."""
 
     exit_code = 1
 

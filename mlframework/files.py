@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Files written whole, or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def part_of(path: Path) -> Path:
 
 
 def remove_parts(folder: Path, names: Collection[str]) -> None:
-    """Removes what killed writers of the files `names` left in a folder, and nothing else; not in its subfolders."""
+    """Removes half-written versions of the files `names`, which killed processes left, from a folder."""
     for path in folder.glob("*.part"):
         found = re.fullmatch(r"(.+)\.[0-9a-f]{32}\.part", path.name)
         if found and found[1] in names:
@@ -101,7 +101,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def write_part(page: Path, name: str, text: str) -> None:
-    """Replaces what stands in a page between `<!-- begin: name -->` and the `<!-- end -->` after it."""
+    """Replaces the part of a page between `<!-- begin: name -->` and the `<!-- end -->` after it."""
     begin, end = f"<!-- begin: {name} -->", "<!-- end -->"
     head, rest = page.read_text(encoding="utf-8").split(begin, 1)
     with atomic(page) as part:

@@ -1,6 +1,6 @@
 """Checks that every task distribution and every meta layer must pass, ours and a user's own.
 
-Plain functions that raise `AssertionError` with one line that says what is wrong; they need no test runner.
+Plain functions that raise an `AssertionError` of one line; they need no test runner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlframework.backend.devices import fork_rng
-from mlframework.backend.engine import choose_engine
+from mlframework.backend.engine import Engine, choose_engine
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.inner_loop import Adam, RMSprop
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -30,11 +30,11 @@ MakeMetaLayer = Callable[[TaskDistribution], MetaLayer]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-#: What one order of summation may differ from another in float64, after a few inner steps have amplified it; and where
-#: the inner rule divides a gradient that is zero but for rounding, as a bias' before a batch norm, by its size.
+#: The difference between two orders of summation in float64, after a few inner steps have amplified it. Rules that
+#: divide a gradient by its size amplify more: the gradient of a bias before a batch norm is zero but for rounding.
 ROUNDING, SCALED_ROUNDING = 1e-8, 1e-6
 
-#: An outer step by which all that changes while meta-training has come to its end.
+#: An outer step at which every schedule of a meta layer has ended.
 LATE = 1_000_000_000
 
 
@@ -45,7 +45,7 @@ def check_task_distribution(
     num_tasks: int = 8,
     inputs_repeat: bool = False,
 ) -> None:
-    """Raises an `AssertionError` that says what a task distribution gets wrong.
+    """Raises an `AssertionError` that names a task distribution's fault.
 
     Shapes and types follow the spec; all randomness comes from the given generator; support and query share no example,
     nor do the splits of a classification; class numbers are drawn anew for every task; losses and metrics are one per
@@ -132,7 +132,7 @@ def check_splits_differ(task: TaskDistribution, splits: Sequence[Split], num_tas
 def check_labels_are_permuted(task: TaskDistribution, split: Split, num_tasks: int) -> None:
     """An example that is drawn in several tasks does not keep its class number.
 
-    Where hardly an example is ever drawn twice, nothing can be said.
+    The check passes if hardly any example is drawn twice.
     """
     generator = seeded(0)
     label_of: dict[bytes, int] = {}
@@ -156,7 +156,7 @@ def inputs_of(examples: Examples, task: int) -> list[bytes]:
 
 
 def global_random_state() -> dict[str, bytes]:
-    """What the global generators will draw next."""
+    """The states of the global generators."""
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": pickle.dumps(np.random.get_state()),
@@ -173,15 +173,15 @@ def check_meta_layer(
     tolerance: float = 1e-6,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Raises an `AssertionError` that says what a meta layer gets wrong; everything is computed in float64.
+    """Raises an `AssertionError` that names a meta layer's fault; computes in float64.
 
-    Every meta-parameter gets a gradient, and where `exact` is claimed it is that of the query loss; tasks do not see
-    each other, whether vectorised, in a loop, or alone; neither the order of the support nor padding matters; adapting
-    leaves the module as it was; its state can be saved and loaded; the same seed makes the same step.
+    Every meta-parameter gets a gradient; with `exact` it is the gradient of the query loss. Tasks do not see each
+    other, whether vectorised, in a loop, or alone. Neither the order of the support nor padding matters. Adapting
+    leaves the module unchanged. Its state can be saved and loaded. The same seed makes the same step.
 
     Args:
-        make_meta_layer: makes a new meta layer for a task distribution; what it draws comes from torch's global
-            generator. Adapting and predicting draw nothing: leave dropout out.
+        make_meta_layer: makes a new meta layer for a task distribution, with torch's global generator. Adapting and
+            predicting draw nothing: leave dropout out.
         task: where the episode to check with comes from.
         num_tasks: tasks in it.
         padding: whether to check that padding does not matter; only a layer for tasks of equal size can do without.
@@ -201,29 +201,36 @@ def check_meta_layer(
     device = torch.device(device)
     with reproducible(device):
         episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(device)
-        engine = choose_engine(make_meta_layer(task).double().to(device), episode, "auto")
-
-        def make(task: TaskDistribution = task, seed: int = 0) -> MetaLayer:
-            torch.manual_seed(seed)
-            meta_layer = make_meta_layer(task).double().to(device)
-            meta_layer.engine = engine
-            return meta_layer
-
+        make = MakeSeeded(make_meta_layer, task, device)
+        make.engine = choose_engine(make(), episode, "auto")
         check_every_parameter_learns(make(), episode)
         check_adapting_changes_nothing(make(), episode)
         check_tasks_are_independent(make(), episode)
         if not make().support_order_matters:
             check_order_of_support(make(), episode)
         if padding:
-            ragged = copy.copy(task)
-            ragged.spec = task.spec._replace(ragged=True)
-            check_padding(make(ragged), episode)
+            check_padding(make(ragged=True), episode)
         check_same_step(make(), make(), episode)
         check_state_dict(make(seed=0), make(seed=1), episode)
-        late = make()
-        late.outer_step = LATE
-        if late.exact:
-            check_exact(late, episode, tolerance)
+        check_exact(make(), episode, tolerance)
+
+
+class MakeSeeded:
+    """Makes meta layers of one kind in float64, on a device, with the same engine and the same first parameters."""
+
+    def __init__(self, make_meta_layer: MakeMetaLayer, task: TaskDistribution, device: torch.device) -> None:
+        self.make_meta_layer, self.task, self.device = make_meta_layer, task, device
+        self.engine: Engine = "loop"
+
+    def __call__(self, *, ragged: bool = False, seed: int = 0) -> MetaLayer:
+        task = self.task
+        if ragged:
+            task = copy.copy(task)
+            task.spec = task.spec._replace(ragged=True)
+        torch.manual_seed(seed)
+        meta_layer = self.make_meta_layer(task).double().to(self.device)
+        meta_layer.engine = self.engine
+        return meta_layer
 
 
 def check_every_parameter_learns(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -288,6 +295,9 @@ def check_state_dict(one: MetaLayer, other: MetaLayer, episode: Episode) -> None
 
 
 def check_exact(meta_layer: MetaLayer, episode: Episode, tolerance: float) -> None:
+    meta_layer.outer_step = LATE
+    if not meta_layer.exact:
+        return
     # The median: in a wide network some direction may well cross a kink, such as a ReLU's.
     error = float(directional_errors(meta_layer, episode).median())
     require(
@@ -311,7 +321,7 @@ def directional_errors(
     squared norm of the whole error.
 
     Args:
-        meta_layer: in float64, as is the episode; its parameters are afterwards as before.
+        meta_layer: in float64, like the episode; its parameters are unchanged afterwards.
         episode: the meta-batch.
         losses_of: the losses `[tasks]` to take differences of; None: the query losses after adapting.
         directions: how many.
@@ -403,7 +413,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def rounding_of(meta_layer: MetaLayer) -> float:
-    """By how much two ways to the same may differ."""
+    """The largest difference between two computations of one result."""
     return SCALED_ROUNDING if isinstance(getattr(meta_layer, "update", None), (Adam, RMSprop)) else ROUNDING
 
 

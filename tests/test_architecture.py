@@ -122,10 +122,7 @@ KNOWN: dict[str, set[str]] = {
         "training.trainer: isinstance",
     },
     "twice": {
-        "Row",
         "Run",
-        "generate",
-        "main",
         "named",
         "recorded",
     },
@@ -135,7 +132,6 @@ KNOWN: dict[str, set[str]] = {
         "meta_layers.gradient_descent.maml",
         "meta_layers.gradient_descent.maml.__init__",
         "runs.run.train_run",
-        "solvers.interior_point.interior_point",
         "testing.check_meta_layer",
         "training.outer_loop",
     },

@@ -17,7 +17,7 @@ from scipy import stats
 
 from mlframework.cli import train
 from mlframework.runs.run_folder import RunFolder
-from mlframework.runs.sweep import Row, direction, grouped, read_rows
+from mlframework.runs.sweep import JobRow, direction, grouped, read_rows
 
 #: One thread, as the workers of joblib have: other threads add up in another order.
 SMALL = (*SHORT, "threads=1", "evaluation=none", "base_layer=mlp", "base_layer.hidden=[8]")
@@ -249,18 +249,18 @@ def test_seeds_become_one_row_with_the_interval_over_seeds(tmp_path):
 
 def test_a_group_of_seeds_says_how_many_finished():
     rows = [
-        Row("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0),
-        Row("1", "failed", {"seed": "1"}, error="no"),
-        Row("2", "finished", {"seed": "2"}, "query_loss", 3.0, 0.1, 2.0),
+        JobRow("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0),
+        JobRow("1", "failed", {"seed": "1"}, error="no"),
+        JobRow("2", "finished", {"seed": "2"}, "query_loss", 3.0, 0.1, 2.0),
     ]
     (row,) = grouped(rows)
     assert (row.job, row.status, row.mean, row.seconds, row.error) == ("0,1,2", "2 of 3 finished", 2.0, 4.0, "no")
 
 
 def test_a_seed_without_a_finite_value_leaves_no_mean_and_one_seed_no_interval():
-    diverged = Row("0", "finished", {"seed": "0"}, "query_loss", None, None, 2.0)
-    reached = Row("1", "finished", {"seed": "1"}, "query_loss", 1.0, 0.1, 2.0)
-    failed = Row("2", "failed", {"seed": "2"}, error="no")
+    diverged = JobRow("0", "finished", {"seed": "0"}, "query_loss", None, None, 2.0)
+    reached = JobRow("1", "finished", {"seed": "1"}, "query_loss", 1.0, 0.1, 2.0)
+    failed = JobRow("2", "failed", {"seed": "2"}, error="no")
     assert [row[4:6] for row in grouped([diverged, reached])] == [(None, None)]
     assert [row[4:6] for row in grouped([reached, failed])] == [(1.0, None)]
 
@@ -273,7 +273,7 @@ def test_a_result_of_a_single_validation_task_is_shown_without_an_interval(tmp_p
 
 
 def test_a_single_seed_keeps_its_interval_over_tasks():
-    rows = [Row("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0)]
+    rows = [JobRow("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0)]
     assert grouped(rows) == rows
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: Hydra around a function, and one line for whatever goes wrong."""
+"""Shared by the commands: Hydra around a function, and one line for any error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["command", "job"]
 
 Job = Callable[[DictConfig], float | None]
 
-#: Says to this process, and to a launcher's workers, that the user asked for tracebacks.
+#: Tells this process and a launcher's workers that the user asked for tracebacks.
 TRACEBACKS = "MLFRAMEWORK_TRACEBACKS"
 
 
@@ -44,7 +44,7 @@ def job(
 
     Args:
         settings, required: see `check_config`.
-        others: what else the function reads.
+        others: further keys that the function reads.
     """
 
     def decorate(function: Job) -> Job:
@@ -82,7 +82,7 @@ def command(function: Job, *, config_name: str) -> Callable[[], None]:
 
 
 def outcome(run: Callable[[], None]) -> int:
-    """Runs Hydra, and says with which code the process should end."""
+    """Runs Hydra; returns the exit code of the process."""
     exit_code = 0
     try:
         refuse_unknown_flags()
@@ -99,7 +99,7 @@ def outcome(run: Callable[[], None]) -> int:
 
 
 def report(error: Exception, config: DictConfig | None = None, *, prefix: str = "") -> Fault:
-    """Says on stderr what went wrong; with a traceback if the user asked for that."""
+    """Prints the line of an error on stderr, after a traceback if the user asked for one."""
     if os.environ.get(TRACEBACKS) == "1":
         traceback.print_exception(error)
     found = fault(error, config)
@@ -109,7 +109,7 @@ def report(error: Exception, config: DictConfig | None = None, *, prefix: str = 
 
 @contextmanager
 def hydra_raises() -> Iterator[None]:
-    """Lets Hydra raise what it would print, and remembers whether it was the user who wanted that."""
+    """Lets Hydra raise errors instead of printing them, and remembers whether the user wanted tracebacks."""
     before = os.environ.get("HYDRA_FULL_ERROR", "")
     os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}
     try:

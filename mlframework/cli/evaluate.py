@@ -1,4 +1,4 @@
-"""`mlframework-evaluate`: judges a run on held-out tasks, conventional learning beside it."""
+"""`mlframework-evaluate`: evaluates a run and its baselines on held-out tasks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from omegaconf import DictConfig
 
 from mlframework.cli.command_line import command, job
 
-__all__ = ["evaluate", "main"]
+__all__ = ["evaluate_command"]
 
 
 @job(settings={"run": str, "weights": str, "device": str}, required=("evaluation",))
-def evaluate(config: DictConfig) -> None:
+def evaluate_command(config: DictConfig) -> None:
     """Evaluates the run in a folder, prints the table, and writes the evaluation to a file of its own in the folder."""
     from mlframework.runs.run import evaluate_run
     from mlframework.runs.run_folder import RunFolder
@@ -25,7 +25,7 @@ def evaluate(config: DictConfig) -> None:
     print(f"written to {path}")
 
 
-main = command(evaluate, config_name="evaluate")
+main = command(evaluate_command, config_name="evaluate")
 
 if __name__ == "__main__":
     main()

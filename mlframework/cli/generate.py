@@ -1,4 +1,4 @@
-"""`mlframework-generate`: adapts a run to a handful of texts, and prints new ones in their manner."""
+"""`mlframework-generate`: adapts a trained run to a few texts, and prints new texts like them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlframework.runs.trained import Trained
     from mlframework.tasks.text.text_files import Unit
 
-__all__ = ["generate", "main", "sets_of_examples"]
+__all__ = ["generate_command"]
 
 SETTINGS = {
     "run": str,
@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 @job(settings=SETTINGS)
-def generate(config: DictConfig) -> None:
+def generate_command(config: DictConfig) -> None:
     """Prints `n` new texts for every set of examples."""
     from mlframework.tasks.text.text_files import check_unit
 
@@ -45,7 +45,7 @@ def generate(config: DictConfig) -> None:
     files = [config.support] if isinstance(config.support, str) else list(config.support)
     if not files:
         raise InvalidValue("support", "[]", "must name a file, or - for standard input")
-    # Before anything slow: what is wrong with the files is said at once.
+    # Read before anything slow, so that an error in the files shows at once.
     sets = iter([examples_in(files, config.unit)]) if files != ["-"] else sets_of_examples(sys.stdin, config.unit)
     first = next(sets)
 
@@ -57,7 +57,7 @@ def generate(config: DictConfig) -> None:
 
 
 def print_texts(trained: Trained, examples: list[str], config: DictConfig) -> None:
-    """New texts in the manner of some examples: one per line, or with empty lines between where these are longer."""
+    """Prints new texts like the examples: one per line, or with empty lines between longer ones."""
     texts = trained.adapt(examples, inner_steps=config.inner_steps).generate(
         config.n,
         prompt=config.prompt,
@@ -108,7 +108,7 @@ def sets_of_examples(lines: Iterable[str], unit: Unit) -> Iterator[list[str]]:
         raise UserError("support=-: standard input holds no text")
 
 
-main = command(generate, config_name="generate")
+main = command(generate_command, config_name="generate")
 
 if __name__ == "__main__":
     main()

@@ -36,7 +36,7 @@ def installed() -> Iterator[tuple[str, str]]:
     for entry in entry_points(group=GROUP):
         try:
             spec = find_spec(entry.value)
-        except Exception as error:  # whatever importing another package may raise
+        except Exception as error:  # importing another package may raise anything
             warnings.warn(f"{GROUP}: {entry.name} = {entry.value} cannot be imported ({error})", stacklevel=2)
             continue
         for folder in (spec.submodule_search_locations or ()) if spec else ():

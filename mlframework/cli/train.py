@@ -12,7 +12,7 @@ from mlframework.backend.allocator import Allocator
 from mlframework.cli.command_line import command, job
 from mlframework.runs.run_folder import PARTS, RunFolder
 
-__all__ = ["main", "train"]
+__all__ = ["train_command"]
 
 SETTINGS = {
     "seed": int,
@@ -24,12 +24,12 @@ SETTINGS = {
     "resume": bool,
 }
 
-#: What else a training reads: an evaluation may be left out.
+#: Further keys that a training reads; an evaluation may be left out.
 OTHERS = ("evaluation", "suggested")
 
 
 @job(settings=SETTINGS, required=PARTS, others=OTHERS)
-def train(config: DictConfig) -> float | None:
+def train_command(config: DictConfig) -> float | None:
     """One run; returns the monitored validation metric, for sweepers."""
     # Imported here, so that --help and completion do not wait for torch.
     from mlframework.runs.run import train_run
@@ -55,12 +55,12 @@ def train(config: DictConfig) -> float | None:
 
 
 def monitored(result: dict[str, Any]) -> float | None:
-    """The metric that sweepers go by; None if it was not finite."""
+    """The metric that a sweeper optimises; None if it was not finite."""
     value: float | None = result["validation"][result["monitor"]]["mean"]
     return value
 
 
-main = command(train, config_name="train")
+main = command(train_command, config_name="train")
 
 if __name__ == "__main__":
     main()

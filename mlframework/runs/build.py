@@ -20,7 +20,7 @@ from mlframework.training.logger import TensorBoardLogger
 from mlframework.training.outer_loop import OuterLoop
 from mlframework.training.trainer import Trainer
 
-if TYPE_CHECKING:  # what it takes is imported by the run that asks for it
+if TYPE_CHECKING:  # its imports are slow; a run without evaluation does without them
     from mlframework.evaluation.evaluation import Evaluation
 
 __all__ = [
@@ -70,12 +70,12 @@ def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
 
 
 def check_schedule(schedule: DictConfig) -> None:
-    """Refuses settings that torch's schedules take without a word, and that make a rate rise or fall below zero."""
+    """Refuses settings that torch's schedules accept and that make a rate rise or fall below zero."""
     for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
         if name not in schedule:
             continue
         value = schedule[name]
-        derived = OmegaConf.is_interpolation(schedule, name)  # what it follows from is refused by its own key
+        derived = OmegaConf.is_interpolation(schedule, name)  # the error names the key that it refers to
         if not derived and (not isinstance(value, int | float) or value < least):
             raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
 
@@ -85,8 +85,8 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 
 def build_evaluation(config: DictConfig) -> Evaluation | None:
-    """The evaluation that a run ends with; None where `evaluation=none` leaves it out."""
-    # An experiment's own settings of the evaluation are left when it is; they make no part.
+    """The evaluation at the end of a run; None with `evaluation=none`."""
+    # With evaluation=none an experiment's settings of the evaluation remain, without a _target_.
     return instantiate(config.evaluation) if is_part(config.get("evaluation")) else None
 
 
@@ -100,9 +100,9 @@ def build_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+    except (RuntimeError, AssertionError) as error:  # one or the other, depending on torch's build
         there = ("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
         raise InvalidValue("device", name, f"must be one of {', '.join(there)} on this machine") from error
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # streams, and what waits for them, are of the current one
+        torch.cuda.set_device(device)  # streams and events belong to the current device
     return device

@@ -1,4 +1,4 @@
-"""A config against the constructors that it names: what they would refuse is said before anything is built."""
+"""Checks a config against the constructors that it names, before anything is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 #: The largest number in 32 bits.
 LARGEST = 3.4028234e38
 
-#: The largest whole number of any setting, and of those that count things that are held or done without a word.
+#: The largest whole number of any setting, and of a setting that counts steps or things in memory.
 MOST_OF_ANY, MOST = 10**9, 10**6
 COUNTS = frozenset(
     {
@@ -54,14 +54,14 @@ def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: S
             raise InvalidValue(key, config.get(key), f"must be an option of the group {key}; --help lists them")
     for key, part in parts(config):
         check_names(key, part)
-    # What was typed before what follows from it: ${trainer.steps} is wrong in many places, and typed in one.
+    # Typed values before interpolations: a wrong trainer.steps is typed once and referred to in many places.
     for derived in (False, True):
         for key, part in parts(config):
             check_types(key, part, derived=derived)
 
 
 def check_interpolations(config: DictConfig) -> None:
-    """Names the key at which an interpolation goes nowhere, rather than one that depends on it."""
+    """Names the key whose interpolation goes nowhere, not a key that depends on it."""
     try:
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
@@ -129,7 +129,7 @@ def is_part(node: Any) -> bool:
 
 
 def locate(part: DictConfig) -> Any:
-    """What a part names, a class or a function; whatever importing it raises comes through."""
+    """The class or function that a part names; an error of its import comes through."""
     return located(part._target_)
 
 
@@ -160,10 +160,10 @@ def check_names(key: str, part: DictConfig) -> None:
 
 
 def check_target(key: str, part: DictConfig) -> Callable[..., Any]:
-    """The callable that a part names, or an error that says why there is none."""
+    """The callable that a part names; raises an error that says why there is none."""
     try:
         target = locate(part)
-    except Exception as error:  # whatever importing a user's module may raise
+    except Exception as error:  # importing a user's module may raise anything
         why = f"cannot be imported ({error})"
         raise InvalidValue(f"{key}._target_", part._target_, why) from error
     if not callable(target):
@@ -177,7 +177,7 @@ def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
     Args:
         key: of the part.
         part: with its settings.
-        derived: look at those that are interpolations of other keys, or at those that are not.
+        derived: True checks the interpolations of other keys, False the other values.
     """
     target = locate(part)
     hints, takes = type_hints(target), parameters(target)
@@ -191,7 +191,7 @@ def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
 
 
 def given(part: DictConfig) -> list[str]:
-    """The settings that a part states, without what Hydra reads itself."""
+    """The settings of a part, without Hydra's own keys."""
     return [str(name) for name in part if not str(name).startswith("_")]
 
 
@@ -212,7 +212,7 @@ def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a config value is of a type; True for what a config cannot tell.
+    """Whether a config value is of a type; True for types that no config value shows.
 
     >>> fits(3, float), fits("3", float), fits(True, int), fits([1, 2], int | list[int])
     (True, False, False, True)
@@ -232,7 +232,7 @@ def fits(value: Any, hint: Any) -> bool:
     if is_list(hint):
         element = (*get_args(hint), Any)[0]
         return OmegaConf.is_list(value) or (isinstance(value, list) and all(fits(item, element) for item in value))
-    # A class or a callable is built from a part; plain text in its place is the name of an option, misspelt.
+    # A class or a callable is built from a part; plain text in its place is a misspelt option.
     return not (
         (value is None or isinstance(value, str | int | float))
         and (inspect.isclass(hint) or get_origin(hint) is not None)

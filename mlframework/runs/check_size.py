@@ -15,14 +15,14 @@ from mlframework.evaluation.number_format import shown
 
 __all__ = ["check_episodes"]
 
-#: Copies of an episode while it is drawn: numbers in 64 bits, and what they are drawn from.
+#: Copies of an episode while it is drawn: numbers in 64 bits, and the arrays that they are drawn from.
 COPIES = 3
 
 
 def check_episodes(config: DictConfig, spec: TaskSpec) -> None:
-    """Refuses tasks of so many examples, or so many tasks at a time, that this machine's memory cannot hold them.
+    """Refuses more examples per task, or more tasks at a time, than this machine's memory can hold.
 
-    Nothing is drawn: the size follows from the keys that all tasks have, and what is not among them counts as one.
+    Nothing is drawn: the size follows from the keys that all tasks have; a missing key counts as one.
 
     Args:
         config: of the run.
@@ -39,7 +39,7 @@ def check_episodes(config: DictConfig, spec: TaskSpec) -> None:
 
 
 def check_size(counts: Mapping[str, int], size: float) -> None:
-    """Refuses the largest of some counts if together they make episodes of too many bytes."""
+    """Refuses the largest of some counts if `size`, in bytes, is too large for the memory."""
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if COPIES * size > there:
         key = max(counts, key=counts.__getitem__)
@@ -48,6 +48,6 @@ def check_size(counts: Mapping[str, int], size: float) -> None:
 
 
 def most(count: Any) -> int:
-    """The largest of a number, or a range of numbers."""
+    """The number, or the largest of a range; 1 if there is none."""
     numbers = count if isinstance(count, Sequence) else [count]
     return max((number for number in numbers if isinstance(number, int)), default=1)

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, as one line and an exit code: 2 for what the user can mend in the input, 1 for the rest."""
+"""Turns any error into one line and an exit code: 2 for an error in the user's input, 1 for any other."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ OPTIONAL = ("hydra/launcher/joblib", "hydra/launcher/submitit_local", "hydra/swe
 
 
 class Fault(NamedTuple):
-    """What is said of an error, and how the process ends."""
+    """The line that is printed for an error, and the exit code of the process."""
 
     line: str
     exit_code: int
 
 
 def fault(error: Exception, config: DictConfig | None = None) -> Fault:
-    """What to say of an error.
+    """The line and the exit code for an error.
 
     Args:
         error: anything that was raised.
-        config: that of the run, where there was one: it tells which override an object at fault was built from.
+        config: of the run, if there is one: it tells from which override an object at fault was built.
     """
     where = built_from(error, config)
     root = cause(error)
@@ -96,20 +96,20 @@ def typed(value: Any) -> str:
 
 
 def cause(error: BaseException) -> BaseException:
-    """What made Hydra's `instantiate` fail; the error itself if it did not come through there."""
+    """The error that made Hydra's `instantiate` fail; any other error itself."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def failure(error: BaseException) -> str:
-    """A failure at run time that has no better words of its own."""
+    """The line for an error that is not one of ours."""
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full: a smaller outer.chunk or trainer.meta_batch needs less"
     if isinstance(error, OSError):
         return named(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{named(error)} ({last.filename}:{last.lineno}; HYDRA_FULL_ERROR=1 shows how it came to that)"
+    return f"{named(error)} ({last.filename}:{last.lineno}; HYDRA_FULL_ERROR=1 shows the whole traceback)"
 
 
 def built_from(error: Exception, config: DictConfig | None) -> str | None:
@@ -142,7 +142,7 @@ def parts_like(owner: object, config: DictConfig | None) -> Iterator[tuple[str, 
 
 
 def composition(error: BaseException) -> str:
-    """What Hydra and OmegaConf say in several lines: the override or key, and what would be right."""
+    """One line for an error of Hydra or OmegaConf: the override or key, and a right value."""
     reason, text = error.__cause__, first_line(error)
     if isinstance(error, MissingConfigException):
         return missing_option(error)

@@ -1,4 +1,4 @@
-"""Which settings may change when a run goes on: what the user typed is applied and recorded, or refused."""
+"""Resuming a run with other settings: the new overrides are applied and recorded, or refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlframework.runs.run_folder import RunFolder
 
 __all__ = ["Resumed", "resumed"]
 
-#: How long and how often, where, and what is written; not what is learned, nor by what the best weights are selected.
+#: Settings that may change: length, intervals, place and output; not the learning, nor the choice of the best weights.
 CHANGEABLE = (
     "trainer.steps",
     "trainer.validate_every",
@@ -36,7 +36,7 @@ CHANGEABLE = (
     "allocator",
 )
 
-#: Settings of the process at hand, which are no part of the record.
+#: Settings of this process; they are no part of the record.
 OF_THIS_PROCESS = ("resume", "run_dir")
 
 #: Stands for a key that a config does not have.
@@ -46,7 +46,7 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 
 class Composed(NamedTuple):
-    """What overrides come to.
+    """The config that overrides lead to.
 
     Attributes:
         values: every leaf of the config by its dotted key, resolved.
@@ -74,7 +74,7 @@ class Resumed(NamedTuple):
     typed: list[str]
 
     def record(self, folder: RunFolder, step: int) -> None:
-        """Adds what was typed to the record of the run, with the outer step after which it took effect."""
+        """Adds the new overrides to the record of the run, with the outer step after which they took effect."""
         if not self.typed:
             return
         file = folder.path / "resumed.json"
@@ -87,8 +87,8 @@ class Resumed(NamedTuple):
 def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
     """The run in a folder with the overrides that the user types when it goes on.
 
-    The overrides of the start are composed with and without the new ones: what differs is what the user changes, group
-    choices, experiments and interpolations included.
+    The overrides of the start are composed with and without the new ones. The difference is the user's change, with
+    group choices, experiments and interpolations.
 
     Raises:
         UserError: there is no run in the folder.
@@ -164,7 +164,7 @@ def changeable(key: str) -> bool:
 
 def changed(config: DictConfig, changes: Changes) -> DictConfig:
     """A config with changed leaves."""
-    for key, (_, now) in sorted(changes.items(), key=lambda item: item[1][1] != ABSENT):  # what goes makes room first
+    for key, (_, now) in sorted(changes.items(), key=lambda item: item[1][1] != ABSENT):  # removed keys make room first
         parent, _, name = key.rpartition(".")
         if now == ABSENT:
             (OmegaConf.select(config, parent) if parent else config).pop(name, None)

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked for, on what it ran, what came of it."""
+"""The folder of a run: its settings, its environment and its results."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mlframework.files import as_json, atomic, remove_parts, take_lock, write_fi
 
 __all__ = ["PARTS", "RunFolder", "git_state"]
 
-#: What the config of a run is made of.
+#: The parts of a run's config.
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
-#: What the process that holds the lock writes, in its folder and in `checkpoints/`.
+#: Files that the process with the lock writes, in the folder and in `checkpoints/`.
 FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "resumed.json", "result.json")
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
@@ -39,7 +39,7 @@ class RunFolder:
 
     Args:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
-            TensorBoard's events lie here; `resumed.json` tells what changed when the run was resumed.
+            TensorBoard's events lie here; `resumed.json` lists the changes of each resume.
         key: the setting that named the folder, for messages.
     """
 
@@ -63,12 +63,12 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """What came of the run; written last."""
+        """The result of the run; written last."""
         return self.path / "result.json"
 
     @property
     def failed(self) -> Path:
-        """Why the run failed, if it is a job of a sweep; a job that ended well leaves `result`."""
+        """The error of a failed job of a sweep; a job that ended well leaves `result`."""
         return self.path / "failed.json"
 
     @property
@@ -92,7 +92,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process out for as long as this one lives, however it ends; clears what was left before."""
+        """Keeps other processes out until this one ends; removes files that an earlier one left half written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = take_lock(self.path / LOCK)
@@ -125,7 +125,7 @@ class RunFolder:
         return found
 
     def overrides(self) -> list[str]:
-        """What the user typed when the run was started."""
+        """The overrides with which the user started the run."""
         found: list[Any] = read(self.path / "overrides.yaml", list, yaml.safe_load)
         return [str(override) for override in found]
 
@@ -134,7 +134,7 @@ class RunFolder:
         return self.result.exists() and self.read_result().get("overrides") == list(overrides)
 
     def read_result(self) -> dict[str, Any]:
-        """What came of the run."""
+        """The content of `result.json`."""
         found: dict[str, Any] = read(self.result, dict, json.loads)
         return found
 
@@ -169,7 +169,7 @@ class RunFolder:
 
 
 def read(path: Path, kind: type[Any], parse: Callable[[str], Any]) -> Any:
-    """What a file of the run folder holds, of the kind that was written there."""
+    """The content of a file of the run folder; an error if it is not of the expected kind."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -209,7 +209,7 @@ def installed(name: str) -> str | None:
 
 
 def git(*command: str) -> str | None:
-    """What git prints, or None where there is no git or no checkout."""
+    """The output of git, or None without git or a checkout."""
     try:
         return subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

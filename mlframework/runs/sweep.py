@@ -1,4 +1,4 @@
-"""What came of a sweep: a table of its jobs in the terminal, and `sweep.csv` beside them."""
+"""The result of a sweep: a table of its jobs in the terminal, and `sweep.csv` in its folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mlframework.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Job", "RememberFolder", "Row", "conclude", "grouped", "read_rows"]
+__all__ = ["Job", "JobRow", "RememberFolder", "conclude", "grouped", "read_rows"]
 
-#: Why a job did not start in the folder of a run that is not its own; in the sweep's folder until the sweep ends.
+#: The error of a job whose folder holds another's run; it lies in the sweep's folder until the sweep ends.
 REFUSED = "refused.{}.json"
 
 Overrides = dict[str, str]
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
     Attributes:
         number: in the order in which they were launched.
-        overrides: what makes it differ from the config as it stands.
+        overrides: in which it differs from the default config.
         run: its own folder.
         sweep: the folder of the sweep.
     """
@@ -67,9 +67,9 @@ class Job(NamedTuple):
         return cls(config.job.num, overrides, run, Path(config.sweep.dir))
 
     def record_failure(self, fault: Fault) -> None:
-        """Leaves why it failed in its folder; where that holds a run which this job never held, in the sweep's folder.
+        """Writes the error to the job's folder, or to the sweep's folder if another launch's run lies in the job's.
 
-        So a job that was refused does not mark the run of another launch as failed.
+        So a refused job does not mark the run of another launch as failed.
         """
         content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
         refused = self.run.holds_run and self.run.path.resolve() not in self.run.held
@@ -80,7 +80,7 @@ class Job(NamedTuple):
 
 
 class RememberFolder(Callback):
-    """Tells `conclude` where the sweep is that this process launches, and keeps a second sweep out of that folder."""
+    """Remembers the folder of this process's sweep for `conclude`, and keeps a second sweep out of it."""
 
     folder: ClassVar[Path | None] = None
     lock: ClassVar[IO[str] | None] = None
@@ -109,19 +109,17 @@ def locked(folder: Path) -> IO[str]:
     return lock
 
 
-class Row(NamedTuple):
+class JobRow(NamedTuple):
     """A line of the table.
 
     Attributes:
         job: its folder within the sweep's.
-        status: `finished`, `failed`, `lost` where a job ended without a word, or `damaged` where its record cannot be
-            read.
+        status: `finished`, `failed`, `lost` if a job left no record, or `damaged` if its record cannot be read.
         overrides: by key.
         metric: the name of the monitored validation metric; empty where there is none.
-        mean, half_width: of that metric over validation tasks, with the half width of its 95 % interval; None: not
-            finite, or a single task.
+        mean, half_width: of that metric over validation tasks, with its 95 % interval; None if not finite.
         seconds: spent training.
-        error: why it failed.
+        error: its line.
     """
 
     job: str
@@ -169,8 +167,8 @@ def summarised(folder: Path) -> int:
     return FailedRun.exit_code if refused or any(row.status != "finished" for row in rows) else 0
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """What the jobs in a sweep's folder left, in their order."""
+def read_rows(folder: Path) -> list[JobRow]:
+    """The rows of the jobs in a sweep's folder, in the jobs' order."""
     marks = ("result.json", "failed.json", "config.yaml")
     jobs = {path.parent for mark in marks for path in folder.rglob(mark)}
     return [read_row(job, folder) for job in sorted(jobs, key=lambda job: natural(str(job)))]
@@ -181,31 +179,31 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(digits or 0), other) for digits, other in re.findall(r"(\d+)|(\D+)", text)]
 
 
-def read_row(job: Path, folder: Path) -> Row:
-    """What one job left."""
+def read_row(job: Path, folder: Path) -> JobRow:
+    """The row of one job, by the files that it left."""
     name, run = str(job.relative_to(folder)), RunFolder(job)
     file = run.failed if run.failed.exists() else run.result
     if not file.exists():
-        return Row(name, "lost", started_with(run), error="ended without a word: was it killed?")
+        return JobRow(name, "lost", started_with(run), error="ended without a word: was it killed?")
     try:
         return row_of(name, json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return Row(name, "damaged", started_with(run), error=f"damaged: {file}")
+        return JobRow(name, "damaged", started_with(run), error=f"damaged: {file}")
 
 
-def row_of(name: str, record: dict[str, Any]) -> Row:
+def row_of(name: str, record: dict[str, Any]) -> JobRow:
     """The row of a job by its `result.json` or `failed.json`."""
     status, overrides = record["status"], by_key(record["overrides"])
     if "error" in record:
-        return Row(name, status, overrides, error=record["error"])
+        return JobRow(name, status, overrides, error=record["error"])
     metric = record["monitor"]
     interval = record["validation"][metric]
     mean, half_width = finite(interval["mean"]), finite(interval["half_width"])
-    return Row(name, status, overrides, metric, mean, half_width, finite(record["seconds"]))
+    return JobRow(name, status, overrides, metric, mean, half_width, finite(record["seconds"]))
 
 
 def started_with(run: RunFolder) -> Overrides:
-    """What was overridden, as far as that can be read."""
+    """The overrides of a run; none if they cannot be read."""
     try:
         return by_key(run.overrides())
     except UserError:
@@ -218,15 +216,15 @@ def by_key(overrides: Iterable[str]) -> Overrides:
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
-def grouped(rows: Sequence[Row]) -> list[Row]:
-    """One row for all the seeds of the same overrides, with the interval over seeds; the rows themselves without seeds.
+def grouped(rows: Sequence[JobRow]) -> list[JobRow]:
+    """One row for all seeds of the same overrides, with the interval over seeds.
 
-    Where each seed stands alone, the interval over tasks is kept.
+    If no overrides have several seeds, the rows themselves, with the interval over tasks.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[JobRow]] = {}
     for row in rows:
         same = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")
-        if not row.overrides:  # nothing is known of it: it stands alone
+        if not row.overrides:  # a damaged record: no seed of anything
             same = (("job", row.job),)
         groups.setdefault(same, []).append(row)
     if all(len(group) == 1 for group in groups.values()):
@@ -234,7 +232,7 @@ def grouped(rows: Sequence[Row]) -> list[Row]:
     return [over_seeds(group) for group in groups.values()]
 
 
-def over_seeds(rows: Sequence[Row]) -> Row:
+def over_seeds(rows: Sequence[JobRow]) -> JobRow:
     """The jobs of several seeds as one row."""
     if len(rows) == 1:
         return rows[0]
@@ -255,7 +253,7 @@ def over_seeds(rows: Sequence[Row]) -> Row:
 def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """The mean of some values and the half width of its 95 % interval; None for a number that is not finite.
 
-    One value that is not finite leaves the mean out: that of the other seeds would flatter.
+    With one value that is not finite there is no mean: the mean of the other seeds would flatter.
     """
     import torch
 
@@ -271,8 +269,8 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A column for every key that was overridden, between the job and what came of it."""
+def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
+    """Writes a column for every overridden key, between the job and its result."""
     keys = dict.fromkeys(key for row in rows for key in row.overrides)
     outcome = ("metric", "mean", "half_width", "seconds", "error")
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -283,8 +281,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
             writer.writerow([row.job, row.status, *chosen, *(getattr(row, name) for name in outcome)])
 
 
-def table(folder: Path, rows: Sequence[Row]) -> Table:
-    """The rows for the terminal: a column for every key in which they differ; what they share stands in the title."""
+def table(folder: Path, rows: Sequence[JobRow]) -> Table:
+    """The table for the terminal: a column for every key in which rows differ; shared overrides are in the title."""
     from rich.table import Table
 
     keys = dict.fromkeys(key for row in rows for key in row.overrides)
@@ -312,11 +310,11 @@ def table(folder: Path, rows: Sequence[Row]) -> Table:
 
 
 def rounded(value: str) -> str:
-    """A number that a search has drawn, with four digits; anything else as it is."""
+    """A number drawn by a search, with four digits; other values unchanged."""
     return shown(float(value)) if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
 
 
 def short(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, where that tells them apart."""
+    """The last part of each key, if these differ; else the whole keys."""
     last = [key.rpartition(".")[2] for key in keys]
     return last if len(set(last)) == len(last) else list(keys)

@@ -42,7 +42,7 @@ class Trained:
 
     def __init__(self, meta_layer: MetaLayer) -> None:
         self.meta_layer = meta_layer.eval()
-        self.meta_layer.engine = "loop"  # which takes any module; there is one task at a time
+        self.meta_layer.engine = "loop"  # takes any module; there is one task at a time
         self.device = next(meta_layer.parameters()).device
 
     def adapt(self, examples: Examples | Sequence[str], *, inner_steps: int | None = None) -> TaskModel:
@@ -50,7 +50,7 @@ class Trained:
 
         Args:
             examples: texts, for a text task; else `Examples` of one task, leaves `[1, n, ...]`.
-            inner_steps: None: as many as the algorithm takes at test; an algorithm without inner steps has none.
+            inner_steps: None: the algorithm's own number at test, which is 0 without an inner loop.
         """
         support = (examples if isinstance(examples, Examples) else self.encoded(examples)).to(self.device)
         steps = self.meta_layer.test_inner_steps if inner_steps is None else inner_steps

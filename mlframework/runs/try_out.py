@@ -1,4 +1,4 @@
-"""What a training will do, tried once before anything is written: whatever cannot work is said in one line."""
+"""Tries a training once before anything is written, so that a part that cannot work is named in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlframework.training.trainer import Training
 
 __all__ = ["try_out"]
 
-#: Queries at most that are judged: under some policies each takes a pass of its own.
+#: The most queries to predict: under some policies each takes its own pass.
 QUERIES = 4
 
 
@@ -106,11 +106,8 @@ def algorithm(meta_layer: MetaLayer) -> str:
     return f"algorithm ({type(meta_layer).__name__})"
 
 
-# Predictions, and what must not move them.
-
-
 def check_predictions(meta_layer: MetaLayer, episode: Episode) -> None:
-    """What must not move the predictions for a task does not."""
+    """Checks that random numbers, other queries and padding do not move the predictions for a task."""
     check_determinism(meta_layer, episode)
     check_queries(meta_layer, episode)
     if meta_layer.task.spec.ragged:
@@ -149,7 +146,7 @@ def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
     if mixes and policy == "transductive":
         return
     (support, query), first = episode, slice(0, 1)
-    # The first query in the place of the others: inputs that are valid, whatever they are.
+    # The first query in the place of the others: its inputs are valid for any task.
     changed = query._replace(x=query.x[:, first].expand_as(query.x))
     one, other = (predicted(meta_layer, episode._replace(query=q))[:, first] for q in (query, changed))
     if not moved(one, other):
@@ -173,7 +170,7 @@ def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
 
 
 def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
-    """Rows that the mask leaves out do not move the predictions of those that count."""
+    """Masked rows do not move the predictions for other rows."""
     padded = [Episode(*(with_padding(part, row) for part in episode)) for row in (0, -1)]
     counts = episode.query.mask > 0
     one, other = (predicted(meta_layer, each)[:, : counts.shape[1]][counts] for each in padded)
@@ -193,9 +190,6 @@ def with_padding(examples: Examples, row: int) -> Examples:
     more = Examples(*(leaf[:, [row, row]] for leaf in examples))
     more = more._replace(mask=torch.zeros_like(more.mask))
     return Examples(*(torch.cat(leaves, dim=1) for leaves in zip(examples, more, strict=True)))
-
-
-# Files.
 
 
 def check_files(training: Training, make_meta_layer: Callable[[], MetaLayer], episode: Episode) -> None:

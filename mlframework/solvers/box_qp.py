@@ -25,7 +25,7 @@ __all__ = ["Problem", "solve"]
 RHO, RELAXATION = 0.3, 1.6
 #: Changes of the active set before the interior point method is asked.
 MAX_CHANGES = 8
-#: A residual at which an active set is taken for the right one, whatever rounding says of entries on the edge.
+#: A residual at which an active set counts as right, even if rounding suggests changes.
 EXACT = 1e-13
 #: A residual above which the interior point method is asked.
 RETRY = 1e-5
@@ -41,8 +41,8 @@ class Problem(NamedTuple):
     Attributes:
         kernel: positive definite, `[tasks, n, n]`.
         linear: `E`, `[tasks, k, n]`.
-        lower, upper: the bounds `[tasks, k, n]`, possibly infinite. An example that takes no part has 0 for both, and
-            a row of the identity in the kernel.
+        lower, upper: the bounds `[tasks, k, n]`, possibly infinite. A masked example has 0 for both, and a row of
+            the identity in the kernel.
         coupled: whether the classes of an example sum to 0.
     """
 
@@ -76,7 +76,7 @@ def at_bounds(state: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def shares(state: Tensor, coupled: bool) -> Tensor:
-    """What each free entry bears of its example, whose classes share alike, `[tasks, k, n]`: 0 if not coupled."""
+    """The share of each free entry in its example's sum over classes, `[tasks, k, n]`: 0 if not coupled."""
     if not coupled:
         return torch.zeros_like(state)
     free = (state == 0).to(state.dtype)
@@ -89,7 +89,7 @@ def anchored(bounds: Tensor, share: Tensor) -> Tensor:
 
 
 def pushing(force: Tensor, share: Tensor) -> Tensor:
-    """The force without what coupled classes bear together, so that it is 0 in the free entries of an optimum."""
+    """The force minus the shared force of coupled classes: 0 in the free entries of an optimum."""
     return force - (share * force).sum(-2, keepdim=True)
 
 
@@ -132,9 +132,9 @@ class Optimum(torch.autograd.Function):
 
 
 class FreeSolve(torch.autograd.Function):
-    """A `FreeInverse`, given by its parts, as a function of the kernel and of what it is applied to, `g`.
+    """A `FreeInverse`, given by its parts, applied to `g`: a function of the kernel and of `g`.
 
-    The free entries are held fixed. Its derivatives are made of itself: `dV = R(dg - V dK)` with `R` symmetric.
+    The free entries are held fixed. Its derivative uses itself: `dV = R(dg - V dK)` with `R` symmetric.
     """
 
     generate_vmap_rule = True
@@ -165,7 +165,7 @@ class FreeSolve(torch.autograd.Function):
 
 
 def symmetric(w: Tensor, v: Tensor) -> Tensor:
-    """The gradient by the kernel, `[tasks, n, n]`, of what changes by `-<w, v dK>`."""
+    """The symmetric gradient by the kernel, `[tasks, n, n]`, of a value with the differential `-<w, v dK>`."""
     outer = torch.bmm(w.mT, v)
     return (outer + outer.mT) * -0.5
 
@@ -197,7 +197,7 @@ class ActiveSet(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """The mapped axis joins that of the tasks."""
+        """The mapped axis joins the axis of tasks."""
         stacked = [
             leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)
             for leaf, axis in zip(args[:4], in_dims[:4], strict=True)
@@ -207,18 +207,18 @@ class ActiveSet(torch.autograd.Function):
 
 
 for function in (Optimum, FreeSolve, ActiveSet):
-    # torch asks for it at every call, and to work it out takes a tenth of the time of a small problem.
+    # torch asks for it at every call; computing it takes a tenth of the time of a small problem.
     vars(function.forward)["__signature__"] = inspect.signature(function.forward)
 
 
 class Found(NamedTuple):
-    """An active set and what follows from it.
+    """An active set with its optimum.
 
     Attributes:
         state: 1 at the upper bound, -1 at the lower, 0 free, `[tasks, k, n]`.
-        share: what each free entry bears of its example, `[tasks, k, n]`; see `shares`.
+        share: see `shares`, `[tasks, k, n]`.
         optimum: among the points with these active entries, `[tasks, k, n]`.
-        force: what pushes an entry up, `[tasks, k, n]`: 0 in free ones up to rounding.
+        force: the negative gradient, `[tasks, k, n]`: 0 in free entries up to rounding.
         residual: the largest violation of the optimality conditions `[tasks]`, in units of the kernel's diagonal.
         inverse: the kernel's on the free entries.
     """
@@ -231,7 +231,7 @@ class Found(NamedTuple):
     inverse: FreeInverse
 
     def improved(self, tasks: Tensor, other: Found) -> Found:
-        """With some tasks' replaced by what was found for them later, where that is better."""
+        """With the tasks whose residual is smaller in `other`, replaced."""
         better = other.residual < self.residual[tasks]
         index, chosen = tasks[better], torch.nonzero(better).flatten()
         pairs = zip(self[:5], other[:5], strict=True)
@@ -239,13 +239,15 @@ class Found(NamedTuple):
         return Found._make((*leaves, self.inverse.replaced(index, other.inverse, chosen)))
 
     def rows(self, index: Tensor) -> Found:
-        """What was found for some tasks."""
+        """The same for some tasks."""
         return Found._make((*(leaf[index] for leaf in self[:5]), self.inverse.rows(index)))
 
 
 def search(problem: Problem) -> Found:
-    """The active set of scaled problems: by changes from a warm start; where these go round in circles, by changes from
-    what an interior point method finds. Then rounding is dealt with where there is more of it than need be.
+    """The active set of scaled problems, by changes from a warm start, and the optimum, refined where rounding shows.
+
+    If the changes go round in circles, they start again from the result of an interior point method. Of 2,592 random
+    machines with up to 25 examples, 130 needed that; 3,000 steps of the warm start in its place left 19 unsolved.
     """
     start = leave_one_free(problem, warm_start(problem))
     found = change(problem, start, free_inverse(problem.kernel, start, problem.coupled))
@@ -277,7 +279,7 @@ def warm_start(problem: Problem) -> Tensor:
     reached = torch.zeros_like(linear)
     bounded = reached.clamp(lower, upper)
     for _ in range(1 + n * 3 // 8):
-        # What the bounds hold back is `reached - bounded`; this is `bounded` less that.
+        # The scaled multipliers are `reached - bounded`; this is `bounded` minus them.
         mirrored = torch.lerp(reached, bounded, 2.0)
         rest = torch.sub(reached, bounded, alpha=RELAXATION).add_(constant)
         reached = torch.baddbmm(rest, centred(mirrored) if coupled else mirrored, inverted)
@@ -326,7 +328,7 @@ def refined(problem: Problem, found: Found) -> Found:
 
 
 def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor, inverted: FreeInverse) -> Found:
-    """What was found, with its force and its residual."""
+    """A solution with its force and its residual."""
     force = pushing(torch.baddbmm(problem.linear, optimum, problem.kernel, alpha=-1), share)
     residual = (optimum - (optimum + force).clamp(problem.lower, problem.upper)).abs().amax((-2, -1))
     if problem.coupled:
@@ -343,9 +345,7 @@ def next_state(problem: Problem, found: Found) -> Tensor:
 
 
 def leave_one_free(problem: Problem, state: Tensor) -> Tensor:
-    """An example that takes no part is active; coupled classes of one that does cannot all be: one is let go, that
-    with the highest upper bound.
-    """
+    """Makes masked examples active; of coupled classes that are all active, frees the one with the highest bound."""
     takes_part = problem.upper > problem.lower
     state = torch.where(takes_part, state, 1.0)
     if not problem.coupled:
@@ -355,9 +355,9 @@ def leave_one_free(problem: Problem, state: Tensor) -> Tensor:
 
 
 def polished(problem: Problem, found: Found) -> Found:
-    """The optimum by one dense factorisation of all the optimality conditions, which rounding hurts least.
+    """The optimum by one dense factorisation of all optimality conditions, with the least rounding.
 
-    For kernels so ill-conditioned that the sums over classes drown in the rounding of a `FreeInverse`.
+    For ill-conditioned kernels, for which the sums over classes of a `FreeInverse` are mostly rounding.
     """
     kernel, linear, lower, upper, coupled = problem
     tasks, k, n = linear.shape

@@ -15,7 +15,7 @@ __all__ = ["CGSolution", "conjugate_gradient", "inner_product"]
 
 
 class CGSolution(NamedTuple):
-    """What conjugate gradients end with.
+    """The result of conjugate gradients.
 
     Attributes:
         x: the solutions, named and shaped as the right-hand sides.
@@ -36,7 +36,7 @@ def conjugate_gradient(multiply: Callable[[Params], Params], b: Params, steps: i
     Args:
         multiply: the product of each task's A with vectors like `b`.
         b: right-hand sides, `[tasks, *shape]` each.
-        steps: how many; in exact arithmetic, as many as A has distinct eigenvalues are enough.
+        steps: at most; in exact arithmetic, the number of distinct eigenvalues of A is enough.
 
     Reference: Hestenes, Stiefel 1952; for directions without curvature: Nocedal, Wright, Numerical Optimization, 2006,
         algorithm 7.1.

@@ -1,4 +1,4 @@
-"""The inverse of a quadratic program's matrix on the entries that no bound holds, in two forms: the cheaper is taken.
+"""The inverse of a quadratic program's matrix on its free entries, in the cheaper of two forms.
 
 Entries are `[tasks, k, n]`, classes first. The matrix is the same kernel for every class. Classes may be coupled: then
 they sum to 0 over each example.
@@ -74,7 +74,7 @@ def centred(values: Tensor) -> Tensor:
 
 
 def active_entries(state: Tensor) -> Tensor:
-    """1 for entries at a bound, of examples that have a free one as well (others take no part), `[tasks, k n]`."""
+    """1 for entries at a bound, 0 for free ones and for masked examples, `[tasks, k n]`."""
     active = state != 0
     return (active & ~active.all(-2, keepdim=True)).flatten(-2).to(torch.float64)
 
@@ -136,8 +136,8 @@ class ByActive(NamedTuple):
     Attributes:
         inverted: `P`, `[tasks, n, n]`.
         free: 1 in free entries, 0 elsewhere, `[tasks, k, n]`.
-        order: where the active entries are in `[k n]`, then anything, `[tasks, most active]`.
-        counts: 1 for active entries, 0 for what follows them, `[tasks, most active]`.
+        order: the places of the active entries in `[k n]`, then any, `[tasks, most active]`.
+        counts: 1 for active entries, 0 after them, `[tasks, most active]`.
         factor: lower triangular, of the matrix that makes `c(z) P` on the active entries from `z` there,
             `[tasks, most active, most active]`.
     """
@@ -158,7 +158,7 @@ class ByActive(NamedTuple):
             return cls(inverted, free, order, counts, inverted[..., :0, :0])
         example, label = order % n, order // n
         tasks = torch.arange(len(state), device=state.device)[:, None, None]
-        # Rows of c: their products are 1 - 1/k for one class, -1/k for two, and 0 for what does not count.
+        # Rows of c: their products are 1 - 1/k for one class, -1/k for two, and 0 after the active entries.
         rows = (torch.eye(k, dtype=counts.dtype, device=counts.device) - 1 / k)[label] * counts.unsqueeze(-1)
         matrix = torch.bmm(rows, rows.mT).mul_(inverted[tasks, example.unsqueeze(-1), example.unsqueeze(-2)])
         matrix.diagonal(dim1=-2, dim2=-1).add_(1 - counts)

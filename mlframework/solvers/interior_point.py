@@ -23,24 +23,24 @@ class Bounds(NamedTuple):
     Attributes:
         top, bottom: the bounds.
         above, below: whether there is one.
-        count: finite bounds of each task, `[tasks, 1, 1]`.
+        finite: how many bounds of each task are finite, `[tasks, 1, 1]`.
     """
 
     top: Tensor
     bottom: Tensor
     above: Tensor
     below: Tensor
-    count: Tensor
+    finite: Tensor
 
     @classmethod
     def of(cls, lower: Tensor, upper: Tensor) -> Bounds:
         above, below = upper.isfinite(), lower.isfinite()
-        count = (above.sum((1, 2)) + below.sum((1, 2))).clamp(min=1)[:, None, None]
-        return cls(torch.where(above, upper, 0.0), torch.where(below, lower, 0.0), above, below, count)
+        finite = (above.sum((1, 2)) + below.sum((1, 2))).clamp(min=1)[:, None, None]
+        return cls(torch.where(above, upper, 0.0), torch.where(below, lower, 0.0), above, below, finite)
 
     def mean_product(self, point: Point) -> Tensor:
         """The mean of multipliers times distances, `[tasks, 1, 1]`."""
-        return (point.up * point.above + point.down * point.below).sum((1, 2), keepdim=True) / self.count
+        return (point.up * point.above + point.down * point.below).sum((1, 2), keepdim=True) / self.finite
 
 
 class Point(NamedTuple):
@@ -62,7 +62,7 @@ class Point(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What is left of the linear optimality conditions: of the forces, of both distances, of the sums over classes."""
+    """Residuals of the linear optimality conditions: forces, both distances, and sums over classes."""
 
     force: Tensor
     above: Tensor

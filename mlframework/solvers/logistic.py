@@ -91,7 +91,7 @@ def newton(kernel: Tensor, y: Tensor, reg: Tensor, weight: Tensor) -> Tensor:
 
 
 def objective(dual: Tensor, kernel: Tensor, y: Tensor, reg: Tensor, weight: Tensor) -> Tensor:
-    """What is minimised, `[tasks, 1, 1]`."""
+    """The objective, `[tasks, 1, 1]`."""
     scores = kernel @ dual
     losses = weight.squeeze(-1) * scores.logsumexp(-1) - (y * scores).sum(-1)
     return losses.sum(-1)[:, None, None] + reg / 2 * (dual * scores).sum((-2, -1), keepdim=True)
@@ -136,7 +136,7 @@ class Optimum(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
-        """The mapped axis joins that of the tasks."""
+        """The mapped axis joins the axis of tasks."""
         stacked = [
             leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)
             for leaf, axis in zip(args, in_dims, strict=True)

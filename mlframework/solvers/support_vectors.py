@@ -19,7 +19,7 @@ def crammer_singer(
         min_A  1/2 <A, (K + reg I) A> - <Y, A>    s.t.  A <= c Y,  each row of A sums to 0
 
     It is solved in float64 by a primal-dual active set method, and differentiated through its optimality conditions.
-    `reg = 1` is the machine without it on the features `[x_i, e_i]`.
+    `reg = 1` is the unregularised machine on the features `[x_i, e_i]`.
 
     Args:
         kernel: `K` of the support examples, without `reg`: `[tasks, n, n]`.
@@ -77,7 +77,7 @@ def per_task(value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def regularised(kernel: Tensor, reg: Tensor | float, mask: Tensor | None) -> Tensor:
-    """`kernel + reg I` in float64, with rows of the identity for what does not count."""
+    """`kernel + reg I` in float64, with rows of the identity for masked examples."""
     identity = torch.eye(kernel.shape[-1], dtype=torch.float64, device=kernel.device)
     whole = kernel.double() + per_task(reg, kernel) * identity
     if mask is None:
@@ -87,5 +87,5 @@ def regularised(kernel: Tensor, reg: Tensor | float, mask: Tensor | None) -> Ten
 
 
 def masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values `[tasks, k, n]` with 0 for what does not count."""
+    """Values `[tasks, k, n]` with 0 for masked examples."""
     return values if mask is None else torch.where(mask.unsqueeze(-2) > 0, values, 0.0)

@@ -1,4 +1,4 @@
-"""An episode against the spec of its task."""
+"""Checks an episode against the spec of its task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["check_episode", "faults"]
 
 
 def check_episode(episode: Episode, spec: TaskSpec, *, num_tasks: int, where: str) -> None:
-    """Refuses an episode that is not what the spec says, or not of so many tasks.
+    """Refuses an episode that does not follow the spec, or has another number of tasks.
 
     Args:
         episode: as it was drawn, on the CPU.
@@ -23,7 +23,7 @@ def check_episode(episode: Episode, spec: TaskSpec, *, num_tasks: int, where: st
         where: names the task, for the message.
 
     Raises:
-        UserError: one line that says what is wrong, and what would be right.
+        UserError: one line that names the fault and a right value.
     """
     is_whole = isinstance(episode, Episode) and all(isinstance(part, Examples) for part in episode)
     if not is_whole or not all(isinstance(leaf, Tensor) for part in episode for leaf in part):
@@ -38,7 +38,7 @@ def check_episode(episode: Episode, spec: TaskSpec, *, num_tasks: int, where: st
 
 
 def faults(examples: Examples, spec: TaskSpec) -> Iterator[str]:
-    """What is wrong with one half of an episode; later faults may follow from the first."""
+    """The faults of one half of an episode; later ones may follow from the first."""
     yield from faults_of_shape(examples, spec)
     yield from faults_of_value(examples, spec)
 

@@ -1,4 +1,4 @@
-"""Where data lies: the folder of what users bring or download, and the cache of what is computed from it."""
+"""The folder of data that users bring or download, and the cache of arrays that are computed from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlframework.files import atomic, cache_folder
 
 __all__ = ["SPLIT_FOLDERS", "cached", "data_folder", "download", "subfolders"]
 
-#: What folders are called whose contents belong to one split.
+#: Names of folders whose contents belong to one split.
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 Arrays = Mapping[str, np.ndarray]
@@ -51,7 +51,7 @@ def composed(name: str) -> str:
 
 
 def composed_parts(path: Path) -> tuple[str, ...]:
-    """What paths are sorted by, so that their order is the same on every file system."""
+    """The sort key of paths, so that their order is the same on every file system."""
     return tuple(composed(part) for part in path.parts)
 
 
@@ -61,10 +61,10 @@ def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: 
     Built or read, they are contiguous: sums over another memory layout are rounded in another order.
 
     Args:
-        name: what they are, for the file's name.
-        settings: all that they depend on, as something whose `repr` tells: a change of it builds them anew.
+        name: of the arrays, for the file's name.
+        settings: all that they depend on; another `repr` builds them anew.
         build: computes them.
-        source: the file of the code that does, `__file__`: a change of it builds them anew as well.
+        source: the file of `build`, `__file__`; a change of it builds them anew as well.
     """
     key = hashlib.sha256(repr(settings).encode() + Path(source).read_bytes()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
@@ -94,7 +94,7 @@ def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:
         url: where it is.
         path: where it goes.
         md5: 32 hexadecimal digits.
-        otherwise: what the user may do where this fails, as in `put it into this folder`.
+        otherwise: advice to the user if this fails, as in `put it into this folder`.
     """
     try:
         with atomic(path) as part:
@@ -108,7 +108,7 @@ def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Writes what is at `url` to `path` with a progress bar; returns its md5."""
+    """Downloads `url` to `path` with a progress bar; returns its md5."""
     digest = hashlib.md5(usedforsecurity=False)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with urllib.request.urlopen(url, timeout=30) as response, path.open("wb") as file, Progress(*columns) as progress:

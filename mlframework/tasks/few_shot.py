@@ -196,7 +196,7 @@ class ArrayTasks(FewShotClassification):
 def distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws `count` different integers below each of `sizes` `[...]`, in random order: `[..., count]`.
 
-    Where a size is below `count`, what stands beyond it is of no meaning. The work does not grow with the sizes.
+    If a size is below `count`, the numbers after it have no meaning. The work does not grow with the sizes.
     """
     uniform = torch.rand(count, *sizes.shape, generator=generator, dtype=torch.float64)
     drawn = torch.empty(*sizes.shape, 0, dtype=torch.int64)
@@ -208,10 +208,10 @@ def distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def hash_sorted(names: Iterable[str]) -> list[str]:
-    """Names in an order that is as good as random, and the same on any machine and with any version of anything.
+    """Names in the order of their SHA-256: as good as random, and the same on any machine.
 
     Raises:
-        UserError: two names are the same but for the form in which Unicode spells them.
+        UserError: two names differ only in their Unicode form.
     """
     spelt: dict[str, str] = {}
     for name in names:

@@ -62,7 +62,7 @@ class TaskDistribution(ABC):
         return F.cross_entropy(prediction.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
     def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """What is reported beside the loss, per example (and position); `accuracy` in [0, 1] for classes.
+        """Further scores per example (and position); `accuracy` in [0, 1] for classes.
 
         Args:
             prediction: `[..., out_features]`.
@@ -76,7 +76,7 @@ class TaskDistribution(ABC):
         return {"accuracy": (prediction.argmax(-1) == y).to(prediction.dtype)}
 
     def scores(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """What is reported of each task: the means of the loss and the metrics over what counts.
+        """The scores of each task: means of the loss and the metrics over the examples that count.
 
         Overridden where a number is no mean over examples, as bits per character are not.
 

@@ -632,8 +632,8 @@ SELECTION_AND_RESUME = (
     ),
     run(
         "the last weights are reported as the best",
-        "checkpoint.load_weights(folder.best, training.meta_layer)\n        report",
-        "pass\n        report",
+        "checkpoint.load_weights(training.folder.best, training.meta_layer)\n    return progress",
+        "pass\n    return progress",
         "test_the_best_weights_are_those_of_the_best_validation",
     ),
     run(

@@ -18,11 +18,11 @@ __all__ = ["ImageFolder"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# What cameras put into 16 bits; a file that needs more of them than the last is taken to use all.
+# Bits per pixel that cameras store in 16-bit files; a file that needs more than the last one uses all 16.
 DEPTHS = (8, 10, 12, 14)
 SHALLOW = DEPTHS[-1]
 
-# What PIL raises on files that are not what their name says.
+# PIL raises these on files that are no images.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -31,7 +31,7 @@ class ImageFolder(FewShotClassification):
 
     Where `path` holds nothing but folders called `train`, `validation` (or `val`) and `test`, the classes are theirs.
     Otherwise the classes are split in a fixed order: 64 % train, 16 % validation, 20 % test. Images of any size are
-    scaled to a square by PIL's Lanczos filter, turned as their EXIF says; what is transparent becomes white.
+    scaled to a square by PIL's Lanczos filter and turned as their EXIF says; transparent pixels become white.
 
     Args:
         path: the folder.
@@ -163,7 +163,7 @@ def eight_bits(path: Path, image: Image.Image, bits: int | None) -> Image.Image:
 
 
 def check_greys(path: Path, largest: int, bits: int | None) -> None:
-    """Refuses greys that need more bits than they are said to use, and such as would lose most of their levels."""
+    """Refuses greys with more bits than the user said, and greys that would lose most of their levels."""
     needed = largest.bit_length()
     if bits is not None and needed > bits:
         raise InvalidValue("bits", bits, f"must be at least {needed}: {path} holds the value {largest}")

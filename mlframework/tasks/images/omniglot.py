@@ -30,7 +30,7 @@ ALPHABETS = {"images_background.zip": 30, "images_evaluation.zip": 20}
 CHARACTERS = {"images_background.zip": 964, "images_evaluation.zip": 659}
 DRAWINGS = 20
 
-# What zipfile, zlib and PIL raise on bytes that are not what they should be.
+# zipfile, zlib and PIL raise these on damaged files.
 DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, SyntaxError, ValueError, NotImplementedError)
 
 VALIDATION_ALPHABETS = ("Burmese_(Myanmar)", "Early_Aramaic", "Grantha", "Japanese_(katakana)", "Tifinagh")

@@ -16,7 +16,7 @@ __all__ = ["Sinusoid"]
 class Sinusoid(TaskDistribution):
     """Waves `y = amplitude * sin(x - phase)` with amplitude U[0.1, 5], phase U[0, pi] and x U[-5, 5].
 
-    The three splits are the same distribution; what is held out are the draws.
+    The three splits are the same distribution, with other draws.
 
     Args:
         k_shot: support points per task.

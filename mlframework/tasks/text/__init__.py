@@ -1,4 +1,4 @@
-"""Tasks of text: what a source has said tells how it goes on."""
+"""Tasks of text: predict how a source goes on from what it has said."""
 
 import lazy_loader
 

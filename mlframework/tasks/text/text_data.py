@@ -15,12 +15,12 @@ __all__ = ["read_json"]
 
 
 def read_json(folder: Path, name: str, form: str) -> Mapping[str, Any]:
-    """What `folder/text/name` or `folder/name` holds, a gzipped JSON object.
+    """The gzipped JSON object in `folder/text/name` or `folder/name`.
 
     Args:
         folder: the data folder.
         name: of the file.
-        form: what it must hold, in words.
+        form: of its content, in words.
     """
     places = [folder / "text" / name, folder / name]
     path = next((place for place in places if place.is_file()), None)

@@ -1,4 +1,4 @@
-"""Reading a user's texts: what is wrong with a file is said with its name and the place in it."""
+"""Reads a user's texts; an error names the file and the place in it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mlframework.errors import InvalidValue, UserError
 
 __all__ = ["Unit", "check_unit", "read_text", "units"]
 
-#: What a text is: a line, what stands between empty lines, or the whole file.
+#: A text is a line, a paragraph between empty lines, or the whole file.
 Unit = Literal["line", "paragraph", "file"]
 
 
 def check_unit(unit: str) -> None:
-    """Refuses what is no unit."""
+    """Refuses any other unit."""
     if unit not in get_args(Unit):
         raise InvalidValue("unit", unit, f"must be one of {', '.join(get_args(Unit))}")
 
@@ -45,7 +45,7 @@ def decoded(content: bytes, path: Path) -> str:
 
 
 def units(text: str, unit: Unit) -> list[str]:
-    """The texts that a file holds, without what is empty and without white space around them.
+    """The texts of a file without white space around them; empty ones are left out.
 
     >>> units("a b\\n\\nc\\nd\\n", "line"), units("a b\\n\\nc\\nd\\n", "paragraph")
     (['a b', 'c', 'd'], ['a b', 'c\\nd'])

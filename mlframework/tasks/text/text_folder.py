@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class TextFolder(TextTasks):
-    """What a source of yours says: an author, a speaker, a language, a list.
+    """Your own texts by source: an author, a speaker, a language, a list.
 
     `path` is a folder, each file or folder in it a task; or a `.csv` or `.jsonl` with a column for the task and one for
     the text. Where a folder holds nothing but folders called `train`, `validation` (or `val`) and `test`, the tasks are
@@ -36,7 +36,7 @@ class TextFolder(TextTasks):
         path: the folder or the table.
         k_shot, k_query, length, tokens: see `TextTasks`.
         running: whether the texts of a task are one stream, as a book's paragraphs are, or a list, as names are.
-        unit: what a text is in a file: a `line`, a `paragraph` or the whole `file`; in a table it is the cell.
+        unit: of text in a file: a `line`, a `paragraph` or the whole `file`; in a table it is the cell.
         task_column, text_column: of a table.
     """
 
@@ -185,5 +185,5 @@ def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"line {number}", row
 
 
-#: How tables are read, by what their names end in.
+#: Readers of tables, by the end of the file's name.
 TABLES: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]] = {".csv": csv_rows, ".jsonl": json_rows}

@@ -57,6 +57,6 @@ class TextLanguages(TextTasks):
         return [Source(code, [line for line in data["text"][code].splitlines() if line.strip()]) for code in chosen]
 
     def source_of(self, name: str) -> str:
-        # Variants of a language, deu_1901 and deu_1996, share what stands before the underscore.
+        # Variants of a language, deu_1901 and deu_1996, share the part before the underscore.
         code = name.partition("_")[0]
         return SAME_LANGUAGE.get(code, code)

@@ -20,7 +20,7 @@ from mlframework.tasks.text.tokens import Tokens
 
 __all__ = ["TextLists"]
 
-#: What there are lists of, and which of faker's providers makes it.
+#: Kinds of lists, and faker's provider of each.
 KINDS = {
     "name": "person",
     "first_name": "person",
@@ -34,9 +34,9 @@ KINDS = {
     "currency_name": "currency",
     "sentence": "lorem",
 }
-#: Of each list at most as many texts, found in at most as many draws, and a list of fewer than the least is left out.
+#: The most texts of a list, the most draws to find them, and the fewest texts of a list that is kept.
 MOST, DRAWS, LEAST = 200, 400, 30
-#: What faker says, in English, where a locale has nothing of its own, though it has that provider.
+#: English words that faker uses if a locale's provider has none of its own.
 GENERIC: dict[str, Collection[str]] = {
     "name": (*person.Provider.first_names, *person.Provider.last_names),
     "city": address.Provider.city_suffixes,
@@ -56,8 +56,8 @@ class TextLists(TextTasks):
     """Person names, cities, streets, companies, jobs, colours, sentences: a list is one kind in one locale.
 
     The locales of a language are in one split, and a text that several splits have stays in the first of them alone.
-    What `faker` has only in English for a locale is left out. Texts are drawn with a fixed seed per list; another
-    version of `faker` may have others.
+    Lists that `faker` has only in English for a locale are left out. Texts are drawn with a fixed seed per list;
+    another version of `faker` may have others.
 
     Args:
         k_shot, k_query, length, tokens: see `TextTasks`.
@@ -111,14 +111,14 @@ def lists_of(locale: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def sort_lists(provider: BaseProvider) -> None:
-    """Sorts what a provider draws from: some of it was a set, whose order is another one in every process."""
+    """Sorts a provider's lists: some were sets, whose order differs from process to process."""
     for name, value in vars(type(provider)).items():
         if isinstance(value, list) and all(isinstance(element, str) for element in value):
             setattr(provider, name, sorted(value))
 
 
 def is_generic(kind: str, texts: Sequence[str]) -> bool:
-    """Whether most texts have a word that faker says for want of a better: Bahnhof Street, John Müller."""
+    """Whether most texts have one of faker's English words: Bahnhof Street, John Müller."""
     words = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in GENERIC.get(kind, ())) or "(?!)")
     return sum(words.search(text) is not None for text in texts) > len(texts) / 2
 

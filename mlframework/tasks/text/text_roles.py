@@ -33,7 +33,7 @@ SPEAKERS = {
 
 
 class TextRoles(TextTasks):
-    """What a person of Shakespeare's plays says, as running text; persons are held out.
+    """The speeches of a person of Shakespeare's plays, as running text; persons are held out.
 
     `SPEAKERS` joins the roles of one person (`GLOUCESTER` becomes `KING RICHARD III`), so that no person stands in two
     splits. The split hashes the person's name. One heading may also stand for several persons (`YORK` is a father in

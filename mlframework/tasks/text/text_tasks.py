@@ -1,4 +1,4 @@
-"""Tasks of text: a task is a source, its examples are what stands there, and the next token is what is predicted."""
+"""Tasks of text: a task is a source, its examples are rows of its text, and the next token is predicted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Source(NamedTuple):
 
     Attributes:
         name: for messages and figures.
-        texts: what it holds: strings of a list, or speeches, paragraphs, lines in their order.
+        texts: strings of a list, or speeches, paragraphs, lines in their order.
     """
 
     name: str
@@ -78,7 +78,7 @@ class TextTasks(TaskDistribution, ABC):
         k_query: query rows per task.
         length: tokens in a row.
         running: whether the texts of a source are one stream.
-        tokens: what texts are made of; None: bytes.
+        tokens: of the texts; None: bytes.
     """
 
     def __init__(self, *, k_shot: int, k_query: int, length: int, running: bool, tokens: Tokens | None = None) -> None:
@@ -113,7 +113,7 @@ class TextTasks(TaskDistribution, ABC):
         return [(self.source_of(names[n]),) for n in self.drawn_numbers(num_tasks, split, generator).tolist()]
 
     def source_of(self, name: str) -> str:
-        """What was sampled when the source of that name was: a language, of which there may be several lists."""
+        """The unit of sampling to which a source belongs: a language, which may have several lists."""
         return name
 
     def draw(self, drawn: Tensor, split: Split, generator: torch.Generator) -> Episode:
@@ -133,7 +133,7 @@ class TextTasks(TaskDistribution, ABC):
 
         Args:
             loss: `[tasks]`.
-            y: what was predicted `[tasks, n, length]`.
+            y: the predicted tokens `[tasks, n, length]`.
             mask: `[tasks, n, length]`.
         """
         per_token = masked_mean(self.tokens.characters.to(loss)[y], mask)
@@ -163,8 +163,8 @@ class TextTasks(TaskDistribution, ABC):
 
         Args:
             texts: not empty.
-            overlap: whether the end of running text that fills no row is one with what stands before it; else it is
-                left out.
+            overlap: whether the end of running text, if it fills no row, makes a row with the text before it; else
+                it is left out.
         """
         boundary, length = self.tokens.boundary, self.length
         encoded = [[*self.tokens.encode(text), boundary] for text in texts]

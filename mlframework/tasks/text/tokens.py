@@ -1,4 +1,4 @@
-"""Tokens: what a text is made of to a network."""
+"""Tokens: a text as numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tokens(ABC):
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens without boundaries; what is no text becomes the replacement character."""
+        """The text of tokens without boundaries; invalid ones become the replacement character."""
 
 
 class Bytes(Tokens):
@@ -62,8 +62,8 @@ class Bytes(Tokens):
 class PretrainedTokenizer(Tokens):
     """The tokenizer of a `tokenizer.json` of Hugging Face's `tokenizers`, and a boundary after its tokens.
 
-    A token's characters are those that it adds to a text that goes on. Where a tokenizer puts a space before every
-    word, the first of a text is thus counted with one that is not there.
+    A token's characters are counted in the middle of a text. If a tokenizer puts a space before every word, the first
+    word of a text is thus counted with a space that is not there.
 
     Args:
         path: of the file.
@@ -91,14 +91,14 @@ class PretrainedTokenizer(Tokens):
         return str(self.tokenizer.decode(list(tokens)))
 
 
-#: The letters that GPT-2's alphabet, `ByteLevel`, writes for the bytes 10xxxxxx, those that go on with a character.
+#: Letters of GPT-2's alphabet, `ByteLevel`, for the bytes 10xxxxxx, which continue a character.
 GOES_ON = frozenset(map(chr, (*range(0xA1, 0xAD), *range(0xAE, 0xC0), *range(0x122, 0x144))))
 
 
 def characters_added(tokenizer: Any) -> list[float]:
     """How many characters each token of a `tokenizers.Tokenizer` adds behind another `[vocabulary]`.
 
-    Bytes of a character that several tokens write together are no text one by one: there, what starts one is counted.
+    If several tokens write the bytes of one character, the token with its first byte counts it.
     """
     names = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
     decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"])
