@@ -182,26 +182,21 @@ def check_meta_layer(
     Args:
         make_meta_layer: makes a new meta layer for a task distribution, with torch's global generator. Adapting and
             predicting draw nothing: leave dropout out.
-        task: where the episode to check with comes from.
-        num_tasks: tasks in it.
-        padding: whether to check that padding does not matter; only a layer for tasks of equal size can do without.
+        task, num_tasks: where the episode of the checks comes from, and its size.
+        padding: False leaves out the check of padding, for a layer that takes only tasks of equal size.
         tolerance: of the meta-gradient, relative to its norm.
         device: where to compute.
 
     >>> from functools import partial
-    >>> from mlframework.base_layers import MLP
-    >>> from mlframework.inner_loop import SGD
-    >>> from mlframework.meta_layers.gradient_descent import MAML, Exact
-    >>> from mlframework.tasks import Sinusoid
+    >>> from mlframework import MAML, MLP, SGD, Exact, Sinusoid
     >>> def maml(task):
     ...     update = partial(SGD, lr=0.01)
     ...     return MAML(MLP(task.spec, hidden=[8]), task, update=update, meta_gradient=Exact(), inner_steps=2)
     >>> check_meta_layer(maml, Sinusoid(k_shot=5, k_query=5))
     """
-    device = torch.device(device)
-    with reproducible(device):
-        episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(device)
-        make = MakeSeeded(make_meta_layer, task, device)
+    with reproducible(torch.device(device)):
+        episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(torch.device(device))
+        make = MakeSeeded(make_meta_layer, task, torch.device(device))
         make.engine = choose_engine(make(), episode, "auto")
         check_every_parameter_learns(make(), episode)
         check_adapting_changes_nothing(make(), episode)

@@ -131,8 +131,6 @@ KNOWN: dict[str, set[str]] = {
         "inner_loop.inner_loop.inner_loop",
         "meta_layers.gradient_descent.maml",
         "meta_layers.gradient_descent.maml.__init__",
-        "runs.run.train_run",
-        "testing.check_meta_layer",
         "training.outer_loop",
     },
 }

@@ -75,7 +75,7 @@ def train_run(
             run.record(folder, progress.step)
         progress = meta_train(training, trainer, config, progress, overrides=overrides, choices=choices)
         report = evaluate(evaluation, config, training, choices) if evaluation is not None else None
-        result = {"status": "finished", "overrides": list(overrides), "choices": dict(choices)}
+        result: dict[str, Any] = {"status": "finished", "overrides": list(overrides), "choices": dict(choices)}
         result |= outcome(training, trainer, progress)
         result["evaluation"] = None if report is None else report.to_json()
         if show is not None and report is not None:
