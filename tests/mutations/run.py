@@ -121,7 +121,7 @@ def in_tree(tree: Path, tests: Sequence[str], keep_bytecode: bool) -> None:
     sys.path.insert(0, str(tree))
     spec = importlib.util.find_spec("mlframework")
     assert spec is not None and spec.origin is not None and Path(spec.origin).is_relative_to(tree), spec
-    options = ("-n0", "-x", "-q", "-p", "no:cacheprovider", "--junitxml=report.xml")
+    options = ("-n0", "-x", "-q", "-m", "", "-p", "no:cacheprovider", "--junitxml=report.xml")
     with open("output.txt", "w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = int(pytest.main([*options, *tests]))
     os._exit(status)
