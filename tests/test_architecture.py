@@ -122,7 +122,6 @@ KNOWN: dict[str, set[str]] = {
         "training.trainer: isinstance",
     },
     "twice": {
-        "Run",
         "named",
         "recorded",
     },
