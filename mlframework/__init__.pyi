@@ -9,4 +9,6 @@ from .tasks import *
 from .text import *
 from .training import *
 
+ROOMS: tuple[str, ...]
+__all__: list[str]
 __version__: str

@@ -1,8 +1,9 @@
-"""Files written whole, or not at all."""
+"""Files written whole, or not at all, and objects that a file can describe."""
 
 from __future__ import annotations
 
 import fcntl
+import inspect
 import json
 import math
 import os
@@ -11,9 +12,36 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-__all__ = ["as_json", "atomic", "cache_folder", "remove_parts", "take_lock", "write_first", "write_json", "write_part"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    *("KeepsArguments", "as_json", "atomic", "cache_folder", "remove_parts", "take_lock", "write_first"),
+    *("write_json", "write_part"),
+]
+
+
+class KeepsArguments:
+    """A class whose objects remember the arguments of their constructor, so that a file can describe them.
+
+    Attributes:
+        constructor_arguments: the positional ones and the keywords.
+    """
+
+    constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        made.__dict__["constructor_arguments"] = (args, kwargs)  # a module would look for parameters in them
+        return made
+
+
+# A class without a constructor of its own takes no settings.
+vars(KeepsArguments.__new__)["__signature__"] = inspect.Signature(
+    [inspect.Parameter("cls", inspect.Parameter.POSITIONAL_ONLY)]
+)
 
 
 def cache_folder() -> Path:

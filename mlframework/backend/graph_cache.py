@@ -132,7 +132,9 @@ def remove_old(folder: Path) -> None:
 def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
     """Where the answer to a question is kept; None where not all that it depends on can be written down."""
     # The number of the outer step makes no difference, or is refused.
-    numbers = {name: value for name, value in vars(meta_layer).items() if name != "outer_step"}
+    numbers = {
+        name: value for name, value in vars(meta_layer).items() if name not in ("outer_step", "constructor_arguments")
+    }
     description = Description(tensors_of(meta_layer))
     try:
         text = description.of((question, type(meta_layer), numbers, flags()))

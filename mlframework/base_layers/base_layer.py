@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mlframework.files import KeepsArguments
+
 __all__ = ["BaseLayer", "Composed", "MixesExamples", "Run", "Stack", "TakesMask"]
 
 #: Calls the part of a module that has a name.
@@ -58,7 +60,7 @@ NEEDED = (
 MIXING: tuple[type[nn.Module], ...] = (MixesExamples, nn.modules.batchnorm._BatchNorm)
 
 
-class BaseLayer(nn.Module):
+class BaseLayer(KeepsArguments, nn.Module):
     """An ordinary network in two parts, so that algorithms can adapt, freeze or replace either.
 
     It is written for one task's examples `[n, *x_shape]`; the engine stacks tasks around it. Parameters are addressed

@@ -18,6 +18,7 @@ from mlframework.backend.swap_tensors import is_tied, swap_tensors
 from mlframework.base_layers.base_layer import NEEDED, BaseLayer
 from mlframework.episode import Episode, Examples, Kind, Params
 from mlframework.errors import IncompatibleKind, InvalidValue
+from mlframework.files import KeepsArguments
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "matching"]
@@ -30,7 +31,7 @@ Metrics = dict[str, Tensor]
 BatchNormPolicy = Literal["transductive", "inductive", "support"]
 
 
-class MetaLayer(nn.Module, ABC):
+class MetaLayer(KeepsArguments, nn.Module, ABC):
     """Turns a support set into a task's own model, and predicts with it; every leaf in and out starts with `[tasks]`.
 
     Args:

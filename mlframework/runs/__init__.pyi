@@ -1,2 +1,4 @@
+from .in_notebook import evaluate as evaluate, train as train
+from .saved import save as save
 from .sweep import RememberFolder as RememberFolder
 from .trained import TaskModel as TaskModel, Trained as Trained, load as load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
 from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
+from mlframework.runs.build import build_device
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder
+from mlframework.runs.saved import read
 from mlframework.text.generation import Sampling, generate
 
 __all__ = ["TaskModel", "Trained", "load"]
@@ -22,14 +25,17 @@ __all__ = ["TaskModel", "Trained", "load"]
 log = logging.getLogger(__name__)
 
 
-def load(run: str | Path, *, weights: str = "best", device: str = "auto") -> Trained:
-    """The trained algorithm of a run folder.
+def load(run: str | Path, *, weights: str = "best", device: str = "auto", classes: Sequence[type] = ()) -> Trained:
+    """The trained algorithm of a run folder, or of a file that `save` wrote.
 
     Args:
-        run: the folder.
-        weights: `best` or `last`.
+        run: the folder or the file.
+        weights: of a run folder: `best` or `last`.
         device: `auto`, `cpu`, `cuda`, ...
+        classes: classes of your own that a file may name, beside those of this package and of installed plug-ins.
     """
+    if Path(run).is_file():
+        return Trained(read(Path(run), classes).to(build_device(device)))
     return Trained(load_run(RunFolder(run, key="run"), weights=weights, device=device).meta_layer)
 
 
@@ -45,20 +51,40 @@ class Trained:
         self.meta_layer.engine = "loop"  # takes any module; there is one task at a time
         self.device = next(meta_layer.parameters()).device
 
-    def adapt(self, examples: Examples | Sequence[str], *, inner_steps: int | None = None) -> TaskModel:
+    def adapt(self, x: Any, y: Any = None, *, inner_steps: int | None = None) -> TaskModel:
         """The model of one new task, from its support set.
 
         Args:
+<<<<<<< HEAD
             examples: texts, for a text task; else `Examples` of one task, leaves `[1, n, ...]`.
             inner_steps: None: the algorithm's own number at test, which is 0 without an inner loop.
+=======
+            x: inputs `[n, *x_shape]`, as an array, a tensor or lists; without `y`, the texts of a text task or
+                `Examples` of one task, leaves `[1, n, ...]`.
+            y: targets: values `[n, out_features]`, or class ids `[n]`.
+            inner_steps: None: as many as the algorithm takes at test; an algorithm without inner steps has none.
+>>>>>>> 2e4f8a3 (train, evaluate, save and load work on objects, without a config; the page In a notebook)
         """
-        support = (examples if isinstance(examples, Examples) else self.encoded(examples)).to(self.device)
+        support = self.support_set(x, y).to(self.device)
         steps = self.meta_layer.test_inner_steps if inner_steps is None else inner_steps
         if steps < 0:
             raise InvalidValue("inner_steps", steps, "must be at least 0, or null for the algorithm's own number")
         with torch.no_grad():
             adapted = last(self.meta_layer.trajectory(support, steps))
         return TaskModel(self.meta_layer, adapted, support)
+
+    def support_set(self, x: Any, y: Any) -> Examples:
+        """The examples of one task."""
+        if y is None:
+            return x if isinstance(x, Examples) else self.encoded(x)
+        spec = self.meta_layer.task.spec
+        y_shape = {"regression": (spec.out_features,), "classification": (), "sequence": spec.x_shape}[spec.kind]
+        inputs = as_tensor("x", x, spec.x_shape, discrete=spec.kind == "sequence")
+        targets = as_tensor("y", y, y_shape, discrete=spec.kind != "regression")
+        if len(inputs) != len(targets):
+            raise InvalidValue("y", f"{len(targets)} targets", f"must be one for each of {len(inputs)} inputs")
+        positions = spec.x_shape if spec.kind == "sequence" else ()
+        return Examples(inputs[None], targets[None], torch.ones(1, len(inputs), *positions))
 
     def encoded(self, texts: Sequence[str]) -> Examples:
         """Texts as the support set of one task."""
@@ -83,7 +109,7 @@ class TaskModel:
         self.meta_layer, self.adapted, self.support = meta_layer, adapted, support
         self.warned = False
 
-    def predict(self, x: Tensor, *, batch_norm: BatchNormPolicy | None = None) -> Tensor:
+    def predict(self, x: Any, *, batch_norm: BatchNormPolicy | None = None) -> Tensor:
         """Predictions `[n, ..., out_features]` for inputs `[n, *x_shape]`, by the code that evaluation uses.
 
         Under `support` and `inductive` a query's prediction depends on the support set and on that query alone: one
@@ -92,7 +118,7 @@ class TaskModel:
         policies are the same.
 
         Args:
-            x: the queries.
+            x: the queries, as an array, a tensor or lists.
             batch_norm: the policy; None takes the algorithm's own.
 
         Raises:
@@ -102,8 +128,9 @@ class TaskModel:
         self.meta_layer.check_policy(policy)
         if policy == "transductive" and self.meta_layer.base_layer.mixes_examples:
             self.check_all_queries(len(x))
-        x = x.to(self.support.x.device).unsqueeze(0)
-        positions = x.shape[2:] if self.meta_layer.task.spec.kind == "sequence" else ()
+        spec = self.meta_layer.task.spec
+        x = as_tensor("x", x, spec.x_shape, discrete=spec.kind == "sequence").to(self.support.x.device).unsqueeze(0)
+        positions = x.shape[2:] if spec.kind == "sequence" else ()
         mask = self.support.mask.new_ones(*x.shape[:2], *positions)
         with torch.no_grad():  # predictions do not read targets
             return self.meta_layer.predict_query(self.adapted, Episode(self.support, Examples(x, mask, mask)), policy)[
@@ -139,3 +166,11 @@ class TaskModel:
             generator=torch.Generator().manual_seed(seed),
             prompt=prompt,
         )
+
+
+def as_tensor(name: str, values: Any, shape: tuple[int, ...], *, discrete: bool) -> Tensor:
+    """Values `[n, *shape]` as a tensor: integers if they are discrete, else the default floating-point type."""
+    tensor = torch.as_tensor(values)
+    if tuple(tensor.shape[1:]) != shape or not tensor.dim():
+        raise InvalidValue(name, f"an array of shape {tuple(tensor.shape)}", f"must be of shape {('n', *shape)}")
+    return tensor.to(torch.long if discrete else torch.get_default_dtype())

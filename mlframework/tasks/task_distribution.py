@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlframework.episode import Episode, Split, TaskSpec, masked_mean
+from mlframework.files import KeepsArguments
 
 __all__ = ["TaskDistribution"]
 
 
-class TaskDistribution(ABC):
+class TaskDistribution(KeepsArguments, ABC):
     """A distribution over tasks.
 
     A subclass sets `spec` in its constructor and implements `sample`; the loss and the metrics follow from

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import nn
 from mlframework.errors import UserError
 from mlframework.files import atomic
 
-__all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
+__all__ = ["Progress", "load_weights", "read_metadata", "restore", "save", "save_weights"]
 
 
 class Progress(NamedTuple):
@@ -74,14 +75,14 @@ def cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
-def save_weights(path: Path, module: nn.Module) -> None:
-    """Writes a module's parameters and buffers as safetensors; see `to_bytes`."""
-    content = to_bytes(module)
+def save_weights(path: Path, module: nn.Module, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a module's parameters and buffers as safetensors, with text by name; see `to_bytes`."""
+    content = to_bytes(module, metadata or {})
     with atomic(path) as part:
         part.write_bytes(content)
 
 
-def to_bytes(module: nn.Module) -> bytes:
+def to_bytes(module: nn.Module, metadata: Mapping[str, str] = {}) -> bytes:
     """A module's parameters and buffers in the format of safetensors.
 
     A tensor of several names is written once, under the first; the file's metadata maps the other names to it. Views
@@ -95,7 +96,8 @@ def to_bytes(module: nn.Module) -> bytes:
         for name, tensor in state.items()
         if firsts[name] == name
     }
-    return safetensors.torch.save(tensors, {name: first for name, first in firsts.items() if name != first})
+    others = {name: first for name, first in firsts.items() if name != first}
+    return safetensors.torch.save(tensors, {**others, **metadata})
 
 
 def first_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -119,10 +121,8 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")
-    try:
+    with safetensors_errors(path):
         tensors = from_bytes(path.read_bytes())
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
 
 
@@ -133,6 +133,21 @@ def from_bytes(content: bytes) -> dict[str, torch.Tensor]:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     others = header.get("__metadata__", {})
     return {**tensors, **{name: tensors[first] for name, first in others.items() if first in tensors}}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts by name in a file that `save_weights` wrote."""
+    with safetensors_errors(path), safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def safetensors_errors(path: Path) -> Iterator[None]:
+    """Turns what a broken file provokes into one line."""
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
 
 
 def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:

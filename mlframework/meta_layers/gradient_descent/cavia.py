@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer, Stack
 from mlframework.episode import Params, TaskSpec
 from mlframework.errors import InvalidValue, nearest
+from mlframework.files import KeepsArguments
 from mlframework.inner_loop import InnerUpdate
 from mlframework.meta_layers.gradient_descent.maml import MAML
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
@@ -20,7 +21,7 @@ from mlframework.tasks.task_distribution import TaskDistribution
 __all__ = ["CAVIA", "FiLM", "Modulation", "Shift"]
 
 
-class Modulation(nn.Module, ABC):
+class Modulation(KeepsArguments, nn.Module, ABC):
     """Lets a context act on what stands before it; at the context's initial value, zero, it does nothing.
 
     Args:

@@ -17,11 +17,12 @@ from mlframework.inner_loop.inner_loop import last
 if TYPE_CHECKING:
     from mlframework.meta_layers.gradient_descent.maml import MAML
     from mlframework.meta_layers.meta_layer import Metrics
+from mlframework.files import KeepsArguments
 
 __all__ = ["AnnealedOrder", "Exact", "FirstOrder", "Joint", "MetaGradient", "ParameterDifference", "Truncated"]
 
 
-class MetaGradient(ABC):
+class MetaGradient(KeepsArguments, ABC):
     """How the query loss is differentiated through the inner loop."""
 
     #: Whether query losses are differentiated at all, so that it matters how those after each step weigh.

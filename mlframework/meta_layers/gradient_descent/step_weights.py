@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from mlframework.errors import InvalidValue
+from mlframework.files import KeepsArguments
 
 __all__ = ["LastStep", "MultiStep", "StepWeights"]
 
 
-class StepWeights(ABC):
+class StepWeights(KeepsArguments, ABC):
     """The weights of the query losses after 1, 2, ..., `inner_steps` inner steps; what weighs 0 is not computed."""
 
     @abstractmethod

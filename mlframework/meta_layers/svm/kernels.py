@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from mlframework.errors import InvalidValue
+from mlframework.files import KeepsArguments
 from mlframework.meta_layers.svm.positive import Positive
 
 __all__ = ["Kernel", "LinearKernel", "RBFKernel"]
 
 
-class Kernel(nn.Module, ABC):
+class Kernel(KeepsArguments, nn.Module, ABC):
     """A positive semi-definite similarity of two examples."""
 
     @abstractmethod

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from mlframework.errors import InvalidValue, UserError
+from mlframework.files import KeepsArguments
 
 __all__ = ["Bytes", "PretrainedTokenizer", "Tokens"]
 
 
-class Tokens(ABC):
+class Tokens(KeepsArguments, ABC):
     """A way to write any text as numbers.
 
     Attributes:

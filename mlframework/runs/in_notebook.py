@@ -1,0 +1,84 @@
+"""Meta-training and evaluation of objects at hand: no config, no run folder."""
+
+from __future__ import annotations
+
+import torch
+
+from mlframework.episode import Split
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.evaluation import Evaluation, Report
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.training.outer_loop import OuterLoop
+from mlframework.training.progress import training_progress
+
+__all__ = ["evaluate", "train"]
+
+
+def train(
+    meta_layer: MetaLayer,
+    *,
+    steps: int,
+    meta_batch: int = 25,
+    lr: float = 1e-3,
+    clip: float | None = 10.0,
+    capture: bool = False,
+    seed: int = 0,
+) -> list[float]:
+    """Meta-trains an algorithm in place, by Adam along a cosine schedule, on tasks of the split `train`.
+
+    Args:
+        meta_layer: the algorithm, with its task.
+        steps: outer steps.
+        meta_batch: tasks per outer step.
+        lr: the outer rate at the start; it falls to 0.
+        clip: the largest norm of the meta-gradient; None leaves it as it is.
+        capture: whether the step is compiled, which takes up to a minute or two, once.
+        seed: of the tasks.
+
+    Returns:
+        The mean query loss of each outer step's tasks.
+    """
+    for field, value in {"steps": steps, "meta_batch": meta_batch}.items():
+        if value < 1:
+            raise InvalidValue(field, value, "must be at least 1")
+    optimizer = torch.optim.Adam([p for p in meta_layer.parameters() if p.requires_grad], lr=lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    outer = OuterLoop(meta_layer, optimizer, schedule, clip=clip, capture=capture)
+    task, device = meta_layer.task, next(meta_layer.parameters()).device
+    outer.prepare(task.sample(2, "train", torch.Generator().manual_seed(seed)).to(device))
+    losses, generator = [], torch.Generator().manual_seed(seed)
+    with training_progress(steps, 0) as bar:
+        for step in range(1, steps + 1):
+            metrics = outer.step(task.sample(meta_batch, "train", generator).to(device))
+            losses.append(metrics["query_loss"])
+            bar.advance_to(step)
+    return torch.stack(losses).tolist()
+
+
+def evaluate(
+    meta_layer: MetaLayer,
+    *,
+    tasks: int = 100,
+    seed: int = 0,
+    split: Split = "test",
+    validation_tasks: int = 100,
+    monitor: str = "query_loss",
+) -> Report:
+    """Judges an algorithm on frozen tasks: the same seed draws the same tasks, with the same hash.
+
+    Args:
+        meta_layer: the algorithm, with its task.
+        tasks: how many.
+        seed: of the draws.
+        split: of the tasks.
+        validation_tasks: how many tasks of the split `validation` choose the number of inner steps.
+        monitor: the metric by which they do.
+
+    Returns:
+        The report; `report.rows[0].interval("query_loss")` is the algorithm's mean with its 95 % interval.
+    """
+    evaluation = Evaluation(
+        tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks, scratch_tasks=0, ngram_order=0
+    )
+    device = next(meta_layer.parameters()).device
+    return evaluation.run(type(meta_layer).__name__, meta_layer, lambda: meta_layer.base_layer, device, monitor=monitor)

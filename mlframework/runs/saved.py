@@ -1,0 +1,179 @@
+"""A trained algorithm in one file, without a run folder: weights as safetensors, the parts it is made of as JSON."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mlframework
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Episode, Split, TaskSpec
+from mlframework.errors import UserError
+from mlframework.files import KeepsArguments
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training import checkpoint
+
+__all__ = ["SpecOnly", "read", "save"]
+
+#: The entry in the file's metadata.
+PARTS = "mlframework.parts"
+
+#: The rooms whose classes a file may name.
+ROOMS = ("base_layers", "inner_loop", "meta_layers", "tasks")
+
+
+class SpecOnly(TaskDistribution):
+    """Stands for a task whose data did not go into the file: it has the spec, the loss and the metrics.
+
+    Args:
+        spec: of the task.
+    """
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+
+    def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
+        raise UserError("the file holds no data to draw tasks from: set meta_layer.task to a task distribution")
+
+
+def save(meta_layer: MetaLayer, path: str | Path) -> None:
+    """Writes an algorithm to a file that `load` reads.
+
+    The arguments of the constructors go into the file as JSON. A task that holds arrays is left out; its spec, which
+    says the loss and the metrics, goes in.
+
+    Args:
+        meta_layer: the algorithm.
+        path: of the file, such as `maml.safetensors`.
+
+    Raises:
+        UserError: an argument cannot be written as JSON, as a module of torch's own.
+    """
+    args, keywords = meta_layer.constructor_arguments
+    # Not meta_layer.base_layer, which an algorithm on features has cut.
+    base_layer = next(each for each in (*args, *keywords.values()) if isinstance(each, BaseLayer))
+    parts = {
+        "task": described_task(meta_layer.task),
+        "base_layer": described(base_layer),
+        "algorithm": described(meta_layer),
+    }
+    checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: json.dumps(parts)})
+
+
+def described_task(task: TaskDistribution) -> dict[str, Any]:
+    """A task, or its spec alone where its arguments are data or its class is in no package."""
+    try:
+        part: dict[str, Any] = described(task)
+        class_named(part["_target_"])
+    except UserError:
+        if any(getattr(type(task), name) is not getattr(TaskDistribution, name) for name in ("loss", "metrics")):
+            raise
+        return {"_target_": "SpecOnly", "spec": list(task.spec)}
+    return part
+
+
+def described(value: Any) -> Any:
+    """A constructor's argument as JSON; an object is its class and its own arguments, under `_target_`.
+
+    Base layers, tasks and specs are left out of arguments: `read` builds them first and hands them over.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): described(each) for key, each in value.items()}
+    if isinstance(value, Sequence):
+        return [described(each) for each in value]
+    if isinstance(value, type):
+        return {"_target_": name_of(value), "_partial_": True}
+    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
+        return {"_target_": name_of(value.func), "_partial_": True, **described(value.keywords)}
+    if isinstance(value, KeepsArguments):
+        args, keywords = value.constructor_arguments
+        given = inspect.signature(type(value)).bind(*args, **keywords).arguments
+        others = {name: each for name, each in given.items() if not isinstance(each, HANDED_OVER)}
+        return {"_target_": name_of(type(value)), **described(others)}
+    raise UserError(f"{type(value).__name__} cannot be saved: build it in a class of your own that takes plain values")
+
+
+HANDED_OVER = (BaseLayer, TaskDistribution, TaskSpec)
+
+
+def name_of(kind: type) -> str:
+    """The public name of a class, or where it is defined."""
+    public = kind.__name__ in mlframework.__all__ and getattr(mlframework, kind.__name__) is kind
+    return f"mlframework.{kind.__name__}" if public else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def read(path: Path, classes: Sequence[type] = ()) -> MetaLayer:
+    """The algorithm in a file that `save` wrote.
+
+    Args:
+        path: of the file.
+        classes: classes of your own that the file may name. Else it may name those of this package and of installed
+            plug-ins, so that a file from somebody else runs no other code.
+    """
+    text = checkpoint.read_metadata(path).get(PARTS)
+    if text is None:
+        raise UserError(f"{path}: holds weights alone: save() writes files that load() can read")
+    own = {name_of(kind): kind for kind in (*classes, SpecOnly)} | {"SpecOnly": SpecOnly}
+    parts = json.loads(text)
+    task_part = parts["task"]
+    if task_part["_target_"] == "SpecOnly":
+        task_part["spec"] = TaskSpec(*task_part["spec"])
+    task = built(task_part, own)
+    base_layer = built(parts["base_layer"], own, task.spec)
+    meta_layer: MetaLayer = built(parts["algorithm"], own, base_layer, task)
+    checkpoint.load_weights(path, meta_layer)
+    return meta_layer
+
+
+def built(part: Any, own: Mapping[str, type], *args: Any) -> Any:
+    """What `described` was given.
+
+    Args:
+        part: as JSON.
+        own: classes by name, beside those of this package and of installed plug-ins.
+        args: positional arguments of the outermost constructor.
+    """
+    if isinstance(part, list):
+        return [built(each, own) for each in part]
+    if not isinstance(part, dict):
+        return part
+    values = {name: built(each, own) for name, each in part.items() if name not in ("_target_", "_partial_")}
+    if "_target_" not in part:
+        return values
+    name = part["_target_"]
+    kind = own.get(name) or class_named(name)
+    return functools.partial(kind, **values) if part.get("_partial_") else kind(*args, **values)
+
+
+def class_named(name: str) -> type:
+    """A class of this package or of an installed plug-in.
+
+    Raises:
+        UserError: it is none.
+    """
+    package, _, rest = name.partition(".")
+    if package == "mlframework":
+        found = next((r for r in ROOMS if rest in import_module(f"mlframework.{r}").__all__), None)
+        kind = found and getattr(mlframework, rest)
+    elif package in {entry.value.partition(".")[0] for entry in entry_points(group="mlframework.conf")}:
+        module, _, last = name.rpartition(".")
+        kind = getattr(import_module(module), last, None)
+    else:
+        kind = None
+    if not isinstance(kind, type):
+        own = "hand over a class of your own, as in load(path, classes=[MyLayer])"
+        raise UserError(f"{name} is no class of mlframework or of an installed plug-in: {own}")
+    return kind
