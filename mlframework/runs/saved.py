@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import mlframework
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Split, TaskSpec
 from mlframework.errors import UserError
@@ -28,7 +27,7 @@ __all__ = ["SpecOnly", "read", "save"]
 PARTS = "mlframework.parts"
 
 #: The rooms whose classes a file may name.
-ROOMS = ("base_layers", "inner_loop", "meta_layers", "tasks")
+ROOMS = ("mlframework.base_layers", "mlframework.inner_loop", "mlframework.meta_layers", "mlframework.tasks")
 
 
 class SpecOnly(TaskDistribution):
@@ -111,8 +110,10 @@ HANDED_OVER = (BaseLayer, TaskDistribution, TaskSpec)
 
 def name_of(kind: type) -> str:
     """The public name of a class, or where it is defined."""
-    public = kind.__name__ in mlframework.__all__ and getattr(mlframework, kind.__name__) is kind
-    return f"mlframework.{kind.__name__}" if public else f"{kind.__module__}.{kind.__qualname__}"
+    for room in ROOMS:
+        if getattr(import_module(room), kind.__name__, None) is kind:
+            return f"{room}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def read(path: Path, classes: Sequence[type] = ()) -> MetaLayer:
@@ -164,15 +165,10 @@ def class_named(name: str) -> type:
     Raises:
         UserError: it is none.
     """
-    package, _, rest = name.partition(".")
-    if package == "mlframework":
-        found = next((r for r in ROOMS if rest in import_module(f"mlframework.{r}").__all__), None)
-        kind = found and getattr(mlframework, rest)
-    elif package in {entry.value.partition(".")[0] for entry in entry_points(group="mlframework.conf")}:
-        module, _, last = name.rpartition(".")
-        kind = getattr(import_module(module), last, None)
-    else:
-        kind = None
+    module, _, last = name.rpartition(".")
+    plug_ins = {entry.value.partition(".")[0] for entry in entry_points(group="mlframework.conf")}
+    known = module in ROOMS or name.partition(".")[0] in plug_ins
+    kind = getattr(import_module(module), last, None) if known else None
     if not isinstance(kind, type):
         own = "hand over a class of your own, as in load(path, classes=[MyLayer])"
         raise UserError(f"{name} is no class of mlframework or of an installed plug-in: {own}")

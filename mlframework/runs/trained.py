@@ -55,15 +55,10 @@ class Trained:
         """The model of one new task, from its support set.
 
         Args:
-<<<<<<< HEAD
-            examples: texts, for a text task; else `Examples` of one task, leaves `[1, n, ...]`.
-            inner_steps: None: the algorithm's own number at test, which is 0 without an inner loop.
-=======
             x: inputs `[n, *x_shape]`, as an array, a tensor or lists; without `y`, the texts of a text task or
                 `Examples` of one task, leaves `[1, n, ...]`.
             y: targets: values `[n, out_features]`, or class ids `[n]`.
-            inner_steps: None: as many as the algorithm takes at test; an algorithm without inner steps has none.
->>>>>>> 2e4f8a3 (train, evaluate, save and load work on objects, without a config; the page In a notebook)
+            inner_steps: None: the algorithm's own number at test, which is 0 without an inner loop.
         """
         support = self.support_set(x, y).to(self.device)
         steps = self.meta_layer.test_inner_steps if inner_steps is None else inner_steps

@@ -15,7 +15,7 @@ from torch import nn
 from mlframework.errors import UserError
 from mlframework.files import atomic
 
-__all__ = ["Progress", "load_weights", "read_metadata", "restore", "save", "save_weights"]
+__all__ = ["Progress", "load_weights", "read_metadata", "restore", "save_weights", "write"]
 
 
 class Progress(NamedTuple):
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     seconds: float = 0.0
 
 
-def save(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> None:
+def write(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> None:
     """Writes the state of a training: meta-parameters, optimizer, schedule, choices, all generators, how far it is."""
     state = state_of(meta_layer, outer, generator, progress)
     with atomic(path) as part:
@@ -42,7 +42,7 @@ def save(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Gene
 
 
 def state_of(meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> dict[str, Any]:
-    """What `save` writes."""
+    """What `write` writes."""
     return {
         "meta_layer": meta_layer.state_dict(),
         "optimizer": outer.optimizer.state_dict(),
@@ -54,7 +54,7 @@ def state_of(meta_layer: nn.Module, outer: Any, generator: torch.Generator, prog
 
 
 def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator) -> Progress:
-    """Reads what `save` wrote into the objects at hand, and says how far the run was."""
+    """Reads what `write` wrote into the objects at hand, and says how far the run was."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever a broken file provokes

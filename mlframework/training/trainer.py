@@ -287,7 +287,7 @@ class Trainer:
             checkpoint.save_weights(Path(elsewhere) / training.folder.best.name, training.meta_layer)
 
     def save(self, training: Training, progress: Progress) -> None:
-        checkpoint.save(
+        checkpoint.write(
             training.folder.last,
             meta_layer=training.meta_layer,
             outer=training.outer,
