@@ -104,6 +104,7 @@ def test_auto_stays_eager_where_the_run_is_too_short_to_gain():
     assert not capture.ways
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, False])
 def test_auto_goes_on_as_an_earlier_process_decided(compiled):
     layer = maml(Exact())
@@ -132,6 +133,7 @@ def test_what_is_compiled_is_kept_in_the_cache_folder_unless_the_user_names_anot
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -180,6 +182,7 @@ def test_units_give_the_eager_meta_gradient_whether_or_not_a_step_knows_its_numb
     assert len(capture.units.units) == units
 
 
+@pytest.mark.slow
 def test_steps_that_are_constants_are_units_of_their_own(only_units, caplog):
     layer = maml(AnnealedOrder(1))
     capture, episode = Capture(layer, "true"), episode_of(layer)
@@ -191,6 +194,7 @@ def test_steps_that_are_constants_are_units_of_their_own(only_units, caplog):
     assert len(capture.units.units) == 3
 
 
+@pytest.mark.slow
 def test_checkpointed_steps_can_be_units(only_units, caplog):
     task = Sinusoid(k_shot=3, k_query=3)
     layer = MAML(
@@ -222,6 +226,7 @@ def test_a_graph_that_differs_is_refused(nothing_kept, monkeypatch, caplog):
     torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [False, True])
 def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kept, monkeypatch, caplog, wrong):
     def undecided_in_float32(layer, way, eagerly, episode):
@@ -242,6 +247,7 @@ def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kep
     assert {p.dtype for p in layer.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_what_agreed_in_float64_is_judged_there_again_only_if_it_differs_more(nothing_kept, monkeypatch):
     judged, off = [], [1.0]
 

@@ -1,6 +1,7 @@
 """The public checks, over every preset of every algorithm and task, and over parts that break one rule each."""
 
 import os
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
@@ -35,10 +36,12 @@ SMALL = {
     "algorithm": {"hidden": [8, 8], "inner_steps": 2},
 }
 
+#: Every algorithm meets one task of each kind in every test run, and the others in .ci/run.
+FAST = ("sinusoid", "digits", "text_folder")
 #: To an algorithm these are what glyphs or lists of texts are: for them, that it takes a step has to do.
 ALIKE = ("image_folder", "omniglot", "text_languages")
 #: To an algorithm there is no difference at all: the spec is that of another task.
-SAME_SPEC = ("text_folder", "text_roles")
+SAME_SPEC = ("text_roles",)
 #: What of the data folder a task reads, if it is there.
 READS = {
     "omniglot": "omniglot/images_background.zip",
@@ -49,6 +52,11 @@ READS = {
 
 def presets(group):
     return sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
+
+
+def slow_but(fast, names):
+    """The names as parameters, of which all but the fast ones are marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +118,12 @@ def test_every_preset_of_a_task_keeps_the_contract(task, needs):
     check_task_distribution(build.build_task(small(f"task={task}", *needs(task))))
 
 
+def maker(config):
+    """Makes meta layers of a config: Hydra reads it once, which takes longer than all else in a check."""
+    algorithm, base_layer = (instantiate(config[part], _partial_=True) for part in ("algorithm", "base_layer"))
+    return lambda task: deepcopy(algorithm)(base_layer(task.spec), task)
+
+
 def check_step(make_meta_layer, task, *, num_tasks):
     """One outer step: every meta-parameter gets a finite gradient."""
     layer = make_meta_layer(task)
@@ -117,14 +131,14 @@ def check_step(make_meta_layer, task, *, num_tasks):
     assert all(p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("task", [task for task in presets("task") if task not in SAME_SPEC])
+@pytest.mark.parametrize("task", slow_but(FAST, [task for task in presets("task") if task not in SAME_SPEC]))
 @pytest.mark.parametrize("algorithm", presets("algorithm"))
 def test_every_preset_of_an_algorithm_keeps_the_contract_on_every_task(algorithm, task, needs):
     config = small(f"algorithm={algorithm}", f"task={task}", *needs(task))
     made = built(OmegaConf.to_yaml(config.task, resolve=True))
     if made.spec.kind in get_class(config.algorithm._target_).kinds:
         check = check_step if task in ALIKE else check_meta_layer
-        check(partial(build.build_meta_layer, config), made, num_tasks=2)
+        check(maker(config), made, num_tasks=2)
     else:
         with pytest.raises(IncompatibleTask, match=f"takes .* {type(made).__name__} is a {made.spec.kind}: use task="):
             build.build_meta_layer(config, made)
@@ -178,7 +192,7 @@ def outcome(config, task, episode):
     return [losses, *metrics.values(), *grads]
 
 
-@pytest.mark.parametrize("task", ["sinusoid", "digits", "text_folder"])
+@pytest.mark.parametrize("task", slow_but(("digits",), FAST))
 @pytest.mark.parametrize("algorithm", presets("algorithm"))
 def test_the_dtype_of_a_mask_changes_no_result(algorithm, task, needs):
     config = small(f"algorithm={algorithm}", f"task={task}", *needs(task))

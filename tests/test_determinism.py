@@ -64,7 +64,13 @@ def trained(folder, cache, overrides, monkeypatch):
     return state["meta_layer"], state["optimizer"]["state"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+#: These read or compile for seconds with every empty cache.
+SLOW = ("conv4", "text", "captured")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS]
+)
 def test_fresh_caches_a_warm_one_and_a_lying_clock_give_the_same_bits(tmp_path, monkeypatch, name):
     expected = trained(tmp_path / "first", tmp_path / "one", RUNS[name], monkeypatch)
     for seed, cache in ((1, "two"), (2, "one")):
@@ -74,6 +80,7 @@ def test_fresh_caches_a_warm_one_and_a_lying_clock_give_the_same_bits(tmp_path, 
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_pace_that_its_stopwatch_chose_at_the_start(tmp_path, monkeypatch):
     run = ["algorithm=maml", *IMAGES, "schedule=constant", "trainer.prefetch=0"]
     for process in range(1, 4):

@@ -46,6 +46,7 @@ def run_as_written(page: str, folder: Path) -> list[subprocess.CompletedProcess[
     return done
 
 
+@pytest.mark.slow
 def test_a_task_distribution_in_three_ways(tmp_path):
     _, folder, _, package = run_as_written("add-a-task.md", tmp_path)
     assert "query loss on 20 test tasks" in folder.stdout
@@ -54,6 +55,7 @@ def test_a_task_distribution_in_three_ways(tmp_path):
     assert "query accuracy on 20 test tasks" in package.stdout
 
 
+@pytest.mark.slow
 def test_an_algorithm_in_one_file_and_one_yaml(tmp_path):
     _, layer, sweep, preset = run_as_written("add-an-algorithm.md", tmp_path)
     assert "nearest_mean" in layer.stdout

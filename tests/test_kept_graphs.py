@@ -21,6 +21,8 @@ from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
 
+pytestmark = pytest.mark.slow  # every test compiles with an empty cache
+
 
 @pytest.fixture(autouse=True)
 def own_folder(monkeypatch, tmp_path):

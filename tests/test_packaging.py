@@ -25,6 +25,7 @@ def wheel_names(tmp_path_factory) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "inside"), [("mlframework", "mlframework"), ("conf", "mlframework/conf")])
 def test_every_source_and_every_option_is_in_the_wheel(wheel_names, folder, inside):
     there = [
@@ -36,5 +37,6 @@ def test_every_source_and_every_option_is_in_the_wheel(wheel_names, folder, insi
     assert not [path for path in there if f"{inside}/{path.as_posix()}" not in wheel_names]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_nothing_else(wheel_names):
     assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"mlframework"}

@@ -52,6 +52,7 @@ def test_help_lists_the_options_of_an_installed_package(installed, tmp_path):
     assert re.search(r"^task: blobs, digits, ", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_an_installed_package_s_algorithm_trains_on_its_task(installed, tmp_path):
     short = [override for override in SHORT if not override.startswith("logger")]
     done = train(installed, tmp_path, "task=blobs", "algorithm=nearest_mean", "evaluation=none", "run_dir=run", *short)

@@ -93,6 +93,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
+@pytest.mark.slow
 def test_a_run_killed_several_times_after_a_checkpoint_ends_bit_for_bit_like_one_never_stopped(tmp_path):
     whole, killed, note = tmp_path / "whole", tmp_path / "killed", tmp_path / "started"
     train(whole)

@@ -68,6 +68,7 @@ def test_every_combination_runs_and_stands_in_the_table(eight):
         assert re.search(rf"{row['job']} │ {row['algorithm']} +│ {row['task']}", said.out)
 
 
+@pytest.mark.slow
 def test_joblib_gives_the_same_table(eight, tmp_path):
     said = sweep(tmp_path / "sweep", "launcher=joblib", "hydra.launcher.n_jobs=2", *EIGHT)
     assert said.exit_code == 0, said.err
@@ -154,6 +155,7 @@ def two(tmp_path_factory):
     return folder, kept(folder)
 
 
+@pytest.mark.slow
 def test_a_second_sweep_is_refused_while_another_runs_in_the_same_folder(tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
@@ -310,6 +312,7 @@ def test_a_search_goes_the_way_in_which_the_metric_is_better(metric, target, wan
     assert direction(metric, target) == wanted
 
 
+@pytest.mark.slow
 def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path):
     said = sweep(tmp_path / "sweep", "launcher=submitit", "algorithm=maml,anil")
     assert said.exit_code == 0, said.err

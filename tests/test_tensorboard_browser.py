@@ -21,7 +21,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 MISSING = [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
 
 ALGORITHMS, TASKS = ("anil", "maml"), ("digits", "sinusoid")
 SHORT = ("trainer.steps=4", "trainer.meta_batch=2", "trainer.validate_every=2", "trainer.log_every=1")

@@ -14,6 +14,8 @@ from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
 
+pytestmark = pytest.mark.slow  # every test compiles
+
 
 @pytest.fixture
 def layer():
