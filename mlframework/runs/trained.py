@@ -74,8 +74,9 @@ class Trained:
             return x if isinstance(x, Examples) else self.encoded(x)
         spec = self.meta_layer.task.spec
         y_shape = {"regression": (spec.out_features,), "classification": (), "sequence": spec.x_shape}[spec.kind]
-        inputs = as_tensor("x", x, spec.x_shape, discrete=spec.kind == "sequence")
-        targets = as_tensor("y", y, y_shape, discrete=spec.kind != "regression")
+        numbers = next(self.meta_layer.parameters()).dtype
+        inputs = as_tensor("x", x, spec.x_shape, torch.long if spec.kind == "sequence" else numbers)
+        targets = as_tensor("y", y, y_shape, numbers if spec.kind == "regression" else torch.long)
         if len(inputs) != len(targets):
             raise InvalidValue("y", f"{len(targets)} targets", f"must be one for each of {len(inputs)} inputs")
         positions = spec.x_shape if spec.kind == "sequence" else ()
@@ -124,7 +125,8 @@ class TaskModel:
         if policy == "transductive" and self.meta_layer.base_layer.mixes_examples:
             self.check_all_queries(len(x))
         spec = self.meta_layer.task.spec
-        x = as_tensor("x", x, spec.x_shape, discrete=spec.kind == "sequence").to(self.support.x.device).unsqueeze(0)
+        x_shape = None if spec.kind == "sequence" else spec.x_shape  # a sequence may be of another length
+        x = as_tensor("x", x, x_shape, self.support.x.dtype).to(self.support.x.device).unsqueeze(0)
         positions = x.shape[2:] if spec.kind == "sequence" else ()
         mask = self.support.mask.new_ones(*x.shape[:2], *positions)
         with torch.no_grad():  # predictions do not read targets
@@ -163,9 +165,9 @@ class TaskModel:
         )
 
 
-def as_tensor(name: str, values: Any, shape: tuple[int, ...], *, discrete: bool) -> Tensor:
-    """Values `[n, *shape]` as a tensor: integers if they are discrete, else the default floating-point type."""
+def as_tensor(name: str, values: Any, shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor:
+    """Values `[n, *shape]` as a tensor; None: of any shape."""
     tensor = torch.as_tensor(values)
-    if tuple(tensor.shape[1:]) != shape or not tensor.dim():
+    if shape is not None and (not tensor.dim() or tuple(tensor.shape[1:]) != shape):
         raise InvalidValue(name, f"an array of shape {tuple(tensor.shape)}", f"must be of shape {('n', *shape)}")
-    return tensor.to(torch.long if discrete else torch.get_default_dtype())
+    return tensor.to(dtype)
