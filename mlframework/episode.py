@@ -42,6 +42,13 @@ class Examples(NamedTuple):
         """The same tasks with a slice of their examples."""
         return Examples(self.x[:, rows], self.y[:, rows], self.mask[:, rows])
 
+    def minibatch(self, step: int, size: int | None) -> Examples:
+        """Rows `step * size` to `(step + 1) * size`, going round; all rows if `size` is None."""
+        if size is None:
+            return self
+        rows = torch.arange(step * size, (step + 1) * size, device=self.mask.device) % self.mask.shape[1]
+        return Examples(*(leaf[:, rows] for leaf in self))
+
 
 class Episode(NamedTuple):
     """A meta-batch of tasks: the examples that each task adapts to, and those that it is judged by."""

@@ -36,7 +36,7 @@ def test_values_are_those_of_vmap_whatever_is_stacked(name, adapts):
     make, size = BASES[name]
     base, x = make(), torch.randn(size)
     params = random_params(base, 3, [name for name, _ in base.named_parameters() if adapts in name])
-    assert stacked.knows(base, x)
+    assert stacked.supports(base, x)
     expected = over_tasks(lambda p, x: torch.func.functional_call(base, p, (x,)), params, x, engine="vectorised")
     torch.testing.assert_close(stacked.forward(base, params, x), expected)
 
@@ -51,7 +51,7 @@ def test_transformers_are_those_of_vmap_whatever_is_stacked_and_masked(adapts, m
     x = torch.randint(7, (3, 4, 6), generator=generator)
     mask = (torch.rand(3, 4, 6, generator=generator) < 0.7).float() if masked else None
     params = random_params(base, 3, [name for name, _ in base.named_parameters() if adapts in name])
-    assert stacked.knows(base, x)
+    assert stacked.supports(base, x)
     inputs = (x,) if mask is None else (x, mask)
     expected = over_tasks(lambda p, *i: torch.func.functional_call(base, p, i), params, *inputs, engine="vectorised")
     found = stacked.forward(base, params, x, mask)
@@ -61,7 +61,7 @@ def test_transformers_are_those_of_vmap_whatever_is_stacked_and_masked(adapts, m
 
 def test_transformers_that_are_not_as_they_are_written_are_left_to_vmap():
     x = torch.zeros(2, 3, 6, dtype=torch.long)
-    assert not stacked.knows(Transformer(TEXT, width=8, heads=2, positions="learned"), x)
+    assert not stacked.supports(Transformer(TEXT, width=8, heads=2, positions="learned"), x)
 
     class Other(Block):
         def forward(self, x, mask=None):
@@ -69,25 +69,25 @@ def test_transformers_that_are_not_as_they_are_written_are_left_to_vmap():
 
     base = Transformer(TEXT, width=8, depth=1, heads=2)
     base.features.block0 = Other(8, 2, rotary=True, depth=1)
-    assert not stacked.knows(base, x)
+    assert not stacked.supports(base, x)
 
 
 def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vmap():
     x = torch.zeros(2, 3, 4)
-    assert not stacked.knows(Conv4(TaskSpec("classification", (1, 28, 28), 5)), torch.zeros(2, 3, 1, 28, 28))
-    assert not stacked.knows(BaseLayer(nn.Flatten(0), nn.Linear(4, 2)), x)
+    assert not stacked.supports(Conv4(TaskSpec("classification", (1, 28, 28), 5)), torch.zeros(2, 3, 1, 28, 28))
+    assert not stacked.supports(BaseLayer(nn.Flatten(0), nn.Linear(4, 2)), x)
     hooked = BaseLayer(nn.Linear(4, 4), nn.Linear(4, 2))
     hooked.head.register_forward_hook(lambda module, inputs, output: output + 1)
-    assert not stacked.knows(hooked, x)
+    assert not stacked.supports(hooked, x)
     hooked = BaseLayer(nn.Linear(4, 4), nn.Linear(4, 2))
     hooked.head.register_full_backward_pre_hook(lambda module, grads: None)
-    assert not stacked.knows(hooked, x)
+    assert not stacked.supports(hooked, x)
 
     class Doubled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    assert not stacked.knows(BaseLayer(Doubled(4, 4), nn.Linear(4, 2)), x)
+    assert not stacked.supports(BaseLayer(Doubled(4, 4), nn.Linear(4, 2)), x)
 
 
 class Averaged(nn.Linear):
@@ -117,10 +117,10 @@ def test_weights_of_linear_layers_need_not_be_matrices():
 def test_hooks_on_all_modules_see_every_call():
     base = BaseLayer(nn.ReLU(), nn.Linear(4, 2))
     seen = []
-    assert stacked.knows(base, torch.zeros(2, 3, 4))
+    assert stacked.supports(base, torch.zeros(2, 3, 4))
     handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append(module))
     try:
-        assert not stacked.knows(base, torch.zeros(2, 3, 4))
+        assert not stacked.supports(base, torch.zeros(2, 3, 4))
         task = Sinusoid(k_shot=4, k_query=3)
         layer = MAML(
             MLP(task.spec, hidden=[6]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2
@@ -130,7 +130,7 @@ def test_hooks_on_all_modules_see_every_call():
         handle.remove()
     linear = [module for module in seen if isinstance(module, nn.Linear)]
     assert len(linear) == 3 * 2  # in two inner steps and the query pass, each of two layers
-    assert stacked.knows(base, torch.zeros(2, 3, 4))
+    assert stacked.supports(base, torch.zeros(2, 3, 4))
 
 
 def test_meta_gradients_are_those_of_the_loop():

@@ -1,13 +1,84 @@
-"""The lower door of the backend: what layers, inner loops and algorithms may ask of it."""
+"""The lower door of the backend: what layers, inner loops, algorithms and evaluation may ask of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
-__all__ = ["CompilesRegions", "compiled_by", "region"]
+from torch import Tensor, nn
+
+from mlframework.backend import stacked
+from mlframework.backend.attention import differentiable_attention
+from mlframework.backend.devices import UNDISTURBED, fork_rng, name_of, synchronise
+from mlframework.backend.engine import Engine, over_tasks
+from mlframework.backend.operators import differentiated
+from mlframework.backend.stacked import per_task, repeated, runs_in_turn, runs_parts, runs_per_task
+from mlframework.backend.swap_tensors import is_tied, swap_tensors
+from mlframework.episode import Params
+
+__all__ = [
+    "UNDISTURBED",
+    "CompilesRegions",
+    "Engine",
+    "call_per_task",
+    "compiled_by",
+    "first_order",
+    "fork_rng",
+    "is_tied",
+    "name_of",
+    "over_tasks",
+    "per_task",
+    "region",
+    "repeated",
+    "runs_in_turn",
+    "runs_parts",
+    "runs_per_task",
+    "swap_tensors",
+    "synchronise",
+]
+
+#: Modules that were asked for already, and whether a parameter of theirs has two names.
+TIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def call_per_task(
+    module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, engine: Engine = "vectorised"
+) -> Tensor:
+    """The output `[tasks, n, ...]` of a module, called with each task's parameters on each task's inputs.
+
+    Args:
+        module: is written for the examples of one task, and stays as it is.
+        params: stacked parameters `[tasks, *shape]` that stand in for the module's own; all tasks share the others.
+        x: `[tasks, n, *x_shape]`.
+        mask: `[tasks, n, ...]`, handed to the module beside `x`; None: nothing is.
+        engine: see `over_tasks`. Vectorised, layers with a rule of their own take it; see `runs_per_task`.
+    """
+    if engine == "vectorised" and not tied(module) and stacked.supports(module, x):
+        return stacked.forward(module, params, x, mask)
+
+    def one_task(params: Params, *inputs: Tensor) -> Tensor:
+        # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        with swap_tensors(module, {**buffers, **params}):
+            return module(*inputs)
+
+    with differentiable_attention():
+        return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=engine)
+
+
+def tied(module: nn.Module) -> bool:
+    """`is_tied`, remembered: a small step has no time to ask."""
+    if module not in TIED:
+        TIED[module] = is_tied(module)
+    return TIED[module]
+
+
+def first_order() -> AbstractContextManager[None]:
+    """Tells layers that what runs inside is differentiated once at most, for which they have faster kernels."""
+    return differentiated(once=True)
 
 
 class CompilesRegions(Protocol):

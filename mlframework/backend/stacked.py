@@ -1,13 +1,12 @@
 """The forward pass of common layers with parameters of each task, without `vmap`: the same numbers in fewer operations.
 
-A small network spends its time on the number of operations, not on their size; `vmap` takes about three times as many
-as there need be.
+A small network spends its time on the number of operations, not on their size; `vmap` takes about three times as many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,38 +14,69 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from mlframework.backend.operators import is_traced
-from mlframework.backend.sequence_operators import across, to_unit_mean_square
-from mlframework.base_layers.base_layer import BaseLayer, Composed, Stack
-from mlframework.base_layers.transformer import RMSNorm
+from mlframework.backend.sequence_operators import across
 from mlframework.episode import Params
 
-__all__ = ["expanded", "forward", "knows"]
+__all__ = ["forward", "per_task", "repeated", "runs_in_turn", "runs_parts", "runs_per_task", "supports"]
 
-#: Applies a module, given its own parameters (those that are stacked, else the module's) and inputs `[tasks, n, ...]`.
-Rule = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
+#: Applies a module to inputs `[tasks, n, ...]` with a mask `[tasks, n, ...]` or None. The parameters are the module's
+#: own, by name: as they are where all tasks share them, else stacked, `[tasks, *shape]`.
+Rule = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor | None], Tensor]
+
+#: By the exact type of a module, its rule, and whether the rule suits a module's settings.
+RULES: dict[type[nn.Module], tuple[Rule, Callable[[Any], bool]]] = {}
+
+#: Each `forward` whose module says in `through(run, x, mask)` how its parts are run, and each that runs them in turn.
+THROUGH: set[Callable[..., Any]] = set()
+IN_TURN: set[Callable[..., Any]] = {nn.Sequential.forward}
 
 
-def linear(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def runs_per_task(kind: type[nn.Module], rule: Rule, *, when: Callable[[Any], bool] = lambda module: True) -> None:
+    """Registers how a layer runs with parameters of each task; without a rule it runs under `vmap`.
+
+    Args:
+        kind: the class of the layer; subclasses do not inherit the rule.
+        rule: gives the layer's output `[tasks, n, ...]`, differentiable as often as the layer itself.
+        when: whether the rule suits a layer's settings.
+
+    `runs_per_task(Scale, lambda layer, params, x, mask: x * per_task(params["weight"], x))`
+    """
+    RULES[kind] = rule, when
+
+
+def runs_parts(forward: Callable[..., Any]) -> None:
+    """Registers a `forward` that only runs the module's parts, as its method `through(run, x, mask)` says.
+
+    `run(name, x)` calls the part of that name; `through` must work with an axis of tasks in front of `x` and `mask`. A
+    subclass that overrides `forward` runs under `vmap`.
+    """
+    THROUGH.add(forward)
+
+
+def runs_in_turn(forward: Callable[..., Any]) -> None:
+    """Registers a `forward` that runs the module's parts one after the other, as that of `nn.Sequential`."""
+    IN_TURN.add(forward)
+
+
+def per_task(vector: Tensor, x: Tensor) -> Tensor:
+    """A vector that all tasks share, or one of each `[tasks, d]`, shaped to go with `x` `[tasks, n, ..., d]`."""
+    return vector if vector.dim() == 1 else vector.view(vector.shape[0], *[1] * (x.dim() - 2), -1)
+
+
+def linear(module: nn.Linear, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
     weight, bias = params["weight"], params.get("bias")
     if weight.dim() == 2:  # shared by all tasks
         y = F.linear(x, weight)
-    elif x.dim() == 3 and bias is not None and not is_traced():  # a compiler has the sum for nothing, with what follows
+    elif x.dim() == 3 and bias is not None and not is_traced():  # a compiler fuses the sum with its neighbours anyway
         return torch.baddbmm(per_task(bias, x), x, weight.mT)
     elif x.dim() == 3:
         y = torch.bmm(x, weight.mT)
     else:
         y = across(x.flatten(1, -2), weight).unflatten(1, x.shape[1:-1])
-    if bias is None:
-        return y
-    return y + per_task(bias, x)
+    return y if bias is None else y + per_task(bias, x)
 
 
-def per_task(vector: Tensor, x: Tensor) -> Tensor:
-    """A vector that all tasks share, or one of each, shaped to go with `x` `[tasks, n, ..., d]`."""
-    return vector if vector.dim() == 1 else vector.view(vector.shape[0], *[1] * (x.dim() - 2), -1)
-
-
-def embedding(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def embedding(module: nn.Embedding, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
     weight = params["weight"]
     if weight.dim() == 2:
         return F.embedding(x, weight)
@@ -55,38 +85,25 @@ def embedding(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Ten
     return F.embedding(x + first.view(-1, *(1 for _ in x.shape[1:])), weight.flatten(0, 1))
 
 
-def rms_norm(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    assert isinstance(module, RMSNorm)
-    return to_unit_mean_square(x, module.eps) * per_task(params["weight"], x)
-
-
-def flatten(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def flatten(module: nn.Flatten, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
     return x.flatten(2)
 
 
-def elementwise(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return module.forward(x)  # nobody has hung anything on it, see `plain`
+def elementwise(module: nn.Module, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+    return module.forward(x)
 
 
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: linear,
-    nn.Embedding: embedding,
-    RMSNorm: rms_norm,
-    nn.Flatten: flatten,
-    nn.Identity: elementwise,
-    nn.ReLU: elementwise,
-    nn.Tanh: elementwise,
-    nn.Sigmoid: elementwise,
-    nn.SiLU: elementwise,
-    nn.Softplus: elementwise,
-}
-
-#: Of modules that call those they hold, one after the other.
-SEQUENCES = (BaseLayer.forward, Stack.forward, nn.Sequential.forward)
+runs_per_task(nn.Linear, linear)
+runs_per_task(
+    nn.Embedding, embedding, when=lambda e: e.padding_idx is None and e.max_norm is None and not e.scale_grad_by_freq
+)
+runs_per_task(nn.Flatten, flatten, when=lambda module: (module.start_dim, module.end_dim) == (1, -1))
+for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Softplus):
+    runs_per_task(kind, elementwise)
 
 
-def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dict[str, Tensor]:
-    """Parameters `[*shape]` of those names as stacks `[num_tasks, *shape]` that are all alike: views.
+def repeated(module: nn.Module, names: Iterable[str], num_tasks: int) -> dict[str, Tensor]:
+    """Parameters of a module by name, the same for each task: views `[num_tasks, *shape]`.
 
     Weights of linear layers lie transposed, `[in, out]`, as their gradients for stacks do: steps along them, and
     products with them, then go through memory from end to end. For a single task, turning them over would not pay.
@@ -94,7 +111,7 @@ def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dic
     stacks = {}
     for name in names:
         *path, own = name.split(".")
-        owner = base_layer
+        owner = module
         for part in path:  # rather than by attributes, which modules take a while to find
             owner = cast("nn.Module", owner._modules[part])
         p = cast("Tensor", owner._parameters[own])
@@ -107,36 +124,29 @@ def expanded(base_layer: nn.Module, names: Iterable[str], num_tasks: int) -> dic
     return stacks
 
 
-def knows(base_layer: BaseLayer, x: Tensor) -> bool:
-    """Whether all modules of a base layer are among those that can be run on inputs `[tasks, n, ...]`.
+def supports(module: nn.Module, x: Tensor) -> bool:
+    """Whether `forward` can run a module on inputs `[tasks, n, ...]`.
 
-    Not while there are hooks on all modules, which would see nothing: here no module is called.
+    It cannot where there are hooks on the modules: it calls none of them.
     """
-    return x.dim() >= 3 and is_known(base_layer) and not _has_any_global_hook()
+    return x.dim() >= 3 and has_rule(module) and not _has_any_global_hook()
 
 
-def is_known(module: nn.Module) -> bool:
-    """Whether a module and all that it holds can be run. Every call asks, so it takes a short way."""
+def has_rule(module: nn.Module) -> bool:
+    """Whether there are rules for a module and all its parts. Every call asks, so this is short."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
     if type(module) in RULES:
-        return plain(module)
-    known = type(module).forward in SEQUENCES or (type(module).forward is Composed.forward and plain(module))
-    return known and all(is_known(child) for child in module._modules.values() if child is not None)
-
-
-def plain(module: nn.Module) -> bool:
-    """Whether a module does what its class says, and nothing that a user hung on it."""
-    whole = not isinstance(module, nn.Flatten) or (module.start_dim, module.end_dim) == (1, -1)
-    if isinstance(module, nn.Embedding):
-        whole = module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return whole and not hooks
+        return RULES[type(module)][1](module)
+    by_parts = type(module).forward in THROUGH or type(module).forward in IN_TURN
+    return by_parts and all(has_rule(child) for child in module._modules.values() if child is not None)
 
 
 def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, prefix: str = "") -> Tensor:
-    """What a module that is known makes of inputs.
+    """The output `[tasks, n, ...]` of a module that is supported.
 
     Args:
-        module: see `knows`.
+        module: see `supports`.
         params: stacked parameters `[tasks, *shape]` by name; those that are missing are the module's own.
         x: `[tasks, n, ...]`.
         mask: `[tasks, n, ...]`, what counts; None: all.
@@ -144,16 +154,14 @@ def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = 
     """
     if type(module) in RULES:
         own = {name: params.get(prefix + name, p) for name, p in module._parameters.items() if p is not None}
-        return RULES[type(module)](module, own, x)
-    if isinstance(module, Composed):
+        return RULES[type(module)][0](module, own, x, mask)
 
-        def run(name: str, x: Tensor) -> Tensor:
-            child = module._modules[name]
-            assert child is not None
-            return forward(child, params, x, mask, prefix=f"{prefix}{name}.")
+    def run(name: str, x: Tensor) -> Tensor:
+        part = cast("nn.Module", module._modules[name])
+        return forward(part, params, x, mask, prefix=f"{prefix}{name}.")
 
-        return module.through(run, x, mask)
-    for name, child in module._modules.items():
-        assert child is not None
-        x = forward(child, params, x, mask, prefix=f"{prefix}{name}.")
+    if type(module).forward in THROUGH:
+        return cast("Any", module).through(run, x, mask)
+    for name in module._modules:
+        x = run(name, x)
     return x

@@ -1,4 +1,4 @@
-from .base_layer import BaseLayer as BaseLayer, Stack as Stack, TakesMask as TakesMask
+from .base_layer import BaseLayer as BaseLayer, PlainLayer as PlainLayer, Stack as Stack, TakesMask as TakesMask
 from .conv4 import Conv4 as Conv4
 from .convolution import Convolution as Convolution
 from .gru import GRU as GRU

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mlframework.backend.forward import runs_in_turn, runs_parts
+from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
 
-__all__ = ["BaseLayer", "Composed", "MixesExamples", "Run", "Stack", "TakesMask"]
+__all__ = [
+    "BATCH_NORMS",
+    "BaseLayer",
+    "Composed",
+    "MixesExamples",
+    "PlainLayer",
+    "Run",
+    "Stack",
+    "TakesMask",
+    "as_base_layer",
+]
 
 #: Calls the part of a module that has a name.
 Run = Callable[[str, Tensor], Tensor]
 
+#: Torch's batch norms.
+BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class TakesMask(nn.Module):
     """A module that is told which examples count: `forward(x, mask)`."""
+
+
+class MixesExamples(TakesMask):
+    """A module whose output for one example depends on the others that count."""
+
+
+class Composed(TakesMask):
+    """A module whose parameters all belong to its parts, and that says how these are run, for one task or for many.
+
+    The backend then runs it with each task's parameters without vmap.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.through(lambda name, x: call(getattr(self, name), x, mask), x, mask)
+
+    def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The output for inputs that may have an axis of tasks in front.
+
+        Args:
+            run: calls a part, by its name, with the mask if it takes one.
+            x: `[..., n, *x_shape]`.
+            mask: `[..., n, *positions]`, which count; None: all.
+        """
+        raise NotImplementedError
+
+
+runs_parts(Composed.forward)
 
 
 class Stack(nn.Sequential, TakesMask):
@@ -27,40 +70,14 @@ class Stack(nn.Sequential, TakesMask):
         return x
 
 
-class Composed(TakesMask):
-    """A module whose parameters all belong to its parts, and which says how these are run, one task's or many's.
+runs_in_turn(Stack.forward)
 
-    So that it can be run on parameters of each task without vmap; see `mlframework.backend.stacked`.
-    """
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.through(lambda name, x: call(getattr(self, name), x, mask), x, mask)
-
-    def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What it makes of inputs, which may have an axis of tasks in front.
-
-        Args:
-            run: calls a part, by its name.
-            x: `[..., n, *x_shape]`.
-            mask: `[..., n, *positions]`, which count; None: all.
-        """
-        raise NotImplementedError
-
-
-class MixesExamples(TakesMask):
-    """A module whose output for one example depends on the others that count."""
-
-
-#: What is asked of a base layer.
-NEEDED = (
-    "must be a BaseLayer(features, head): features give [n, d] for inputs [n, *x_shape], the head gives predictions"
-)
 
 #: What makes a prediction depend on the examples beside it.
-MIXING: tuple[type[nn.Module], ...] = (MixesExamples, nn.modules.batchnorm._BatchNorm)
+MIXING: tuple[type[nn.Module], ...] = (MixesExamples, *BATCH_NORMS)
 
 
-class BaseLayer(KeepsArguments, nn.Module):
+class BaseLayer(KeepsArguments, Composed):
     """An ordinary network in two parts, so that algorithms can adapt, freeze or replace either.
 
     It is written for one task's examples `[n, *x_shape]`; the engine stacks tasks around it. Parameters are addressed
@@ -85,9 +102,50 @@ class BaseLayer(KeepsArguments, nn.Module):
         """Whether an example's prediction depends on the examples beside it, as with batch statistics."""
         return any(isinstance(module, MIXING) for module in self.modules())
 
+    def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Predictions `[..., n, out_features]` for inputs `[..., n, *x_shape]`; `mask` `[..., n]`: which rows count."""
+        return run("head", run("features", x))
+
+
+class PlainLayer(BaseLayer):
+    """Any module from inputs to predictions as a base layer, for algorithms that need no features of their own.
+
+    The names of its parameters get `features.` in front: the module's `fc.weight` is `features.fc.weight`, which the
+    patterns `fc` and `fc.weight$` find, and `^fc` does not.
+
+    Args:
+        module: inputs `[n, *x_shape]` to predictions `[n, out_features]`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, nn.Identity())
+
+
+class MaskedPlainLayer(PlainLayer):
+    """A plain module whose `forward(x, mask)` takes the mask, though it is no `TakesMask`."""
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Predictions `[n, out_features]` for inputs `[n, *x_shape]`; `mask` `[n]`: which rows count (None: all)."""
-        return call(self.head, call(self.features, x, mask), mask)
+        return self.features(x, mask)
+
+
+def as_base_layer(module: nn.Module) -> BaseLayer:
+    """A module as a base layer: itself, or a `PlainLayer` around it.
+
+    Raises:
+        InvalidValue: it is no module.
+    """
+    if isinstance(module, BaseLayer):
+        return module
+    if not isinstance(module, nn.Module):
+        why = "must be a module from inputs [n, *x_shape] to predictions [n, out_features]"
+        raise InvalidValue("base_layer", type(module).__name__, why)
+    return MaskedPlainLayer(module) if has_mask_argument(module) else PlainLayer(module)
+
+
+def has_mask_argument(module: nn.Module) -> bool:
+    """Whether the second argument of a user's module is called `mask`; torch's own mean something else by it."""
+    names = list(inspect.signature(module.forward).parameters)
+    return names[1:2] == ["mask"] and not type(module).__module__.startswith("torch.")
 
 
 def call(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

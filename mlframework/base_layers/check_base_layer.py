@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.devices import fork_rng
-from mlframework.backend.swap_tensors import swap_tensors
-from mlframework.base_layers.base_layer import NEEDED, BaseLayer
+from mlframework.backend.forward import fork_rng, swap_tensors
+from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.episode import TaskSpec
 from mlframework.errors import FailedRun, UserError
 
@@ -63,15 +62,14 @@ def recorded(module: nn.Module) -> Iterator[list[Call]]:
 
 
 def check_base_layer(base_layer: nn.Module, spec: TaskSpec) -> None:
-    """Runs a base layer on two inputs of zeros, in evaluation and in training mode.
+    """Runs a base layer, or a plain module, on two inputs of zeros, in evaluation and in training mode.
 
     Parameters that a module makes in its first call are there afterwards.
 
     Raises:
         UserError: one line that names the module at fault and says what would be right.
     """
-    if not isinstance(base_layer, BaseLayer):
-        raise UserError(f"base_layer={type(base_layer).__name__}: {NEEDED}")
+    base_layer = as_base_layer(base_layer)
     x, was_training = spec.zeros(2), base_layer.training
     positions = spec.x_shape if spec.kind == "sequence" else ()
     for mode in ("evaluation", "training"):

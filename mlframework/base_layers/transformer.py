@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mlframework.backend.forward import per_task, runs_per_task
 from mlframework.backend.sequence_operators import (
     across,
     along,
@@ -245,3 +246,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to the same shape."""
         return to_unit_mean_square(x, self.eps) * self.weight
+
+
+runs_per_task(RMSNorm, lambda norm, params, x, mask: to_unit_mean_square(x, norm.eps) * per_task(params["weight"], x))

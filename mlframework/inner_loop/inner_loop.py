@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mlframework.backend.forward import region
-from mlframework.backend.operators import differentiated
+from mlframework.backend.forward import first_order, region
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate
 
@@ -35,72 +36,78 @@ def inner_loop(
     clip: float | None = None,
     checkpoint_steps: bool = False,
     idle: set[str] | None = None,
-    first: Callable[..., Params] | None = None,
 ) -> Iterator[Params]:
     """Yields the stacked parameters after 0, 1, ..., `steps` gradient steps.
 
-    Tasks are independent, so the gradient of the summed loss with respect to the stacked parameters is every task's own
-    gradient; it is taken here, outside any vmap, and is exact to every order.
-
     Args:
-        losses_of: the support loss of each task `[tasks]`, given stacked parameters, the step, and its data.
+        losses_of: the support loss of each task `[tasks]`, given stacked parameters, the step, and its data. It must
+            depend on nothing else but parameters and buffers: a step is a `region`.
         params: `[tasks, *shape]` each.
         update: the rule by which parameters move.
         steps: gradient steps.
-        data: tensors that the support loss of a step is of, or nests of them. Steps are a `region`: `losses_of` must
-            depend on its arguments, parameters and buffers alone.
-        detached_steps: how many of the first steps' gradients are constants to whoever differentiates the result, as a
-            first-order meta-gradient takes them; the others can be differentiated again. Under `torch.no_grad` all are
-            constants.
-        weight_decay: what is added to every gradient, as a share of its parameter; after clipping, as in
-            `torch.optim.SGD`.
+        data: of each step: tensors, or nests of them.
+        detached_steps: how many of the first steps' gradients are constants, as a first-order meta-gradient takes them;
+            the others can be differentiated again. Under `torch.no_grad` all are constants.
+        weight_decay: share of its parameter that is added to every gradient, after clipping, as in `torch.optim.SGD`.
         clip: the largest norm of a task's whole gradient; longer ones are scaled down to it. None leaves them.
         checkpoint_steps: whether to keep only each step's parameters and compute the rest anew in the backward pass:
             memory for one step instead of `steps`, for about a third more time.
-        idle: the parameters that the support loss is known not to depend on; those found anew are logged and added, so
-            that whoever keeps the set reads of each once.
-        first: gradients of the first step's losses, given parameters, data and `create_graph`, by a way of their own;
-            None: as at the other steps.
+        idle: the parameters that the support loss is known not to depend on. New ones are logged and added, so that
+            whoever keeps the set reads of each once.
     """
-    known = set() if idle is None else idle
-
-    def step(params: Params, state: Any, data: tuple[Any, ...], constant: bool, index: int) -> tuple[Params, Any]:
-        meta_gradient = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Without a meta-gradient to take, every step starts anew; a view of a parameter made under no_grad would
-            # pretend to require a gradient and get none.
-            params = {
-                name: p if meta_gradient and p.requires_grad else p.detach().requires_grad_()
-                for name, p in params.items()
-            }
-            differentiable = meta_gradient and not constant
-            with differentiated(once=not differentiable):
-                if first is not None and index == 0:  # whoever reads the index is compiled for each
-                    grads = first(params, *data, create_graph=differentiable)
-                else:
-                    grads = gradients(losses_of(params, index, *data), params, create_graph=differentiable)
-        # A parameter that the loss does not depend on stays where it is.
-        if len(grads) < len(params):
-            report_idle(params.keys() - grads.keys(), known)
-        moving = {name: params[name] for name in grads}
-        if clip is not None:
-            grads = clipped(grads, clip)
-        if weight_decay:
-            # A first-order meta-gradient takes the decay for a constant, as the rest of the gradient.
-            held = moving if differentiable else {name: p.detach() for name, p in moving.items()}
-            grads = {name: grad + weight_decay * held[name] for name, grad in grads.items()}
-        moved, state = update(moving, grads, state, index)
-        return {**params, **moved}, state
-
+    step = region(Step(losses_of, update, weight_decay, clip, set() if idle is None else idle).take)
     state = update.init(params)
     yield params
     for index in range(steps):
         args = (params, state, data(index), index < detached_steps, index)
         if checkpoint_steps and torch.is_grad_enabled():
-            params, state = checkpoint(region(step), *args, use_reentrant=False)
+            params, state = checkpoint(step, *args, use_reentrant=False)
         else:
-            params, state = region(step)(*args)
+            params, state = step(*args)
         yield params
+
+
+@dataclass(frozen=True)
+class Step:
+    """A gradient step; see `inner_loop` for the attributes."""
+
+    losses_of: Callable[..., Tensor]
+    update: InnerUpdate
+    weight_decay: float
+    clip: float | None
+    idle: set[str]
+
+    def take(self, params: Params, state: Any, data: tuple[Any, ...], constant: bool, index: int) -> tuple[Params, Any]:
+        """The moved parameters and the rule's next state; `constant`: whether the gradient is one.
+
+        Tasks are independent, so the gradient of the summed loss by the stacked parameters is every task's own
+        gradient. It is taken here, outside any vmap, and is exact to every order.
+        """
+        exact = torch.is_grad_enabled() and not constant
+        params = {name: differentiable(p) for name, p in params.items()}
+        with torch.enable_grad(), nullcontext() if exact else first_order():
+            grads = gradients(self.losses_of(params, index, *data), params, create_graph=exact)
+        # A parameter that the loss does not depend on stays where it is.
+        if len(grads) < len(params):
+            report_idle(params.keys() - grads.keys(), self.idle)
+        moving = {name: params[name] for name in grads}
+        if self.clip is not None:
+            grads = clipped(grads, self.clip)
+        if self.weight_decay:
+            # A first-order meta-gradient takes the decay for a constant, as the rest of the gradient.
+            held = moving if exact else {name: p.detach() for name, p in moving.items()}
+            grads = {name: grad + self.weight_decay * held[name] for name, grad in grads.items()}
+        moved, state = self.update(moving, grads, state, index)
+        return {**params, **moved}, state
+
+
+def differentiable(p: Tensor) -> Tensor:
+    """A parameter by which the support loss can be differentiated.
+
+    Without a meta-gradient to take, every step starts anew: a view of a parameter made under `no_grad` would pretend
+    to require a gradient and get none.
+    """
+    return p if torch.is_grad_enabled() and p.requires_grad else p.detach().requires_grad_()
 
 
 def last(values: Iterable[T]) -> T:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from mlframework.episode import Params
 from mlframework.errors import InvalidValue
 
-__all__ = ["InnerUpdate", "fraction", "positive"]
+__all__ = ["InnerUpdate", "at_least", "fraction", "positive"]
+
+N = TypeVar("N", int, float)
 
 
 class InnerUpdate(nn.Module, ABC):
-    """A differentiable update rule. Whatever it learns (rates, say) are its own parameters, and meta-parameters.
+    """A differentiable update rule. Its own parameters, such as learned rates, are meta-parameters.
 
     Its constructor's first argument is the dictionary of parameters it will move, of one task, as in `torch.optim`.
     """
@@ -36,6 +38,13 @@ class InnerUpdate(nn.Module, ABC):
         Returns:
             The moved parameters, and the state after the step.
         """
+
+
+def at_least(field: str, value: N, least: N) -> N:
+    """`value`, if it is not below `least`."""
+    if value < least:
+        raise InvalidValue(field, value, f"must be at least {least}")
+    return value
 
 
 def positive(field: str, value: float) -> float:

@@ -1,6 +1,8 @@
 from .feature_meta_layer import FeatureMetaLayer as FeatureMetaLayer
 from .gradient_descent.cavia import CAVIA as CAVIA, FiLM as FiLM, Shift as Shift
 from .gradient_descent.imaml import Implicit as Implicit
+from .gradient_descent.inner_losses import InnerLoss as InnerLoss, SupportLoss as SupportLoss
+from .gradient_descent.learned_loss import LearnedLoss as LearnedLoss
 from .gradient_descent.lora import LoRA as LoRA
 from .gradient_descent.maml import MAML as MAML
 from .gradient_descent.meta_gradients import (

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.backend.forward import region
-from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.base_layer import BaseLayer, PlainLayer
 from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.errors import UserError
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["FeatureMetaLayer", "feature_size"]
+__all__ = ["FeatureMetaLayer", "feature_size", "require_features"]
 
 
 class FeatureMetaLayer(MetaLayer):
@@ -41,6 +42,7 @@ class FeatureMetaLayer(MetaLayer):
         frozen: str | None = None,
         batch_norm: BatchNormPolicy = "support",
     ) -> None:
+        require_features(base_layer, type(self).__name__)
         super().__init__(BaseLayer(base_layer.features, nn.Identity()), task, frozen=frozen, batch_norm=batch_norm)
         self.prior = base_layer.head if task.spec.kind == "sequence" else None
         self.feature_size = feature_size(base_layer, task.spec)
@@ -86,6 +88,12 @@ class FeatureMetaLayer(MetaLayer):
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
         # Features are found once a step; to compute them anew makes the backward pass twice as slow.
         return region(self.call_base_layer, recompute=False)({}, x, mask)
+
+
+def require_features(base_layer: nn.Module, algorithm: str) -> None:
+    """Refuses a plain module, which has no features of its own."""
+    if not isinstance(base_layer, BaseLayer) or isinstance(base_layer, PlainLayer):
+        raise UserError(f"{algorithm} works on features: base_layer must be a BaseLayer(features, head)")
 
 
 def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:

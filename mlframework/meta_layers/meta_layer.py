@@ -1,4 +1,4 @@
-"""The one interface of all algorithms: adapt to a support set, predict with what came of it."""
+"""The one interface of all algorithms: adapt to a support set, predict with the adapted model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework.backend import stacked
-from mlframework.backend.attention import differentiable_attention
-from mlframework.backend.engine import Engine, over_tasks
-from mlframework.backend.swap_tensors import is_tied, swap_tensors
-from mlframework.base_layers.base_layer import NEEDED, BaseLayer
+from mlframework.backend.forward import Engine, call_per_task
+from mlframework.base_layers.base_layer import BATCH_NORMS, as_base_layer
 from mlframework.episode import Episode, Examples, Kind, Params
 from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.files import KeepsArguments
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "matching"]
+__all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "learned_names", "matching"]
 
 #: A task's own model in whatever form an algorithm keeps it; every leaf starts with `[tasks]`.
 Adapted = Any
@@ -35,7 +32,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     """Turns a support set into a task's own model, and predicts with it; every leaf in and out starts with `[tasks]`.
 
     Args:
-        base_layer: inputs to features to predictions.
+        base_layer: a `BaseLayer`, or any module from inputs to predictions, which is then wrapped: see `PlainLayer`.
         task: says what the loss and the metrics are.
         frozen: a regular expression for the base layer's parameters that take no part and are not learned.
         batch_norm: how query examples are normalised where the base layer mixes the examples of a batch:
@@ -59,12 +56,12 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     test_inner_steps: int = 0
     #: Outer steps taken so far, set by the outer loop, for what changes while meta-training.
     outer_step: int = 0
-    #: How the base layer runs over tasks; see `mlframework.backend.engine`.
+    #: How the base layer runs over tasks; see `mlframework.backend.forward.over_tasks`.
     engine: Engine = "vectorised"
 
     def __init__(
         self,
-        base_layer: BaseLayer,
+        base_layer: nn.Module,
         task: TaskDistribution,
         *,
         frozen: str | None = None,
@@ -73,10 +70,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         super().__init__()
         if task.spec.kind not in self.kinds:
             raise IncompatibleKind(type(self).__name__, self.kinds, type(task).__name__, task.spec.kind)
-        if not isinstance(base_layer, BaseLayer):
-            raise InvalidValue("base_layer", type(base_layer).__name__, NEEDED)
-        self.base_layer = base_layer
-        self.is_tied = is_tied(base_layer)
+        self.base_layer = base_layer = as_base_layer(base_layer)
         self.task = task
         self.batch_norm = batch_norm
         self.check_policy(batch_norm)
@@ -176,17 +170,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
             x: `[tasks, n, *x_shape]`.
             mask: `[tasks, n, ...]`, or None where all examples count.
         """
-        if self.engine == "vectorised" and not self.is_tied and stacked.knows(self.base_layer, x):
-            return stacked.forward(self.base_layer, params, x, mask)
-
-        def one_task(params: Params, *inputs: Tensor) -> Tensor:
-            # Copies of the buffers, so that a module which writes to them starts every task alike and stays as it was.
-            buffers = {name: buffer.clone() for name, buffer in self.base_layer.named_buffers()}
-            with swap_tensors(self.base_layer, {**buffers, **params}):
-                return self.base_layer(*inputs)
-
-        with differentiable_attention():
-            return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=self.engine)
+        return call_per_task(self.base_layer, params, x, mask, engine=self.engine)
 
     @property
     def batch_norm_policy(self) -> str:
@@ -206,10 +190,19 @@ def matching(pattern: str, names: Iterable[str], *, field: str, what: str = "par
     return found
 
 
+def learned_names(pattern: str, module: nn.Module, *, field: str) -> list[str]:
+    """The names of learned parameters that a regular expression finds; of a tied parameter, its first name."""
+    learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    first = {id(p): name for name, p in learned.items()}
+    every = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    found = {first[id(every[name])] for name in matching(pattern, every, field=field)}
+    return [name for name in learned if name in found]
+
+
 def reject_running_statistics(module: nn.Module) -> None:
     """Refuses running averages: they mix tasks, and evaluation by them is what makes accuracies collapse."""
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+        if isinstance(part, BATCH_NORMS) and part.track_running_stats:
             why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
             raise InvalidValue("base_layer", f"{type(part).__name__} ({name})", why)
 
@@ -217,6 +210,6 @@ def reject_running_statistics(module: nn.Module) -> None:
 def reject_norms_without_mask(module: nn.Module) -> None:
     """Refuses batch norms that cannot be told whose statistics to take."""
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, BATCH_NORMS):
             why = f"{type(part).__name__} ({name}) takes no mask: use BatchStatistics, or another policy"
             raise InvalidValue("batch_norm", "support", why)

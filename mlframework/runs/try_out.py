@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from mlframework.backend.devices import fork_rng
+from mlframework.backend.forward import fork_rng
 from mlframework.base_layers.base_layer import MIXING
 from mlframework.base_layers.check_base_layer import TWO_OUTPUTS, Call, culprit, explained, moved, named, recorded
 from mlframework.episode import Episode, Examples, Split

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mlframework.backend.allocator import give_back
 from mlframework.backend.capture import Capture
+from mlframework.backend.choose_engine import choose_engine
 from mlframework.backend.compiled import Gradients, summarised
 from mlframework.backend.devices import fork_rng, name_of
-from mlframework.backend.engine import Engine, choose_engine
+from mlframework.backend.engine import Engine
 from mlframework.backend.optimizer_step import optimizer_step
 from mlframework.backend.peak_memory import PeakMemory
 from mlframework.backend.stopwatch import fastest

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mlframework.base_layers.base_layer import BaseLayer, Stack
+from mlframework.base_layers.base_layer import BaseLayer, Stack, as_base_layer
 from mlframework.episode import Params, TaskSpec
 from mlframework.errors import InvalidValue, nearest
 from mlframework.files import KeepsArguments
@@ -96,7 +96,7 @@ class CAVIA(MAML):
 
     def __init__(
         self,
-        base_layer: BaseLayer,
+        base_layer: nn.Module,
         task: TaskDistribution,
         *,
         modulates: str,
@@ -113,6 +113,7 @@ class CAVIA(MAML):
     ) -> None:
         if context_size < 1:
             raise InvalidValue("context_size", context_size, "must be at least 1")
+        base_layer = as_base_layer(base_layer)
         modulates = by_number(base_layer, modulates)
         channels = channels_behind(base_layer, modulates, task.spec)
         modulated = modulation(context_size, channels).to(next(base_layer.parameters()))

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mlframework.episode import Episode, Examples, Params, masked_mean
-from mlframework.errors import InvalidValue, UserError
+from mlframework.episode import Episode, Params
+from mlframework.errors import UserError
 from mlframework.inner_loop.inner_loop import last
-from mlframework.inner_loop.inner_update import positive
+from mlframework.inner_loop.inner_update import at_least, positive
 from mlframework.inner_loop.proximal import Proximal
-from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
+from mlframework.meta_layers.gradient_descent.meta_gradients import InnerLearner, MetaGradient
+from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product
-
-if TYPE_CHECKING:
-    from mlframework.meta_layers.gradient_descent.maml import MAML
-    from mlframework.meta_layers.meta_layer import Metrics
 
 __all__ = ["Implicit"]
 
@@ -53,22 +49,21 @@ class Implicit(MetaGradient):
     uses_query_losses = False
 
     def __init__(self, cg_steps: int = 5, tolerance: float = 0.1) -> None:
-        if cg_steps < 1:
-            raise InvalidValue("cg_steps", cg_steps, "must be at least 1")
-        self.cg_steps, self.tolerance = cg_steps, positive("tolerance", tolerance)
+        self.cg_steps, self.tolerance = at_least("cg_steps", cg_steps, 1), positive("tolerance", tolerance)
         self.warned = False
 
     def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
-    def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
+    def meta_loss(self, layer: InnerLearner, episode: Episode) -> tuple[Tensor, Metrics]:
         strength = strength_of(layer)
         start = layer.initial(episode.support)
         with torch.no_grad():
             trained = last(layer.trajectory(episode.support, layer.inner_steps))
         solved = {name: trained[name].detach().requires_grad_() for name in start}
         metrics = layer.query_metrics({**trained, **solved}, episode)
-        gradient = gradients(support_losses(layer, {**trained, **solved}, episode.support), solved, create_graph=True)
+        losses = layer.inner_losses(solved, layer.inner_steps - 1, episode.support)
+        gradient = gradients(losses, solved, create_graph=True)
 
         def multiply(vector: Params) -> Params:
             products = gradients(inner_product(gradient, vector), solved)
@@ -98,7 +93,7 @@ class Implicit(MetaGradient):
             )
 
 
-def strength_of(layer: MAML) -> float:
+def strength_of(layer: InnerLearner) -> float:
     """Lambda, if the inner loop solves the problem that the meta-gradient is of."""
     if not isinstance(layer.update, Proximal):
         raise UserError(
@@ -110,12 +105,6 @@ def strength_of(layer: MAML) -> float:
             "an implicit meta-gradient is that of the support loss alone: no inner_clip, inner_weight_decay"
         )
     return layer.update.strength
-
-
-def support_losses(layer: MAML, params: Params, support: Examples) -> Tensor:
-    """The support loss of each task `[tasks]`, without the proximal term."""
-    mask = layer.mask_or_none(support.mask)
-    return masked_mean(layer.task.loss(layer.predict(params, support.x, mask), support.y), mask)
 
 
 def gradients(values: Tensor, params: Params, *, create_graph: bool = False) -> Params:

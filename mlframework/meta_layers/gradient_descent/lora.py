@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.base_layer import as_base_layer
 from mlframework.episode import Params
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import InnerUpdate
@@ -62,7 +62,7 @@ class LoRA(MAML):
 
     def __init__(
         self,
-        base_layer: BaseLayer,
+        base_layer: nn.Module,
         task: TaskDistribution,
         *,
         layers: str,
@@ -79,6 +79,7 @@ class LoRA(MAML):
     ) -> None:
         if rank < 1:
             raise InvalidValue("rank", rank, "must be at least 1")
+        base_layer = as_base_layer(base_layer)
         linear = {name: module for name, module in base_layer.named_modules() if isinstance(module, nn.Linear)}
         for name in matching(layers, linear, field="layers", what="linear layer"):
             parent, _, last = name.rpartition(".")

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mlframework.backend.forward import region
-from mlframework.episode import Episode
+from mlframework.episode import Episode, Examples, Params
 from mlframework.errors import InvalidValue
-from mlframework.inner_loop.inner_loop import last
-
-if TYPE_CHECKING:
-    from mlframework.meta_layers.gradient_descent.maml import MAML
-    from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.files import KeepsArguments
+from mlframework.inner_loop.inner_loop import last
+from mlframework.inner_loop.inner_update import InnerUpdate, at_least
+from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
+from mlframework.meta_layers.meta_layer import Metrics
 
-__all__ = ["AnnealedOrder", "Exact", "FirstOrder", "Joint", "MetaGradient", "ParameterDifference", "Truncated"]
+__all__ = [
+    "AnnealedOrder",
+    "Exact",
+    "FirstOrder",
+    "InnerLearner",
+    "Joint",
+    "MetaGradient",
+    "ParameterDifference",
+    "Truncated",
+]
+
+
+class InnerLearner(Protocol):
+    """An algorithm with an inner loop, as a `MetaGradient` sees it; `MAML` is one, and documents each member."""
+
+    update: InnerUpdate
+    inner_steps: int
+    inner_clip: float | None
+    inner_weight_decay: float
+
+    def initial(self, support: Examples) -> Params: ...
+
+    def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]: ...
+
+    def inner_losses(self, params: Params, step: int, support: Examples) -> Tensor: ...
+
+    def weights_of_steps(self) -> list[float]: ...
+
+    def query_metrics(self, adapted: Params, episode: Episode) -> Metrics: ...
 
 
 class MetaGradient(KeepsArguments, ABC):
@@ -40,21 +68,26 @@ class MetaGradient(KeepsArguments, ABC):
         """Whether the gradient of the meta-loss is that of the weighted query losses, exactly."""
         return self.detached_steps(inner_steps, outer_step) == 0
 
-    def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
-        """What the outer loop differentiates `[tasks]`, and what it reports."""
+    def weighing(self, step_weights: StepWeights) -> StepWeights:
+        """Weights of query losses, refused where there are none to weigh."""
+        if not (self.uses_query_losses or isinstance(step_weights, LastStep)):
+            why = f"weighs query losses, and {type(self).__name__} takes none: use last"
+            raise InvalidValue("step_weights", type(step_weights).__name__, why)
+        return step_weights
+
+    def meta_loss(self, layer: InnerLearner, episode: Episode) -> tuple[Tensor, Metrics]:
+        """The loss that the outer loop differentiates `[tasks]`, and the metrics it reports."""
         adapted = layer.trajectory(episode.support, layer.inner_steps)
         next(adapted)  # before the first step
-        # Judged on the way, so that parameters whose loss has no weight are freed.
-        judged = [
+        # Evaluated on the way, so that parameters whose loss has no weight are freed.
+        evaluated = [
             (weight, region(layer.query_metrics)(params, episode))
             for weight, params in zip(layer.weights_of_steps(), adapted, strict=True)
             if weight
         ]
         # Few operations: of a small step, each is a good part.
-        weighted = [
-            metrics["query_loss"] * weight if weight != 1 else metrics["query_loss"] for weight, metrics in judged
-        ]
-        return functools.reduce(torch.add, weighted), judged[-1][1]
+        losses = [m["query_loss"] * weight if weight != 1 else m["query_loss"] for weight, m in evaluated]
+        return functools.reduce(torch.add, losses), evaluated[-1][1]
 
 
 class Exact(MetaGradient):
@@ -65,14 +98,14 @@ class Exact(MetaGradient):
 
 
 class FirstOrder(MetaGradient):
-    """Takes the inner gradients for constants (FOMAML; arXiv:1703.03400, section 5.2)."""
+    """Treats the inner gradients as constants (FOMAML; arXiv:1703.03400, section 5.2)."""
 
     def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
 
 class Truncated(MetaGradient):
-    """Differentiates through the last inner steps exactly, and takes the inner gradients before for constants.
+    """Differentiates through the last inner steps exactly, and treats the earlier inner gradients as constants.
 
     In between `FirstOrder` (0 steps) and `Exact` (all of them) in memory, time and bias.
 
@@ -85,9 +118,7 @@ class Truncated(MetaGradient):
     """
 
     def __init__(self, steps: int) -> None:
-        if steps < 0:
-            raise InvalidValue("steps", steps, "must be at least 0")
-        self.steps = steps
+        self.steps = at_least("steps", steps, 0)
 
     def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return max(inner_steps - self.steps, 0)
@@ -104,16 +135,14 @@ class AnnealedOrder(MetaGradient):
     """
 
     def __init__(self, first_order_steps: int) -> None:
-        if first_order_steps < 0:
-            raise InvalidValue("first_order_steps", first_order_steps, "must be at least 0")
-        self.first_order_steps = first_order_steps
+        self.first_order_steps = at_least("first_order_steps", first_order_steps, 0)
 
     def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps if outer_step < self.first_order_steps else 0
 
 
 class ParameterDifference(MetaGradient):
-    """Reptile: the meta-gradient is the way that inner training went, initial minus trained parameters.
+    """Reptile: the meta-gradient is the difference of the initial and the trained parameters.
 
     Inner training uses all the examples of an episode, support and query, in minibatches that go round in the order in
     which the rows stand; the reported query loss is therefore one of examples that were trained on.
@@ -134,7 +163,7 @@ class ParameterDifference(MetaGradient):
     def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         return inner_steps
 
-    def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
+    def meta_loss(self, layer: InnerLearner, episode: Episode) -> tuple[Tensor, Metrics]:
         # The gradient of <initial, constant> is the constant; the query loss gives no gradient of its own.
         examples = episode.joined()
         initial = layer.initial(examples)
@@ -149,8 +178,8 @@ class ParameterDifference(MetaGradient):
 class Joint(MetaGradient):
     """Conventional learning: the initialisation is trained on the examples of all tasks, as if they were one.
 
-    Nothing adapts while training; at test the inner loop fine-tunes what came of it. It is the baseline that tells
-    what learning to adapt is worth ("pretrained" in arXiv:1703.03400, section 5.1). The reported query loss is that of
+    Nothing adapts while training; at test the inner loop fine-tunes the trained network. This baseline tells what
+    learning to adapt is worth ("pretrained" in arXiv:1703.03400, section 5.1). The reported query loss is that of
     support and query together, without adaptation.
     """
 
@@ -165,7 +194,7 @@ class Joint(MetaGradient):
     def exact(self, inner_steps: int, outer_step: int) -> bool:
         return False
 
-    def meta_loss(self, layer: MAML, episode: Episode) -> tuple[Tensor, Metrics]:
+    def meta_loss(self, layer: InnerLearner, episode: Episode) -> tuple[Tensor, Metrics]:
         examples = episode.joined()
         metrics = region(layer.query_metrics)(layer.initial(examples), Episode(examples, examples))
         return metrics["query_loss"], metrics

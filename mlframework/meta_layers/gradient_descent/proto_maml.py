@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mlframework.backend.engine import over_tasks
+from mlframework.backend.forward import call_per_task
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Params
 from mlframework.errors import InvalidValue
+from mlframework.meta_layers.feature_meta_layer import require_features
 from mlframework.meta_layers.gradient_descent.maml import MAML
 from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -40,6 +41,7 @@ class ProtoMAML(MAML):
     # The settings are MAML's, and the command line checks them as such.
     @wraps(MAML.__init__)  # type: ignore[misc]
     def __init__(self, base_layer: BaseLayer, task: TaskDistribution, **settings: Any) -> None:
+        require_features(base_layer, type(self).__name__)
         super().__init__(base_layer, task, **settings)
         if not isinstance(base_layer.head, nn.Linear) or base_layer.head.bias is None:
             why = "must be a linear layer with biases, for prototypes to start from"
@@ -56,4 +58,4 @@ class ProtoMAML(MAML):
     def features_of(self, support: Examples) -> Tensor:
         """Features `[tasks, n, d]` of the support set, before any step."""
         network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.mask_or_none(support.mask)
-        return over_tasks(network, support.x, *(() if mask is None else (mask,)), engine=self.engine)
+        return call_per_task(network, {}, support.x, mask, engine=self.engine)

@@ -1,4 +1,4 @@
-"""The first inner gradient, taken at weights that all tasks share, is that by stacks, and so are its derivatives."""
+"""Meta-gradients with parameters of each task are those of a loop over tasks, whatever adapts and however."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.base_layers import MLP, BaseLayer, Stack, Transformer
+from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.inner_loop import SGD, Adam
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
@@ -54,11 +54,9 @@ def layer_of(name="mlp", *, ragged=False, update=RULE, make=None, **settings):
     return layer, task.sample(3, "train", torch.Generator().manual_seed(0))
 
 
-def same_as_by_stacks(layer, episode):
-    assert layer.shares
+def same_as_by_the_loop(layer, episode):
     found = []
-    for shares in (True, False):
-        layer.shares = shares
+    for layer.engine in ("vectorised", "loop"):
         losses, _ = meta_gradient(layer, episode)
         found.append([losses, *(p.grad for p in layer.parameters() if p.requires_grad)])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
@@ -66,25 +64,25 @@ def same_as_by_stacks(layer, episode):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", BASES)
-def test_meta_gradients_are_those_by_stacks(name, way):
+def test_meta_gradients_are_those_of_the_loop(name, way):
     layer, episode = layer_of(name, **WAYS[way])
-    same_as_by_stacks(layer, episode)
+    same_as_by_the_loop(layer, episode)
 
 
 @pytest.mark.parametrize("adapts", ["features", "head", "weight", "bias"])
 def test_whatever_adapts(adapts):
     layer, episode = layer_of(adapts=adapts, inner_steps=2)
-    same_as_by_stacks(layer, episode)
+    same_as_by_the_loop(layer, episode)
 
 
 def test_with_padding_and_a_rule_with_a_memory():
     layer, episode = layer_of(ragged=True, update=partial(Adam, lr=0.1), inner_steps=2)
-    same_as_by_stacks(layer, episode)
+    same_as_by_the_loop(layer, episode)
 
 
 def test_one_task():
     layer, episode = layer_of()
-    same_as_by_stacks(layer, episode.tasks(slice(1)))
+    same_as_by_the_loop(layer, episode.tasks(slice(1)))
 
 
 def test_higher_derivatives_are_those_by_finite_differences():
@@ -115,30 +113,9 @@ def test_without_a_meta_gradient_and_with_frozen_parameters_it_adapts_all_the_sa
     torch.testing.assert_close(layer.adapt(episode.support), expected)
 
 
-class Doubled(MAML):
-    """Predicts in a way of its own."""
-
-    def predict(self, adapted, x, mask=None):
-        return 2 * super().predict(adapted, x, mask)
-
-
 def test_what_is_overwritten_keeps_its_gradient():
-    same_as_by_stacks(
+    same_as_by_the_loop(
         *layer_of(
             make=lambda spec: BaseLayer(Stack(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(inplace=True)), nn.Linear(4, 2))
         )
     )
-
-
-def test_who_has_ways_of_its_own_goes_by_stacks():
-    layer, episode = layer_of()
-    predict = layer.predict
-    layer.predict = lambda adapted, x, mask=None: 2 * predict(adapted, x, mask)
-    assert not layer.starts_shared(layer.initial(episode.support), episode.support)
-    task = Regression(3)
-    doubled = Doubled(MLP(task.spec), task, update=RULE, **WAYS["exact"])
-    assert not doubled.shares
-    text = Regression(3)
-    text.spec = TaskSpec("sequence", (6,), 7)
-    network = Transformer(text.spec, width=8, depth=1, heads=2)
-    assert not MAML(network, text, update=RULE, **WAYS["exact"]).shares
