@@ -40,7 +40,7 @@ MODULES = [
     ("centred", [], "base_layer.features.2 (Centre): an example's output depends on the examples beside it, unannou"),
     ("centred", INDUCTIVE, "base_layer.features.2 (Centre): an example's output depends on the examples beside it"),
     ("with_extra", [], "algorithm (MAML): fails to be saved and loaded: UnpicklingError: Weights only load failed"),
-    ("Plain", [], "base_layer=Plain: must be a BaseLayer(features, head): features give [n, d]"),
+    ("Plain", ["algorithm=ridge"], "Ridge works on features: base_layer must be a BaseLayer(features, head)"),
 ]
 
 #: A task of `broken_parts`, and the answer.
@@ -101,8 +101,8 @@ def test_the_tables_are_long_enough():
     assert len(MODULES) >= 3 and len(TASKS) >= 3
 
 
-@pytest.mark.parametrize("name", ["late", "tied"])
-def test_a_layer_made_in_the_first_call_and_a_tied_one_are_trained_saved_and_loaded(folder, name):
+@pytest.mark.parametrize("name", ["late", "tied", "Plain"])
+def test_a_layer_made_in_the_first_call_a_tied_one_and_a_plain_module_are_trained_saved_and_loaded(folder, name):
     assert call(train.main, *typed(folder, f"base_layer=broken_{name}"), folder=folder).exit_code == 0
     x = torch.linspace(-1, 1, 10).view(1, 10, 1)
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.backend.forward import fork_rng, swap_tensors
-from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
+from mlframework.base_layers.base_layer import BaseLayer, PlainLayer, as_base_layer
 from mlframework.episode import TaskSpec
 from mlframework.errors import FailedRun, UserError
 
@@ -137,8 +137,11 @@ def check_output(base_layer: BaseLayer, prediction: object, wanted: tuple[int, .
     if not isinstance(prediction, Tensor):
         raise UserError(f"base_layer: returns a {type(prediction).__name__}, and must return one tensor of predictions")
     if tuple(prediction.shape) != wanted:
-        head = f"base_layer.head ({type(base_layer.head).__name__})"
-        raise UserError(f"{head}: returns {tuple(prediction.shape)} for two inputs, and must return {wanted}")
+        last = base_layer.features if isinstance(base_layer, PlainLayer) else base_layer.head
+        name = "base_layer" if isinstance(base_layer, PlainLayer) else "base_layer.head"
+        raise UserError(
+            f"{name} ({type(last).__name__}): returns {tuple(prediction.shape)} for two inputs, and must return {wanted}"
+        )
 
 
 def named(call: Call) -> str:

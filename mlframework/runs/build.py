@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
 from mlframework.errors import InvalidValue, UserError
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -41,7 +41,7 @@ def build_task(config: DictConfig) -> TaskDistribution:
 
 def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
     """The base layer of a config, checked: see `check_base_layer`."""
-    base_layer = instantiate(config.base_layer, _partial_=True)(task.spec)
+    base_layer = as_base_layer(instantiate(config.base_layer, _partial_=True)(task.spec))
     check_base_layer(base_layer, task.spec)
     return base_layer
 
