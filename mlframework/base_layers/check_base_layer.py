@@ -137,11 +137,9 @@ def check_output(base_layer: BaseLayer, prediction: object, wanted: tuple[int, .
     if not isinstance(prediction, Tensor):
         raise UserError(f"base_layer: returns a {type(prediction).__name__}, and must return one tensor of predictions")
     if tuple(prediction.shape) != wanted:
-        last = base_layer.features if isinstance(base_layer, PlainLayer) else base_layer.head
-        name = "base_layer" if isinstance(base_layer, PlainLayer) else "base_layer.head"
-        raise UserError(
-            f"{name} ({type(last).__name__}): returns {tuple(prediction.shape)} for two inputs, and must return {wanted}"
-        )
+        plain, given = isinstance(base_layer, PlainLayer), tuple(prediction.shape)
+        name, last = ("base_layer", base_layer.features) if plain else ("base_layer.head", base_layer.head)
+        raise UserError(f"{name} ({type(last).__name__}): returns {given} for two inputs, and must return {wanted}")
 
 
 def named(call: Call) -> str:
