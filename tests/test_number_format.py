@@ -13,7 +13,7 @@ import torch
 from mlframework.evaluation.evaluation import Report, Row as ReportRow
 from mlframework.evaluation.number_format import shown, shown_interval
 from mlframework.evaluation.task_set import Interval
-from mlframework.runs.sweep import Row, table
+from mlframework.runs.sweep import JobRow, table
 from mlframework.runs.tables import print_table, show_report
 
 
@@ -80,8 +80,8 @@ def printed(width: int, monkeypatch, show, *arguments) -> str:
 def test_a_diverged_job_empties_no_column_of_the_sweeps_table(monkeypatch, width):
     keys = ("algorithm", "task", "optimizer.lr", "algorithm.inner_steps", "base_layer.hidden")
     rows = [
-        Row("0", "finished", dict.fromkeys(keys, "first"), "query_loss", 3.6e24, 1.2e24, 1.0),
-        Row("1", "finished", dict.fromkeys(keys, "second"), "query_loss", 0.00031, 0.00002, 123456.0),
+        JobRow("0", "finished", dict.fromkeys(keys, "first"), "query_loss", 3.6e24, 1.2e24, 1.0),
+        JobRow("1", "finished", dict.fromkeys(keys, "second"), "query_loss", 0.00031, 0.00002, 123456.0),
     ]
     found = printed(width, monkeypatch, print_table, table(Path("sweep"), rows))
     first, second = (next(line for line in found.splitlines() if f" {word} " in line) for word in ("first", "second"))
