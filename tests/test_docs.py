@@ -64,13 +64,19 @@ def test_an_algorithm_in_one_file_and_one_yaml(tmp_path):
     assert len(list((tmp_path / "work" / "multirun").rglob("result.json"))) == 2
 
 
+def test_a_base_layer_in_one_file_and_one_yaml(tmp_path):
+    _, trained = run_as_written("add-a-base-layer.md", tmp_path)
+    assert "query accuracy on 20 test tasks" in trained.stdout
+    assert len(list((tmp_path / "work" / "runs").rglob("result.json"))) == 2
+
+
 def test_the_site_has_every_page():
     """`mkdocs build --strict` says so too, where mkdocs is installed."""
     site = (DOCS.parent / ".site" / "mkdocs.yml").read_text(encoding="utf-8")
     assert {page.name for page in DOCS.glob("*.md")} <= set(re.findall(r": ([\w-]+\.md)$", site, re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", ["add-a-task.md", "add-an-algorithm.md"])
+@pytest.mark.parametrize("page", ["add-a-task.md", "add-a-base-layer.md", "add-an-algorithm.md"])
 def test_examples_are_short(page):
     for language, name, text in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
         assert language != "python" or len(text.splitlines()) <= 35, name

@@ -1,8 +1,10 @@
 """docs/meta_gradient_descent.md: its table has every member, and its commands build what they say."""
 
+import inspect
 import re
 
 import pytest
+import reference
 from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 from test_contracts import presets
@@ -37,6 +39,11 @@ def test_a_command_of_the_page_builds_a_meta_layer(command):
         assert isinstance(meta_layer.meta_gradient, Implicit) and meta_layer.update.strength == 4.0
     if "algorithm=cavia_film" in overrides:
         assert isinstance(meta_layer.base_layer.features[2][1][1], FiLM)
+
+
+def test_the_page_opens_with_the_reference_that_the_tests_compare_with():
+    (code,) = (text for language, name, text in FENCE.findall(PAGE) if language == "python")
+    assert code == inspect.getsource(reference.maml)
 
 
 def test_every_member_of_the_family_is_on_the_page():

@@ -46,6 +46,13 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert torch.equal(made["model"].predict(queries), made["again"].predict(queries))
 
 
+def test_the_example_of_the_readme_runs(capsys):
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (text,) = (text for language, name, text in FENCE.findall(readme) if language == "python")
+    exec(text, {})
+    assert float(capsys.readouterr().out.split()[0]) > 0.7
+
+
 def test_train_takes_the_steps_of_the_command_line(tmp_path):
     typed = (*SHORT, "trainer.steps=5", "trainer.meta_batch=3", "seed=7", "evaluation=none", "run_dir=run")
     assert call(main, *typed, folder=tmp_path).exit_code == 0
