@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidValue", "UserError", "nearest"]
+__all__ = ["FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidValue", "UserError", "nearest", "part_of"]
 
 #: A task of each kind that needs no data, and an algorithm that takes all of them.
 EXAMPLES = {"classification": "task=glyphs", "regression": "task=sinusoid", "sequence": "task=text_lists"}
@@ -70,3 +71,14 @@ def nearest(name: str, options: Collection[str]) -> str:
     """` (did you mean x?)` for the option most like `name`, or an empty string."""
     found = get_close_matches(name, list(options), n=1)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+@contextmanager
+def part_of(key: str) -> Iterator[None]:
+    """Puts the config key of a part before the line of a `UserError`; an `InvalidValue` finds its own key."""
+    try:
+        yield
+    except InvalidValue:
+        raise
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown_interval
-from mlframework.evaluation.task_set import Interval
 
 __all__ = [
     "Judged",

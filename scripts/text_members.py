@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 from seeds import Judged, judged_rows, mean_difference, number, over_seeds, over_tasks, parameters_of, read_runs
 
-from mlframework.evaluation.task_set import Interval
+from mlframework.evaluation.interval import Interval
 from mlframework.files import as_json, atomic, write_part
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ class Runs:
         shown = {"after": own, "real": REAL, **({"before": "joint, zero-shot"} if algorithm == "joint" else {})}
         for moment, name in shown.items():
             for measure in MEASURES:
-                self.about[name][measure].append(evaluation["quality"][moment][measure]["mean"])
+                self.about[name][measure].append(evaluation["measures"]["text_quality"][moment][measure]["mean"])
 
     def cells(self, task: str) -> Iterator[Cell]:
         """A cell for each method."""

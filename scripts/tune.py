@@ -31,6 +31,9 @@ LEARNED = [f"algorithm.inner_steps={steps} optimizer.lr={lr}" for steps in (1, 5
 CONTEXT = [f"algorithm.inner_steps={steps} algorithm.update.lr={lr}" for steps in (1, 5) for lr in (0.3, 1.0)]
 OUTER = [f"optimizer.lr={lr}" for lr in (0.001, 0.003, 0.006, 0.01)]
 
+#: Training from scratch is the same whatever was tuned.
+NO_SCRATCH = "~evaluation.baseline.from_scratch"
+
 
 class Table(NamedTuple):
     """How the runs of a table are tuned and trained.
@@ -69,8 +72,8 @@ TABLES = {
             **dict.fromkeys(("joint", "conditional_neural_process", "hypernetwork", "matching", "matching_fce"), OUTER),
             **dict.fromkeys(("meta_networks", "ridge"), OUTER),
         },
-        tuned_at=["task.k_shot=10", "seed=0", "trainer.steps=1000", "evaluation.tasks=1", "evaluation.scratch_tasks=0"],
-        runs=["task.k_shot=5,10,20", "seed=0,1,2", "evaluation.scratch_tasks=0"],
+        tuned_at=["task.k_shot=10", "seed=0", "trainer.steps=1000", "evaluation.tasks=1", NO_SCRATCH],
+        runs=["task.k_shot=5,10,20", "seed=0,1,2", NO_SCRATCH],
     ),
 }
 

@@ -10,8 +10,10 @@ import torch
 
 from mlframework.base_layers import MLP
 from mlframework.errors import FailedRun
-from mlframework.evaluation.baselines import FittedEstimators, estimator_for, grid, raw_inputs
-from mlframework.evaluation.choices import Candidate, Rule, choose, other_rule
+from mlframework.evaluation.baselines.fitted_estimators import FittedEstimators, grid, raw_inputs
+from mlframework.evaluation.baselines.from_scratch import FromScratch
+from mlframework.evaluation.baselines.scikit_learn import ScikitLearn, default_estimator
+from mlframework.evaluation.choices import Candidate, Rule, choose, following
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.inner_loop import SGD
@@ -19,6 +21,7 @@ from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
 from mlframework.tasks import Sinusoid
 
 CPU = torch.device("cpu")
+CONVENTIONAL = {"from_scratch": FromScratch(tasks=2, steps=5), "scikit_learn": ScikitLearn()}
 VALIDATION = TaskSet(Sinusoid(), "validation", tasks=2, seed=0)
 
 
@@ -67,7 +70,7 @@ def test_test_tasks_choose_nothing():
     """Other test tasks, whatever they are, leave all choices as they were."""
     task, layer = Sinusoid(), layer_of(Sinusoid(), Joint())
     reports = [
-        Evaluation(tasks=4, seed=seed, validation_tasks=6, scratch_tasks=2, scratch_steps=5).run(
+        Evaluation(tasks=4, seed=seed, validation_tasks=6, baseline=CONVENTIONAL).run(
             "joint", layer, lambda: MLP(task.spec, hidden=[8]), CPU
         )
         for seed in (0, 1)
@@ -80,7 +83,7 @@ def test_test_tasks_choose_nothing():
 
 def test_choices_are_made_on_validation_tasks_before_the_test_tasks_are_drawn():
     task = Noted()
-    evaluation = Evaluation(tasks=4, seed=0, validation_tasks=6, scratch_tasks=0)
+    evaluation = Evaluation(tasks=4, seed=0, validation_tasks=6, baseline=CONVENTIONAL)
     evaluation.run("maml", layer_of(task, Exact()), lambda: MLP(task.spec), CPU)
     assert set(task.drawn) == {"validation", "test"}
     assert task.drawn.count("validation") >= 6
@@ -90,12 +93,12 @@ def test_fine_tuning_of_the_joint_network_is_tuned_over_rules_and_rates():
     """By hand: every rule in its own loop; the best of them on validation tasks is what the row reports."""
     task = Sinusoid()
     layer = layer_of(task, Joint())
-    evaluation = Evaluation(tasks=5, seed=0, validation_tasks=7, scratch_tasks=0)
+    evaluation = Evaluation(tasks=5, seed=0, validation_tasks=7)
     row = evaluation.run("joint", layer, lambda: MLP(task.spec), CPU).rows[0]
     validation = TaskSet(task, "validation", tasks=7, seed=VALIDATION_SEED)
     by_rule = {"": task_values(layer, validation, 3, device=CPU)["query_loss"].mean(1)}
     for name, lr in (("Adam", 0.001), ("Adam", 0.01), ("Adam", 0.1), ("SGD", 0.01), ("SGD", 0.1)):
-        with other_rule(layer, Rule(name, lr)):
+        with following(layer, Rule(name, lr)):
             by_rule[f"{name} {lr:g}"] = task_values(layer, validation, 3, device=CPU)["query_loss"].mean(1)
     best = min(by_rule, key=lambda setting: by_rule[setting].min().item())
     assert row.setting == best != ""
@@ -108,7 +111,7 @@ def test_another_rule_is_followed_and_then_given_back():
     layer, own = layer_of(task, Exact()), SGD
     same = MAML(layer.base_layer, task, update=functools.partial(SGD, lr=0.3), meta_gradient=Exact(), inner_steps=3)
     tasks = TaskSet(task, "test", tasks=3, seed=0)
-    with other_rule(layer, Rule("SGD", 0.3)):
+    with following(layer, Rule("SGD", 0.3)):
         found = task_values(layer, tasks, 3, device=CPU)["query_loss"]
     assert torch.equal(found, task_values(same, tasks, 3, device=CPU)["query_loss"])
     assert isinstance(layer.update, own) and layer.update.lr == 0.001
@@ -117,7 +120,7 @@ def test_another_rule_is_followed_and_then_given_back():
 def test_an_algorithm_that_learned_its_rule_keeps_it_unless_asked():
     task = Sinusoid()
     layer = layer_of(task, Exact())
-    asked = [Evaluation(tasks=3, seed=0, validation_tasks=3, scratch_tasks=0, tune_rule=tune) for tune in (None, True)]
+    asked = [Evaluation(tasks=3, seed=0, validation_tasks=3, tune_rule=tune) for tune in (None, True)]
     settings = [each.run("maml", layer, lambda: MLP(task.spec), CPU).rows[0].setting for each in asked]
     assert settings[0] == "" != settings[1]
 
@@ -125,12 +128,11 @@ def test_an_algorithm_that_learned_its_rule_keeps_it_unless_asked():
 def test_the_scikit_learn_row_has_the_setting_that_is_best_on_validation_tasks():
     task = Sinusoid()
     layer = layer_of(task, Exact())
-    row = (
-        Evaluation(tasks=10, seed=0, validation_tasks=20, scratch_tasks=0).run("maml", layer, lambda: None, CPU).rows[1]
-    )
+    evaluation = Evaluation(tasks=10, seed=0, validation_tasks=20, baseline={"scikit_learn": ScikitLearn()})
+    row = evaluation.run("maml", layer, lambda: None, CPU).rows[1]
     validation = TaskSet(task, "validation", tasks=20, seed=VALIDATION_SEED)
     losses = {}
-    for setting, estimator in grid(estimator_for("regression")):
+    for setting, estimator in grid(default_estimator("regression")):
         fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
         losses[setting] = task_values(fitted, validation, 0, device=CPU)["query_loss"].mean().item()
     assert len(losses) == 20
@@ -141,9 +143,8 @@ def test_a_difference_is_paired():
     """The interval of the differences of tasks, not of two means."""
     task = Sinusoid()
     layer = layer_of(task, Exact())
-    report = Evaluation(tasks=40, seed=0, validation_tasks=5, scratch_tasks=12, scratch_steps=5).run(
-        "maml", layer, lambda: MLP(task.spec, hidden=[8]), CPU
-    )
+    evaluation = Evaluation(tasks=40, seed=0, validation_tasks=5, baseline={"scratch": FromScratch(tasks=12, steps=5)})
+    report = evaluation.run("maml", layer, lambda: MLP(task.spec, hidden=[8]), CPU)
     first, scratch = report.rows[0], report.rows[1]
     own, other = (torch.tensor(row.values["query_loss"][:12], dtype=torch.float64) for row in (first, scratch))
     found = scratch.difference["query_loss"]

@@ -87,8 +87,8 @@ def test_evaluation_of_a_run_prints_a_table_and_writes_it_down(tmp_path):
     few = (
         "evaluation.tasks=4",
         "evaluation.validation_tasks=2",
-        "evaluation.scratch_tasks=2",
-        "evaluation.scratch_steps=2",
+        "+evaluation.baseline.from_scratch.tasks=2",
+        "+evaluation.baseline.from_scratch.steps=2",
     )
     said = call(evaluate.main, "run=run", *few, folder=tmp_path)
     assert said.exit_code == 0, said.err
@@ -98,7 +98,7 @@ def test_evaluation_of_a_run_prints_a_table_and_writes_it_down(tmp_path):
 
 def test_every_evaluation_of_a_run_is_kept(tmp_path):
     assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=tmp_path).exit_code == 0
-    few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation.scratch_tasks=0")
+    few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation/baseline=[]")
     for number, seed in enumerate((5, 6), start=1):
         said = call(evaluate.main, "run=run", *few, f"evaluation.seed={seed}", folder=tmp_path)
         assert said.exit_code == 0, said.err
@@ -112,14 +112,14 @@ def test_every_evaluation_of_a_run_is_kept(tmp_path):
 def test_an_evaluation_that_cannot_be_written_is_shown(tmp_path):
     assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=tmp_path).exit_code == 0
     (tmp_path / "run" / "evaluations").touch()
-    few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation.scratch_tasks=0")
+    few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation/baseline=[]")
     said = call(evaluate.main, "run=run", *few, folder=tmp_path)
     assert (said.exit_code, said.err.count("\n")) == (1, 1)
     assert "test tasks (seed 0, hash " in said.out and "maml" in said.out
 
 
 def test_the_evaluation_of_a_training_is_shown_before_it_is_written(tmp_path):
-    few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation.scratch_tasks=0")
+    few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation/baseline=[]")
     (tmp_path / "run" / "result.json").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
     said = call(train.main, *SHORT, *few, "run_dir=run", folder=tmp_path)

@@ -17,10 +17,13 @@ from sklearn.svm import SVC, LinearSVC
 from mlframework.base_layers import MLP, Conv4
 from mlframework.episode import Episode
 from mlframework.errors import UserError
-from mlframework.evaluation.baselines import FittedEstimators, FromScratch, raw_inputs
+from mlframework.evaluation.baselines.fitted_estimators import FittedEstimators, raw_inputs
+from mlframework.evaluation.baselines.from_scratch import FromScratch, TrainedFromScratch
+from mlframework.evaluation.baselines.on_features import OnFeatures
+from mlframework.evaluation.baselines.scikit_learn import ScikitLearn
 from mlframework.evaluation.evaluation import Evaluation
-from mlframework.evaluation.sources import half_width_over_sources
-from mlframework.evaluation.task_set import VALIDATION_SEED, Interval, TaskSet, judge_by_step, judge_tasks
+from mlframework.evaluation.interval import Interval, half_width_over_sources
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_by_step, judge_tasks
 from mlframework.inner_loop import SGD, Adam
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.neural_network import Prototypes
@@ -38,6 +41,11 @@ def images() -> ArrayTasks:
 
 def maml(task, base_layer, steps: int = 2) -> MAML:
     return MAML(base_layer, task, update=functools.partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=steps)
+
+
+def conventional(*, tasks: int, steps: int):
+    """The baselines of most tasks."""
+    return {"from_scratch": FromScratch(tasks=tasks, steps=steps), "scikit_learn": ScikitLearn()}
 
 
 def test_interval_is_that_of_scipy():
@@ -99,7 +107,7 @@ def test_metrics_after_every_inner_step_equal_those_of_plain_gradient_descent():
 
 def test_the_costly_policy_is_judged_before_and_after_the_chosen_steps_alone(images):
     layer = maml(images, Conv4(images.spec, filters=4), steps=3)
-    evaluation = Evaluation(tasks=2, seed=0, scratch_tasks=0, validation_tasks=3)
+    evaluation = Evaluation(tasks=2, seed=0, validation_tasks=3)
     transductive, inductive = evaluation.run("maml", layer, lambda: layer.base_layer, CPU).rows[:2]
     chosen = transductive.chosen
     assert chosen == inductive.chosen > 0
@@ -141,14 +149,14 @@ def test_under_the_support_policy_queries_are_normalised_as_the_support_set_is(i
 
 
 def test_a_layer_trained_by_the_support_policy_is_judged_by_it_first(images):
-    evaluation = Evaluation(tasks=2, seed=0, validation_tasks=2, scratch_tasks=0)
+    evaluation = Evaluation(tasks=2, seed=0, validation_tasks=2)
     layer = Prototypes(Conv4(images.spec, filters=4), images)
     report = evaluation.run("prototypes", layer, lambda: Conv4(images.spec, filters=4), CPU)
-    assert [row.batch_norm for row in report.rows] == ["support", "transductive", "none"]
+    assert [row.batch_norm for row in report.rows] == ["support", "transductive"]
 
 
 def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_not(images):
-    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=2, scratch_tasks=2, scratch_steps=2)
+    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=2, baseline=conventional(tasks=2, steps=2))
     for norm, policies in (("batch", ["transductive", "inductive"]), ("group", ["none"])):
         base = functools.partial(Conv4, images.spec, filters=4, norm=norm)
         report = evaluation.run("maml", maml(images, base()), base, CPU)
@@ -160,7 +168,9 @@ def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_n
 def test_from_scratch_fits_every_support_set_from_an_initialisation_of_its_own():
     task = Sinusoid()
     torch.manual_seed(0)
-    scratch = FromScratch(functools.partial(MLP, task.spec), task, update=functools.partial(Adam, lr=0.01), steps=300)
+    scratch = TrainedFromScratch(
+        functools.partial(MLP, task.spec), task, update=functools.partial(Adam, lr=0.01), steps=300
+    )
     episode = task.sample(3, "test", torch.Generator().manual_seed(0))
     before, *_, after = scratch.trajectory(episode.support, 300)
     assert not torch.equal(before["head.weight"][0], before["head.weight"][1])
@@ -242,7 +252,7 @@ def test_a_report_has_a_row_for_each_estimator_on_the_algorithm_s_features(image
     base = functools.partial(Conv4, images.spec, filters=4)
     layer = Prototypes(base(), images)
     asked = {"margin": LinearSVC(), "nearest": KNeighborsClassifier(1)}
-    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=3, scratch_tasks=0, on_features=asked)
+    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=3, baseline={"on_features": OnFeatures(**asked)})
     report = evaluation.run("prototypes", layer, base, CPU)
     rows = {row.method: row for row in report.rows}
     assert [row.batch_norm for name, row in rows.items() if name.endswith("on features")] == ["support", "support"]
@@ -252,15 +262,12 @@ def test_a_report_has_a_row_for_each_estimator_on_the_algorithm_s_features(image
 
 
 def test_an_estimator_of_the_wrong_kind_is_refused_before_anything_is_judged():
-    evaluation = Evaluation(tasks=2, seed=0, on_features={"wave": Ridge()})
-    with pytest.raises(
-        UserError, match=r"evaluation\.on_features\.wave: Ridge takes a regression, and ArrayTasks is a"
-    ):
+    evaluation = Evaluation(tasks=2, seed=0, baseline={"on_features": OnFeatures(wave=Ridge())})
+    with pytest.raises(UserError, match="wave=Ridge: takes a regression, and ArrayTasks is a classification"):
         evaluation.check(blobs(n_way=2))
-    with pytest.raises(
-        UserError, match=r"evaluation\.estimator: SVC takes a classification, and Sinusoid is a regress"
-    ):
-        Evaluation(tasks=2, seed=0, estimator=SVC()).check(Sinusoid())
+    given = Evaluation(tasks=2, seed=0, baseline={"scikit_learn": ScikitLearn(estimator=SVC())})
+    with pytest.raises(UserError, match="estimator=SVC: takes a classification, and Sinusoid is a regression"):
+        given.check(Sinusoid())
     evaluation.check(Sinusoid())
 
 
@@ -276,7 +283,7 @@ class Louder(Sinusoid):
 def test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation():
     task = Louder()
     base = functools.partial(MLP, task.spec, hidden=[8])
-    settings = {"scratch_tasks": 10, "scratch_steps": 3, "adam_rates": [0.01], "sgd_rates": []}
+    settings = {"baseline": conventional(tasks=10, steps=3), "adam_rates": [0.01], "sgd_rates": []}
     evaluation = Evaluation(tasks=20, seed=0, validation_tasks=20, **settings)
     report = evaluation.run("maml", maml(task, base()), base, CPU)
     assert [row.method for row in report.rows] == ["maml", "from scratch", "scikit-learn KernelRidge"]
@@ -304,7 +311,7 @@ def trained_by_torch(tasks: TaskSet, make, optimizer, steps: int) -> torch.Tenso
 def test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks():
     task = Sinusoid()
     base = functools.partial(MLP, task.spec, hidden=[8])
-    settings = {"scratch_tasks": 3, "scratch_steps": 7, "adam_rates": [0.05], "sgd_rates": [0.01]}
+    settings = {"baseline": conventional(tasks=3, steps=7), "adam_rates": [0.05], "sgd_rates": [0.01]}
     report = Evaluation(tasks=6, seed=3, validation_tasks=4, **settings).run("maml", maml(task, base()), base, CPU)
     (row,) = (row for row in report.rows if row.method == "from scratch")
     rules = {
@@ -334,7 +341,7 @@ def test_methods_and_their_differences_have_intervals_over_sources():
         k_query=4,
     )
     base = functools.partial(MLP, task.spec, hidden=[8])
-    settings = {"scratch_tasks": 20, "scratch_steps": 1, "adam_rates": [0.01], "sgd_rates": []}
+    settings = {"baseline": conventional(tasks=20, steps=1), "adam_rates": [0.01], "sgd_rates": []}
     report = Evaluation(tasks=30, seed=0, validation_tasks=2, **settings).run(
         "prototypes", Prototypes(base(), task), base, CPU
     )

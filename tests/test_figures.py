@@ -6,8 +6,12 @@ from matplotlib.colors import to_hex
 
 from mlframework.base_layers import MLP, Conv4
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.evaluation.figures import GREEN, GRID, RED, by_step_figure, contact_sheet, episode_figure, fits
-from mlframework.evaluation.task_set import Interval
+from mlframework.errors import UserError
+from mlframework.evaluation.displays.by_inner_step import by_step_figure
+from mlframework.evaluation.displays.contact_sheet import ContactSheet, contact_sheet
+from mlframework.evaluation.displays.drawing import GREEN, RED
+from mlframework.evaluation.displays.fits import POINTS, Fits, fits
+from mlframework.evaluation.interval import Interval
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -53,7 +57,7 @@ def test_curves_are_the_predictions_after_no_one_and_all_steps(waves):
         adapted = adapted_after(meta_layer, episode, step)
         for i, axes in enumerate(figure.axes):
             x, y = curves_of(axes)[label].unbind(-1)
-            assert len(x) == GRID
+            assert len(x) == POINTS
             with torch.no_grad():
                 wanted = meta_layer.predict(adapted, x.expand(3, -1)[..., None])[i, :, 0]
             torch.testing.assert_close(y, wanted)
@@ -150,8 +154,8 @@ def test_colour_images_of_a_net_that_mixes_examples_are_drawn_in_colour():
     x, y = torch.randn(6 * 10, 3, 16, 16), torch.arange(6).repeat(10)
     task = ArrayTasks({"validation": ClassIndexed.from_labels(x, y)}, n_way=3, k_shot=1, k_query=2)
     meta_layer = maml(Conv4(task.spec, filters=4, downsample="stride", norm="batch"), task)
-    figure = episode_figure(meta_layer, task.sample(4, "validation", seeded()))
-    assert figure is not None
+    ContactSheet().check(task)
+    figure = contact_sheet(meta_layer, task.sample(1, "validation", seeded()))
     assert all(image.get_array().shape == (16, 16, 3) for axes in figure.axes for image in axes.images)
 
 
@@ -196,10 +200,10 @@ class Plain(TaskDistribution):
         TaskSpec("sequence", (7,), 3),
     ],
 )
-def test_tasks_of_other_kinds_have_no_picture(spec):
-    task = Plain(spec)
-    meta_layer = Constant(MLP(spec, hidden=[4], norm="none"), task)
-    assert episode_figure(meta_layer, task.sample(1, "validation", seeded())) is None
+def test_tasks_of_other_kinds_are_refused_before_anything_is_drawn(spec):
+    for display in Fits(), ContactSheet():
+        with pytest.raises(UserError, match=r"draws .*, and Plain is "):
+            display.check(Plain(spec))
 
 
 def test_the_band_by_inner_step_is_the_interval():
@@ -219,6 +223,6 @@ def test_drawing_leaves_the_model_and_the_random_numbers_alone(waves):
     meta_layer, episode = waves
     before = {name: value.clone() for name, value in meta_layer.state_dict().items()}
     random = torch.get_rng_state()
-    episode_figure(meta_layer, episode)
+    fits(meta_layer, episode)
     torch.testing.assert_close(meta_layer.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlframework.evaluation.task_set import Interval
+from mlframework.evaluation.interval import Interval
 from mlframework.files import as_json, write_json
 from mlframework.runs.run_folder import RunFolder
 

@@ -20,7 +20,7 @@ from mlframework.cli.evaluate import main as evaluate
 from mlframework.cli.generate import main as generate_command
 from mlframework.cli.train import main as train
 from mlframework.errors import InvalidValue, UserError
-from mlframework.evaluation.text_samples import sample_sheet
+from mlframework.evaluation.displays.samples import sample_sheet
 from mlframework.tasks.text import Source, TextTasks
 from mlframework.text.generation import Sampling, draw, generate, sample_rows
 
@@ -157,8 +157,8 @@ SMALL = (
     *(
         "evaluation.tasks=3",
         "evaluation.validation_tasks=2",
-        "evaluation.scratch_tasks=1",
-        "evaluation.scratch_steps=2",
+        "evaluation.baseline.from_scratch.tasks=1",
+        "evaluation.baseline.from_scratch.steps=2",
         "algorithm.inner_steps=1",
     ),
 )
@@ -255,7 +255,7 @@ def test_a_run_on_other_tasks_generates_nothing(tmp_path):
     (tmp_path / "a.txt").write_text("ada")
     said = call(generate_command, "run=run", "support=a.txt", folder=tmp_path)
     assert said.exit_code == 2
-    assert said.err == "Sinusoid is no text task: it adapts to Examples(x, y, mask)\n"
+    assert said.err == "Sinusoid is no text task\n"
     with pytest.raises(UserError, match="no text task"):
         mlframework.load(tmp_path / "run").adapt(["ada"])
 

@@ -7,7 +7,7 @@ import torch
 
 from mlframework.backend.peak_memory import PeakMemory
 from mlframework.base_layers import MLP
-from mlframework.evaluation.baselines import FromScratch
+from mlframework.evaluation.baselines.from_scratch import TrainedFromScratch
 from mlframework.inner_loop import SGD, Proximal
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
 from mlframework.meta_layers.gradient_descent.imaml import Implicit
@@ -41,7 +41,7 @@ def adapt(layer, episode):
 
 
 def scratch(steps):
-    return FromScratch(network, TASK, update=partial(SGD, lr=1e-3), steps=steps)
+    return TrainedFromScratch(network, TASK, update=partial(SGD, lr=1e-3), steps=steps)
 
 
 #: How a meta layer of so many inner steps is made, and what is done with it.

@@ -13,7 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from mlframework.base_layers import MLP
-from mlframework.evaluation.task_set import Interval
+from mlframework.evaluation.displays.by_inner_step import ByInnerStep
+from mlframework.evaluation.displays.fits import Fits
+from mlframework.evaluation.interval import Interval
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.runs.run_folder import RunFolder
@@ -180,7 +182,8 @@ def train(folder, steps, start=0):
     outer = OuterLoop(layer, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0))
     run = RunFolder(folder)
     run.last.parent.mkdir(parents=True, exist_ok=True)
-    training = Training(task, layer, outer, torch.Generator().manual_seed(0), torch.device("cpu"), run)
+    displays = {"fits": Fits(), "by_inner_step": ByInnerStep()}
+    training = Training(task, layer, outer, torch.Generator().manual_seed(0), torch.device("cpu"), run, displays)
     often = {"validate_every": 2, "checkpoint_every": 2, "log_every": 1}
     trainer = Trainer(steps=steps, meta_batch=2, validation_tasks=3, monitor="query_loss", **often)
     logger = TensorBoardLogger(folder, start=start)
@@ -200,7 +203,7 @@ def test_a_training_leaves_points_at_its_steps_and_figures_at_1_2_4_8_validation
     by_step = {f"validation/query_loss_by_step/{i}" for i in range(3)}
     assert expected | by_step <= set(found.Tags()["scalars"])
     assert points(tmp_path, "validation/query_loss") == points(tmp_path, "validation/query_loss_by_step/2")
-    assert found.Tags()["images"] == ["validation/by_inner_step", "validation/tasks"]
+    assert found.Tags()["images"] == ["validation/tasks", "validation/by_inner_step"]
     for tag in found.Tags()["images"]:
         assert [image.step for image in found.Images(tag)] == [2, 4, 8, 11]
 

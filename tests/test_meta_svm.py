@@ -186,9 +186,13 @@ def test_the_solver_reports_to_tensorboard(run):
 
 
 def test_any_estimator_of_scikit_learn_is_judged_on_a_run_s_features(run):
-    options = ["evaluation/on_features=[svc,logistic_regression]", "evaluation.on_features.svc.C=3"]
-    own = ["+evaluation.on_features.near._target_=sklearn.neighbors.KNeighborsClassifier"]
-    few = ["evaluation.tasks=3", "evaluation.scratch_tasks=0", "+evaluation.on_features.near.n_neighbors=1"]
+    options = ["evaluation/baseline/on_features=[svc,logistic_regression]", "evaluation.baseline.on_features.svc.C=3"]
+    own = ["+evaluation.baseline.on_features.near._target_=sklearn.neighbors.KNeighborsClassifier"]
+    few = [
+        "evaluation.tasks=3",
+        "evaluation/baseline=[scikit_learn]",
+        "+evaluation.baseline.on_features.near.n_neighbors=1",
+    ]
     said = call(evaluate.main, "run=r", *options, *own, *few, folder=run.parent)
     assert said.exit_code == 0, said.err
     report = json.loads((run / "evaluation.json").read_text())
@@ -200,9 +204,9 @@ def test_any_estimator_of_scikit_learn_is_judged_on_a_run_s_features(run):
 
 
 def test_an_estimator_that_does_not_fit_the_task_is_refused_before_training(tmp_path):
-    said = call(train.main, "task=digits", "evaluation/on_features=[ridge]", *SHORT, folder=tmp_path)
+    said = call(train.main, "task=digits", "evaluation/baseline/on_features=[ridge]", *SHORT, folder=tmp_path)
     assert said.exit_code == 2
-    line = "evaluation.on_features.ridge: Ridge takes a regression, and Digits is a classification"
+    line = "evaluation.baseline.on_features.ridge=Ridge: takes a regression, and Digits is a classification"
     assert said.err.strip() == line
     assert not any(tmp_path.iterdir())
 

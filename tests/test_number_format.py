@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlframework.evaluation.evaluation import Report, Row as ReportRow
+from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown, shown_interval
-from mlframework.evaluation.task_set import Interval
+from mlframework.evaluation.report import MethodResult, Report
 from mlframework.runs.sweep import JobRow, table
 from mlframework.runs.tables import print_table, show_report
 
@@ -95,7 +95,7 @@ def test_a_diverged_job_empties_no_column_of_the_sweeps_table(monkeypatch, width
 @pytest.mark.parametrize("width", [20, 80])
 def test_small_losses_and_diverged_ones_stand_in_an_evaluations_table(monkeypatch, width):
     steps = {"query_loss": [Interval(3.6e24, 1.2e24, 9), Interval(0.00031, 0.00002, 9)]}
-    row = ReportRow("maml", "none", 9, (0, 5), steps, setting="", chosen=5, validation=0.0, values={})
+    row = MethodResult("maml", "none", 9, (0, 5), steps, setting="", chosen=5, validation=0.0, values={})
     report = Report("0" * 16, "test", 9, 0, 9, "query_loss", None, [row])
     found = printed(width, monkeypatch, show_report, report, "query_loss")
     assert "(3.6 ± 1.2)e+24" in found and "0.000310 ± 0.000020 (5)" in found and "maml" in found

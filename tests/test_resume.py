@@ -247,7 +247,7 @@ def test_what_may_change_is_applied_and_recorded_with_its_step(tmp_path):
     started = ["schedule=constant", "trainer.steps=4"]
     train(tmp_path, *started)
     typed = ["trainer.steps=6", "trainer.log_every=2", "evaluation=default", "evaluation.tasks=2"]
-    settings = ["evaluation.scratch_tasks=0", "evaluation.inner_steps=1"]
+    settings = ["evaluation/baseline=[]", "evaluation.inner_steps=1"]
     go_on(tmp_path, *typed, *settings)
     folder = RunFolder(tmp_path)
     config, overrides = folder.config(), folder.overrides()
@@ -262,7 +262,7 @@ def test_what_may_change_is_applied_and_recorded_with_its_step(tmp_path):
 
 
 def test_an_experiment_that_changes_nothing_learned_is_recorded(started_run):
-    quick = ["evaluation=default", "evaluation.tasks=2", "evaluation.scratch_tasks=0"]
+    quick = ["evaluation=default", "evaluation.tasks=2", "evaluation/baseline=[]"]
     go_on(started_run, "experiment=sinusoid_shots", *quick)
     folder = RunFolder(started_run)
     assert folder.choices()["experiment"] == "sinusoid_shots"

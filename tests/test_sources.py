@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mlframework.evaluation.sources import half_width_over_sources
-from mlframework.evaluation.task_set import Interval, TaskSet
+from mlframework.evaluation.interval import Interval, half_width_over_sources
+from mlframework.evaluation.task_set import TaskSet
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.tasks.text.text_lists import TextLists
 

@@ -13,10 +13,10 @@ from mlframework.base_layers import BaseLayer
 from mlframework.cli.train import main as train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.baselines import ngram_values
+from mlframework.evaluation.baselines.ngram import NGrams, ngram_values
+from mlframework.evaluation.displays.text_quality import TextQuality
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
-from mlframework.evaluation.text_quality import TextQuality
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.text import Source, TextTasks
 
@@ -67,12 +67,12 @@ class FromSupport(MetaLayer):
 
 def test_texts_are_recognised_once_a_model_has_adapted_and_not_before():
     task = Alphabets()
-    quality = TextQuality(sources=5, texts=10).run(FromSupport(task), task, "test", device=torch.device("cpu"))
-    assert quality.after["task_fit"].mean == 1 == quality.real["task_fit"].mean
-    assert quality.before["task_fit"].mean < 0.6
-    assert quality.after["ngram_distance"].mean < quality.before["ngram_distance"].mean
-    assert quality.after["copied_share"].mean < 0.1 and quality.after["distinct_3"].mean > 0.5
-    assert quality.after["task_fit"].values == 5
+    quality = TextQuality(sources=5, texts=10).measure(FromSupport(task), "test", 1)
+    assert quality.columns["after"]["task_fit"].mean == 1 == quality.columns["real"]["task_fit"].mean
+    assert quality.columns["before"]["task_fit"].mean < 0.6
+    assert quality.columns["after"]["ngram_distance"].mean < quality.columns["before"]["ngram_distance"].mean
+    assert quality.columns["after"]["copied_share"].mean < 0.1 and quality.columns["after"]["distinct_3"].mean > 0.5
+    assert quality.columns["after"]["task_fit"].values == 5
 
 
 class Copies(FromSupport):
@@ -90,9 +90,9 @@ class Copies(FromSupport):
 
 def test_copies_of_the_support_set_are_found():
     task = Alphabets()
-    quality = TextQuality(sources=3, texts=4).run(Copies(task), task, "test", device=torch.device("cpu"))
-    assert quality.before is None
-    assert quality.after["copied_share"].mean == 1 and quality.real["copied_share"].mean == 0
+    quality = TextQuality(sources=3, texts=4).measure(Copies(task), "test", 0)
+    assert set(quality.columns) == {"after", "real"}
+    assert quality.columns["after"]["copied_share"].mean == 1 and quality.columns["real"]["copied_share"].mean == 0
 
 
 def test_real_text_is_recognised_where_the_classifier_was_not_trained_on_it():
@@ -105,13 +105,13 @@ def test_real_text_is_recognised_where_the_classifier_was_not_trained_on_it():
             return [Source(str(i), ["".join(chr(97 + c) for c in word) for word in own]) for i, own in enumerate(draws)]
 
     task = Alike()
-    quality = TextQuality(sources=5, texts=10).run(FromSupport(task), task, "test", device=torch.device("cpu"))
-    assert quality.real["task_fit"].mean < 0.5
+    quality = TextQuality(sources=5, texts=10).measure(FromSupport(task), "test", 1)
+    assert quality.columns["real"]["task_fit"].mean < 0.5
 
 
 def test_real_text_is_none_of_the_support_and_not_its_own_reference():
     task = Alphabets()
-    source = TextQuality(texts=30).texts_of(FromSupport(task), task, "test", 1, torch.device("cpu"), 1)
+    source = TextQuality(texts=30).texts_of(FromSupport(task), "test", 1, 1)
     assert source.name == ALPHABETS[1]
     assert len(set(source.support)) == 6 and len(source.real) == pytest.approx(len(source.reference), abs=1)
     parts = [set(texts) for texts in (source.support, source.real, source.reference)]
@@ -130,7 +130,7 @@ def test_one_source_of_one_text_has_nothing_to_be_told_from(caplog):
 
     task = Lonely()
     task._loaded = {split: ([Source("one", ["abcd"])], None) for split in ("train", "validation", "test")}
-    assert TextQuality().run(FromSupport(task), task, "test", device=torch.device("cpu")) is None
+    assert TextQuality().measure(FromSupport(task), "test", 1) is None
     assert "there are not two sources" in caplog.text
 
 
@@ -188,7 +188,7 @@ def test_the_ngram_baseline_knows_nothing_of_other_test_text():
 
 def test_an_evaluation_tunes_the_ngram_baseline_on_validation_tasks():
     task = Alphabets()
-    report = Evaluation(tasks=6, seed=0, validation_tasks=10, scratch_tasks=0, ngram_order=3).run(
+    report = Evaluation(tasks=6, seed=0, validation_tasks=10, baseline={"ngram": NGrams(order=3)}).run(
         "letters", FromSupport(task), lambda: None, torch.device("cpu")
     )
     (row,) = (row for row in report.rows if row.method.startswith("3-gram"))
@@ -216,11 +216,12 @@ def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp
         *(
             "evaluation.tasks=4",
             "evaluation.validation_tasks=2",
-            "evaluation.scratch_tasks=1",
-            "evaluation.scratch_steps=1",
+            "evaluation.baseline.from_scratch.tasks=1",
+            "evaluation.baseline.from_scratch.steps=1",
             "algorithm.inner_steps=1",
         ),
-        *("evaluation.quality.sources=1", "evaluation.quality.texts=2", "evaluation.ngram_order=3"),
+        *("evaluation.measure.text_quality.sources=1", "evaluation.measure.text_quality.texts=2"),
+        "evaluation.baseline.ngram.order=3",
         folder=tmp_path,
     )
     assert said.exit_code == 0, said.err
@@ -247,9 +248,8 @@ def test_positions_that_know_no_longer_sequence_leave_in_context_out_and_nothing
         *(
             "evaluation.tasks=2",
             "evaluation.validation_tasks=2",
-            "evaluation.scratch_tasks=0",
-            "evaluation.quality=null",
-            "evaluation.ngram_order=0",
+            "evaluation/baseline=[in_context]",
+            "evaluation/measure=[]",
         ),
         folder=tmp_path,
     )

@@ -20,7 +20,7 @@ from mlframework.runs.run_folder import RunFolder
 #: Digits by batch norm, trained for a second and judged on eight tasks.
 DIGITS = (
     *("task=digits", "base_layer.norm=batch", "trainer.steps=5", "trainer.meta_batch=4", "trainer.validation_tasks=2"),
-    *("evaluation.tasks=8", "evaluation.validation_tasks=4", "evaluation.scratch_tasks=0", "logger.figures=false"),
+    *("evaluation.tasks=8", "evaluation.validation_tasks=4", "evaluation/baseline=[]", "logger.figures=false"),
     *("task.k_shot=2", "task.k_query=4"),
     *("suggested.inner_steps=2", "suggested.test_inner_steps=2"),
 )

@@ -40,8 +40,8 @@ SMALL = [
 SMALL_EVALUATION = [
     "evaluation.tasks=8",
     "evaluation.validation_tasks=4",
-    "evaluation.scratch_tasks=2",
-    "evaluation.scratch_steps=2",
+    "evaluation.baseline.from_scratch.tasks=2",
+    "evaluation.baseline.from_scratch.steps=2",
 ]
 
 

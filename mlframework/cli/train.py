@@ -24,8 +24,8 @@ SETTINGS = {
     "resume": bool,
 }
 
-#: Further keys that a training reads; an evaluation may be left out.
-OTHERS = ("evaluation", "suggested")
+#: Further keys that a training reads; an evaluation and displays may be left out.
+OTHERS = ("evaluation", "display", "suggested")
 
 
 @job(settings=SETTINGS, required=PARTS, others=OTHERS)

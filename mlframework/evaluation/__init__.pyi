@@ -1,3 +1,19 @@
-from .evaluation import Evaluation as Evaluation, Report as Report, Row as Row
-from .task_set import Interval as Interval, TaskSet as TaskSet
-from .text_quality import TextQuality as TextQuality
+from .baselines.baseline import Baseline as Baseline
+from .baselines.from_scratch import FromScratch as FromScratch
+from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
+from .baselines.ngram import NGrams as NGrams
+from .baselines.on_features import OnFeatures as OnFeatures
+from .baselines.scikit_learn import ScikitLearn as ScikitLearn
+from .choices import Candidate as Candidate
+from .displays.by_inner_step import ByInnerStep as ByInnerStep
+from .displays.contact_sheet import ContactSheet as ContactSheet
+from .displays.display import Display as Display
+from .displays.fits import Fits as Fits
+from .displays.samples import Samples as Samples
+from .displays.text_quality import TextQuality as TextQuality
+from .evaluation import Evaluation as Evaluation
+from .interval import Interval as Interval
+from .measure import Measure as Measure
+from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
+from .task_set import TaskSet as TaskSet
+from .trial import Trial as Trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,10 +13,9 @@ from mlframework.episode import Params
 from mlframework.errors import FailedRun
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.inner_loop import SGD, Adam, InnerUpdate
-from mlframework.meta_layers.gradient_descent import MAML
-from mlframework.meta_layers.meta_layer import Metrics
+from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 
-__all__ = ["Candidate", "Choice", "Rule", "choose", "other_rule", "rules", "thinned"]
+__all__ = ["Candidate", "Choice", "Rule", "choose", "following", "rules", "steps_by_rule", "thinned"]
 
 
 class Rule(NamedTuple):
@@ -114,16 +113,25 @@ def rules(*, adam: Iterable[float], sgd: Iterable[float]) -> list[Rule]:
     return [*(Rule("Adam", lr) for lr in adam), *(Rule("SGD", lr) for lr in sgd)]
 
 
+def steps_by_rule(meta_layer: MetaLayer) -> bool:
+    """Whether the inner loop of an algorithm follows an update rule that another can stand in for."""
+    return hasattr(meta_layer, "update") and hasattr(meta_layer, "adapted_names")
+
+
 @contextmanager
-def other_rule(meta_layer: MAML, rule: Rule) -> Iterator[None]:
-    """Lets the inner loop follow another rule for a while."""
-    own = meta_layer.update
-    params = {name: meta_layer.base_layer.get_parameter(name).detach() for name in meta_layer.adapted_names}
-    meta_layer.update = rule.update(params).to(next(iter(params.values())).device)
+def following(meta_layer: MetaLayer, rule: Rule | None) -> Iterator[None]:
+    """Lets an inner loop follow another update rule for a while; None: its own."""
+    if rule is None:
+        yield
+        return
+    stepping: Any = meta_layer
+    own = stepping.update
+    params = {name: meta_layer.base_layer.get_parameter(name).detach() for name in stepping.adapted_names}
+    stepping.update = rule.update(params).to(next(iter(params.values())).device)
     try:
         yield
     finally:
-        meta_layer.update = own
+        stepping.update = own
 
 
 def thinned(steps: int) -> list[int]:

@@ -4,56 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mlframework.episode import Episode, Split
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.number_format import shown_interval
-from mlframework.evaluation.sources import Sources, half_width_over_sources
+from mlframework.evaluation.interval import Interval, Sources
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["VALIDATION_SEED", "Interval", "TaskSet", "judge_by_step", "judge_tasks", "policies", "task_values"]
+__all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "judge_tasks", "policies", "task_values"]
 
 #: Validation tasks come from their own generator, so that they are the same for every run and every method.
 VALIDATION_SEED = 1
-
-
-class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval over tasks, by Student's t, and that over the sources of the tasks.
-
-    Attributes:
-        mean: of the values.
-        half_width: `mean - half_width` to `mean + half_width` is the interval; not a number for a single value.
-        values: how many there were.
-        over_sources: the half width of the interval over sources; None where each task is a source of its own, or
-            where there are too few sources to tell. See `mlframework.evaluation.sources`.
-    """
-
-    mean: float
-    half_width: float
-    values: int
-    over_sources: float | None = None
-
-    @classmethod
-    def of(cls, values: Tensor, sources: Sources | None = None) -> Interval:
-        """The interval of a sample `[count]`, whose tasks come from some sources."""
-        # Student's quantile, imported here: a run's first step need not wait for it. scipy.stats would take a second.
-        from scipy.special import stdtrit
-
-        count = len(values)
-        values = values.double()
-        if count < 2:
-            return cls(float(values.mean()), float("nan"), count)
-        quantile = float(stdtrit(count - 1, 0.975))
-        over_sources = None if sources is None else half_width_over_sources(values, sources)
-        return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count, over_sources)
-
-    def __str__(self) -> str:
-        return shown_interval(self.mean, self.half_width)
 
 
 class TaskSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
-from mlframework.errors import InvalidValue, UserError
+from mlframework.errors import InvalidValue, UserError, part_of
+from mlframework.evaluation.displays.display import Display
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs.check_config import is_part
 from mlframework.runs.run_folder import RunFolder
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # its imports are slow; a run without evaluation does without
 __all__ = [
     "build_base_layer",
     "build_device",
+    "build_displays",
     "build_evaluation",
     "build_logger",
     "build_meta_layer",
@@ -87,7 +89,25 @@ def build_trainer(config: DictConfig) -> Trainer:
 def build_evaluation(config: DictConfig) -> Evaluation | None:
     """The evaluation at the end of a run; None with `evaluation=none`."""
     # With evaluation=none an experiment's settings of the evaluation remain, without a _target_.
-    return instantiate(config.evaluation) if is_part(config.get("evaluation")) else None
+    if not is_part(config.get("evaluation")):
+        return None
+    groups = {group: build_named(config.evaluation.get(group)) for group in ("baseline", "measure")}
+    plain = {name: value for name, value in config.evaluation.items() if name not in groups}
+    return instantiate({**plain, **dict.fromkeys(groups)}, _partial_=True)(**groups)
+
+
+def build_displays(config: DictConfig, task: TaskDistribution) -> dict[str, Display]:
+    """The displays of a training by name, each of which can show the task."""
+    displays: dict[str, Display] = build_named(config.get("display"))
+    for name, display in displays.items():
+        with part_of(f"display.{name}"):
+            display.check(task)
+    return displays
+
+
+def build_named(group: DictConfig | None) -> dict[str, Any]:
+    """The parts of a group of which several may be chosen; settings of one that is not chosen have no _target_."""
+    return {str(name): instantiate(part) for name, part in (group or {}).items() if is_part(part)}
 
 
 def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> TensorBoardLogger:

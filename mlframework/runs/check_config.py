@@ -27,7 +27,7 @@ MOST_OF_ANY, MOST = 10**9, 10**6
 COUNTS = frozenset(
     {
         *("n_way", "k_shot", "k_query", "meta_batch", "prefetch", "chunk", "inner_steps", "test_inner_steps"),
-        *("tasks", "validation_tasks", "scratch_tasks", "scratch_steps", "ngram_order"),
+        *("tasks", "validation_tasks", "order"),
         *("sources", "texts", "n", "length"),
     }
 )

@@ -27,6 +27,7 @@ CHANGEABLE = (
     "trainer.prefetch",
     "evaluation",
     "logger",
+    "display",
     "outer.capture",
     "outer.engine",
     "outer.chunk",

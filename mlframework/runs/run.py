@@ -24,10 +24,12 @@ from mlframework.runs.try_out import try_out
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress
+from mlframework.training.logger import TensorBoardLogger
 from mlframework.training.trainer import Trainer, Training
 
 if TYPE_CHECKING:
-    from mlframework.evaluation.evaluation import Evaluation, Report
+    from mlframework.evaluation.evaluation import Evaluation
+    from mlframework.evaluation.report import Report
 
 __all__ = ["evaluate_run", "load_run", "train_run"]
 
@@ -68,12 +70,14 @@ def train_run(
     with folder.locked():
         if not config.resume:
             folder.check_new()  # another process may have finished a run here in the meantime
-        progress = start(training, config, overrides, choices)
+        progress = start(training, folder, config, overrides, choices)
         if progress.step > trainer.steps:
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
         if run is not None:
             run.record(folder, progress.step)
-        progress = meta_train(training, trainer, config, progress, overrides=overrides, choices=choices)
+        logger = build.build_logger(config, folder, start=progress.step)
+        logger.config(config, choices, overrides)
+        progress = meta_train(training, trainer, logger, progress)
         report = evaluate(evaluation, config, training, choices) if evaluation is not None else None
         result: dict[str, Any] = {"status": "finished", "overrides": list(overrides), "choices": dict(choices)}
         result |= outcome(training, trainer, progress)
@@ -107,6 +111,7 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     if config.resume and folder.last.exists():
         config.init = None  # the checkpoint holds the weights
     training = set_up(config, folder)
+    training = training._replace(displays=build.build_displays(config, training.task))
     trainer: Trainer = build.build_trainer(config)
     evaluation = build.build_evaluation(config)
     if evaluation is not None:
@@ -117,19 +122,9 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     return training, trainer, evaluation
 
 
-def meta_train(
-    training: Training,
-    trainer: Trainer,
-    config: DictConfig,
-    progress: Progress,
-    *,
-    overrides: Sequence[str],
-    choices: Mapping[str, str],
-) -> Progress:
+def meta_train(training: Training, trainer: Trainer, logger: TensorBoardLogger, progress: Progress) -> Progress:
     """Trains to the end, checks the last parameters, and loads the best ones."""
-    logger = build.build_logger(config, training.folder, start=progress.step)
     try:
-        logger.config(config, choices, overrides)
         progress = trainer.run(training, logger, progress)
     finally:
         logger.close()
@@ -196,9 +191,14 @@ def import_compiler() -> None:
         gc.enable()
 
 
-def start(training: Training, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> Progress:
+def start(
+    training: Training,
+    folder: RunFolder,
+    config: DictConfig,
+    overrides: Sequence[str],
+    choices: Mapping[str, str],
+) -> Progress:
     """Restores the last checkpoint of a resumed run, or records the settings of a new one."""
-    folder = training.folder
     if config.resume and folder.last.exists():
         return checkpoint.restore(
             folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator

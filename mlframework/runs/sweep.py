@@ -257,7 +257,7 @@ def interval(values: Sequence[float | None]) -> tuple[float | None, float | None
     """
     import torch
 
-    from mlframework.evaluation.task_set import Interval
+    from mlframework.evaluation.interval import Interval
 
     known = [math.nan if value is None else value for value in values]
     mean, half_width, *_ = Interval.of(torch.tensor(known, dtype=torch.float64))

@@ -11,11 +11,10 @@ from rich.table import Table
 from mlframework.evaluation.number_format import shown_interval
 
 if TYPE_CHECKING:
-    from mlframework.evaluation.evaluation import Report, Row
-    from mlframework.evaluation.task_set import Interval
-    from mlframework.evaluation.text_quality import Quality
+    from mlframework.evaluation.interval import Interval
+    from mlframework.evaluation.report import Measured, MethodResult, Report
 
-__all__ = ["evaluation_table", "print_table", "quality_table", "show_report"]
+__all__ = ["evaluation_table", "measured_table", "print_table", "show_report"]
 
 #: Characters of a table at most.
 WIDEST = 1000
@@ -24,8 +23,8 @@ WIDEST = 1000
 def show_report(report: Report, metric: str) -> None:
     """Prints the tables of an evaluation."""
     print_table(evaluation_table(report, metric))
-    if report.quality is not None:
-        print_table(quality_table(report.quality))
+    for measured in report.measures.values():
+        print_table(measured_table(measured))
 
 
 def print_table(table: Table) -> None:
@@ -64,13 +63,13 @@ def evaluation_table(report: Report, metric: str) -> Table:
     return table
 
 
-def described(row: Row, report: Report) -> str:
+def described(row: MethodResult, report: Report) -> str:
     """The method, its setting where it had a choice, and on how many tasks where these are not all."""
     named = f"{row.method}, {row.setting}" if row.setting else row.method
     return named if row.tasks == report.tasks else f"{named} ({row.tasks} tasks)"
 
 
-def cells(row: Row, metric: str) -> tuple[str, str]:
+def cells(row: MethodResult, metric: str) -> tuple[str, str]:
     """Before adaptation, and after the chosen step; a method without a before leaves it empty."""
     before, after = row.metrics[metric][0], row.interval(metric)
     if len(row.steps) == 1:
@@ -84,18 +83,18 @@ def short(interval: Interval) -> str:
     return shown_interval(interval.mean, widest)
 
 
-def quality_table(quality: Quality) -> Table:
-    """Every measure of generated texts, before and after adaptation, beside real text."""
+def measured_table(measured: Measured) -> Table:
+    """Every quantity of a measure, a column for each heading."""
     table = Table(
-        title="generated texts of test sources",
+        title=measured.title,
         caption="mean ± half width of the 95 % interval over sources",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("measure")
-    for name in ("before", "after", "real text"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for measure, after in quality.after.items():
-        before = "" if quality.before is None else short(quality.before[measure])
-        table.add_row(measure.replace("_", " "), before, short(after), short(quality.real[measure]))
+    for heading in measured.columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in next(iter(measured.columns.values())):
+        cells = (short(column[name]) for column in measured.columns.values())
+        table.add_row(name.replace("_", " "), *cells)
     return table

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from mlframework.episode import Episode, Examples
-from mlframework.errors import InvalidValue, UserError
+from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
 from mlframework.runs.build import build_device
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.saved import read
+from mlframework.tasks.text.text_tasks import as_text
 from mlframework.text.generation import Sampling, generate
 
 __all__ = ["TaskModel", "Trained", "load"]
@@ -84,12 +85,7 @@ class Trained:
 
     def encoded(self, texts: Sequence[str]) -> Examples:
         """Texts as the support set of one task."""
-        from mlframework.tasks.text import TextTasks
-
-        task = self.meta_layer.task
-        if not isinstance(task, TextTasks):
-            raise UserError(f"{type(task).__name__} is no text task: it adapts to Examples(x, y, mask)")
-        return task.encode(texts)
+        return as_text(self.meta_layer.task).encode(texts)
 
 
 class TaskModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from torch import Tensor
 from mlframework.base_layers.recall import can_recall, recalling
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
-
-if TYPE_CHECKING:
-    from mlframework.tasks.text import TextTasks
+from mlframework.tasks.text.text_tasks import as_text
 
 __all__ = ["Sampling", "draw", "generate", "truncated"]
 
@@ -69,7 +67,7 @@ def generate(
     sampling.check()
     if count < 1:
         raise InvalidValue("n", count, "must be at least 1")
-    task: TextTasks = meta_layer.task  # type: ignore[assignment]
+    task = as_text(meta_layer.task)
     start = [task.tokens.boundary, *task.tokens.encode(prompt)]
     rows = sample_rows(meta_layer, adapted, start, count=count, sampling=sampling, generator=generator)
     texts = (task.decode(row) for row in rows)
@@ -89,7 +87,7 @@ def sample_rows(
 
     What the base layer has read it remembers, so that every step reads one token; one that cannot reads all again.
     """
-    boundary = meta_layer.task.tokens.boundary  # type: ignore[attr-defined]
+    boundary = as_text(meta_layer.task).tokens.boundary
     device = next(meta_layer.parameters()).device
     rows = torch.tensor(start).repeat(count, 1)
     ended = torch.zeros(count, dtype=torch.bool)

@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mlframework.evaluation.task_set import Interval
+from mlframework.evaluation.interval import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorBoardLogger", "hyperparameters"]
 
 #: Parts of the config that say where and how to look, not what is trained.
-NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "suggested")
+NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "display", "suggested")
 
 #: TensorBoard takes the columns of a whole sweep from one of its runs: every run names the metrics of the others too.
 HPARAMS_METRICS = ("validation/query_loss", "validation/query_accuracy")
@@ -35,7 +35,7 @@ class TensorBoardLogger:
     Args:
         folder: the run folder.
         start: the step from which this process writes; what an interrupted process wrote beyond it is dropped.
-        figures: whether to draw pictures, which takes about half a second each.
+        figures: whether displays write here, which takes about half a second each.
     """
 
     def __init__(self, folder: Path, *, start: int, figures: bool = True) -> None:

@@ -8,17 +8,19 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import torch
 
 from mlframework.backend.devices import UNDISTURBED
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
+from mlframework.evaluation.displays.display import Display, Validated
+from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
-from mlframework.evaluation.task_set import VALIDATION_SEED, Interval, TaskSet, judge_tasks
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_tasks
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress
@@ -28,15 +30,24 @@ from mlframework.training.outer_loop import NotFinite, OuterLoop
 from mlframework.training.prefetch import Prefetch
 from mlframework.training.progress import TrainingProgress, training_progress
 
-__all__ = ["Trainer", "Training"]
+__all__ = ["Checkpoints", "Trainer", "Training"]
 
 log = logging.getLogger(__name__)
 
-#: As many of them are drawn in figures.
-DRAWN_TASKS = 4
+#: The first validation tasks, which displays show.
+SHOWN_TASKS = 4
 
-#: Of text tasks: validation sources for which texts are generated and judged, and how many for each.
-QUALITY_SOURCES, QUALITY_TEXTS = 8, 8
+
+class Checkpoints(Protocol):
+    """Where a training keeps its weights."""
+
+    @property
+    def last(self) -> Path:
+        """The state of the training at the last checkpoint."""
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best validation."""
 
 
 class Training(NamedTuple):
@@ -48,7 +59,8 @@ class Training(NamedTuple):
         outer: steps its optimizer.
         generator: draws the training episodes.
         device: where episodes go.
-        folder: where everything is written.
+        folder: where weights are written.
+        displays: what is shown of validations, by name.
     """
 
     task: TaskDistribution
@@ -56,7 +68,8 @@ class Training(NamedTuple):
     outer: OuterLoop
     generator: torch.Generator
     device: torch.device
-    folder: RunFolder
+    folder: Checkpoints
+    displays: Mapping[str, Display] = MappingProxyType({})
 
 
 class Validation(NamedTuple):
@@ -228,8 +241,8 @@ class Trainer:
         logger.by_step("validation", validation.by_step, progress.step)
         # What an algorithm tells about itself, a solver's residual say, is a curve; people are shown how well it does.
         shown = {name: steps for name, steps in validation.by_step.items() if name.startswith("query_")}
-        if logger.figures and self.draws_figures_at(progress.step):
-            self.draw(training, logger, shown, progress.step)
+        if logger.figures and self.shows_at(progress.step):
+            self.show(training, logger, shown, progress.step)
         bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {validation.metrics[n]}" for n in shown))
         value = validation.metrics[self.monitor].mean
         if not self.better(training.task, value, progress.best):
@@ -244,32 +257,22 @@ class Trainer:
         by_step = judge_tasks(layer, tasks, layer.test_inner_steps, device=training.device)
         return Validation(by_step, self.selecting_step(layer))
 
-    def draws_figures_at(self, step: int) -> bool:
+    def shows_at(self, step: int) -> bool:
         """After the last step and after 1, 2, 4, 8, ... validations: things change early, then slowly."""
         count, rest = divmod(step, self.validate_every)
         return step == self.steps or (rest == 0 and count & (count - 1) == 0)
 
-    def draw(
-        self, training: Training, logger: TensorBoardLogger, intervals: Mapping[str, list[Interval]], step: int
+    def show(
+        self, training: Training, logger: TensorBoardLogger, by_step: Mapping[str, list[Interval]], step: int
     ) -> None:
-        """Figures of the metrics by inner step, and figures or texts of the first validation tasks."""
-        # Imported here: matplotlib takes half a second, which a training without figures need not spend.
-        from mlframework.evaluation.figures import by_step_figure, episode_figure
-        from mlframework.evaluation.text_quality import TextQuality
-        from mlframework.evaluation.text_samples import sample_sheet
-        from mlframework.tasks.text import TextTasks
-
-        logger.figure("validation/by_inner_step", by_step_figure(intervals), step)
-        episode = next(iter(TaskSet(training.task, "validation", tasks=DRAWN_TASKS, seed=VALIDATION_SEED)))
-        figure = episode_figure(training.meta_layer, episode.to(training.device))
-        if figure is not None:
-            logger.figure("validation/tasks", figure, step)
-        if isinstance(training.task, TextTasks):
-            logger.text("validation/samples", sample_sheet(training.meta_layer, episode.to(training.device)), step)
-            judge = TextQuality(sources=QUALITY_SOURCES, texts=QUALITY_TEXTS, seed=VALIDATION_SEED)
-            quality = judge.run(training.meta_layer, training.task, "validation", device=training.device)
-            for when, measures in quality.measures() if quality else ():
-                logger.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, step)
+        """Lets the displays show a validation; one that fails is left out, for no figure is worth a training."""
+        episode = next(iter(TaskSet(training.task, "validation", tasks=SHOWN_TASKS, seed=VALIDATION_SEED)))
+        validated = Validated(training.meta_layer, episode.to(training.device), by_step, step)
+        for name, display in training.displays.items():
+            try:
+                display.show(validated, logger)
+            except Exception as error:  # whatever a user's own display may raise
+                log.warning("display.%s is left out at step %d: %s: %s", name, step, type(error).__name__, error)
 
     def better(self, task: TaskDistribution, value: float, than: float | None) -> bool:
         """Whether a monitored value replaces the best so far: a finite value does where there is no finite one."""
@@ -303,5 +306,5 @@ def culprits(episode: Episode, tasks: list[int]) -> str:
     return ", ".join(f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in tasks)
 
 
-def last_good(folder: RunFolder) -> str:
+def last_good(folder: Checkpoints) -> str:
     return f"the last good checkpoint is {folder.last}"

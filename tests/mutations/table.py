@@ -67,9 +67,13 @@ episode = File("episode.py", "test_tasks_text.py")
 
 evaluation = File("evaluation/evaluation.py", "test_evaluation.py")
 choices = File("evaluation/choices.py", "test_choices.py")
-baselines = File("evaluation/baselines.py", "test_text_quality.py")
+trial = File("evaluation/trial.py", "test_evaluation.py")
+report = File("evaluation/report.py", "test_evaluation.py")
+from_scratch = File("evaluation/baselines/from_scratch.py", "test_evaluation.py")
+fitted = File("evaluation/baselines/fitted_estimators.py", "test_evaluation.py")
+ngram_baseline = File("evaluation/baselines/ngram.py", "test_text_quality.py")
 judging = File("evaluation/task_set.py", "test_evaluation.py")
-sources = File("evaluation/sources.py", "test_sources.py")
+interval = File("evaluation/interval.py", "test_sources.py")
 trainer = File("training/trainer.py", "test_trainer.py")
 run = File("runs/run.py", "test_trainer.py")
 trained = File("runs/trained.py", "test_trained.py")
@@ -80,7 +84,7 @@ few_shot = File("tasks/few_shot.py", "test_tasks_few_shot.py")
 sinusoid = File("tasks/regression/sinusoid.py", "test_tasks_sinusoid.py")
 text_tasks = File("tasks/text/text_tasks.py", "test_tasks_text.py")
 measures = File("text/measures.py", "test_text_measures.py")
-quality = File("evaluation/text_quality.py", "test_text_quality.py")
+quality = File("evaluation/displays/text_quality.py", "test_text_quality.py")
 ngram = File("text/ngram.py", "test_ngram.py")
 generation = File("text/generation.py", "test_generation.py")
 
@@ -430,23 +434,23 @@ ALGORITHMS = (
 EVALUATION = (
     evaluation(
         "validation drawn from test",
-        'self.validation = set_of("validation",',
-        "self.validation = set_of(evaluation.split,",
+        'validation = set_of("validation",',
+        "validation = set_of(self.split,",
         "test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation",
     ),
-    evaluation(
+    trial(
         "choices made on test",
         "return choose(candidates, self.validation, self.monitor",
         "return choose(candidates, self.tasks, self.monitor",
         "test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation",
     ),
-    evaluation(
+    trial(
         "scratch judged on other tasks",
         "self.tasks.first(tasks) if tasks",
         "self.validation.first(tasks) if tasks",
         "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
     ),
-    evaluation(
+    from_scratch(
         "initial networks from scratch differ between rules",
         "torch.manual_seed(tasks.seed)",
         "pass",
@@ -458,29 +462,29 @@ EVALUATION = (
         "row=0",
         "test_the_costly_policy_is_judged_before_and_after_the_chosen_steps_alone",
     ),
-    evaluation(
+    report(
         "a paired difference is unpaired",
         "Interval.of(ours - theirs, sources",
         "Interval.of(ours - theirs.flip(0), sources",
         "test_choices.py::test_a_difference_is_paired",
     ),
-    evaluation(
+    trial(
         "intervals of methods ignore sources",
         "Interval.of(step, sources) for step in steps",
         "Interval.of(step) for step in steps",
         "test_methods_and_their_differences_have_intervals_over_sources",
     ),
-    evaluation(
+    report(
         "intervals of differences ignore sources",
         "Interval.of(ours - theirs, sources and sources[: row.tasks])",
         "Interval.of(ours - theirs)",
         "test_methods_and_their_differences_have_intervals_over_sources",
     ),
-    evaluation(
+    ngram_baseline(
         "the n-gram baseline of an evaluation is tuned on test tasks",
-        "order=self.ngram_order, validation=trial.validation)",
-        "order=self.ngram_order, validation=trial.tasks)",
-        "test_text_quality.py::test_an_evaluation_tunes_the_ngram_baseline_on_validation_tasks",
+        "order=self.order, validation=trial.validation)",
+        "order=self.order, validation=trial.tasks)",
+        "test_an_evaluation_tunes_the_ngram_baseline_on_validation_tasks",
     ),
     choices(
         "choose() turned round",
@@ -503,34 +507,33 @@ EVALUATION = (
     ),
     choices(
         "another rule stays",
-        "meta_layer.update = own",
+        "stepping.update = own",
         "pass",
         "test_another_rule_is_followed_and_then_given_back",
     ),
-    baselines(
+    from_scratch(
         "from scratch is judged a step later than it says",
         "if step in shown)",
         "if max(step - 1, 0) in shown)",
-        "test_evaluation.py::"
         "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
     ),
-    baselines(
+    ngram_baseline(
         "n-gram trained on test rows",
         'rows = task.rows("train")',
         'rows = task.rows("test")',
         "test_the_ngram_baseline_knows_nothing_of_other_test_text",
     ),
-    baselines(
+    ngram_baseline(
         "n-gram tuned on test tasks",
         "model.tune(validation)",
         "model.tune(tasks)",
         "test_the_ngram_baseline_knows_nothing_of_other_test_text",
     ),
-    baselines(
+    fitted(
         "an estimator is fitted to padding",
         "kept = mask > 0",
         "kept = mask >= 0",
-        "test_evaluation.py::test_a_class_that_an_estimator_has_not_met_is_the_least_likely",
+        "test_a_class_that_an_estimator_has_not_met_is_the_least_likely",
     ),
     judging(
         "task sets ignore their seed",
@@ -544,11 +547,11 @@ EVALUATION = (
         "tasks=min(tasks, self.tasks), seed=self.seed + 1",
         "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
     ),
-    judging(
+    interval(
         "an interval ignores its sources",
         "None if sources is None else half_width_over_sources(values, sources)",
         "None",
-        "test_sources.py::test_with_a_source_for_each_task_both_intervals_are_one",
+        "test_with_a_source_for_each_task_both_intervals_are_one",
     ),
     judging(
         "the sources are those of other tasks",
@@ -556,13 +559,13 @@ EVALUATION = (
         "generator)",
         "test_sources.py::test_the_sources_of_a_classification_are_the_classes_that_were_drawn",
     ),
-    judging(
+    interval(
         "a 90 % interval",
         "stdtrit(count - 1, 0.975)",
         "stdtrit(count - 1, 0.95)",
-        "test_interval_is_that_of_scipy",
+        "test_evaluation.py::test_interval_is_that_of_scipy",
     ),
-    sources(
+    interval(
         "tasks of one source are independent",
         "deviations @ shares @ deviations",
         "deviations @ deviations",

@@ -18,7 +18,7 @@ from mlframework.tasks.few_shot import check_at_least, distinct
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text.tokens import Bytes, Tokens
 
-__all__ = ["Rows", "Source", "TextTasks"]
+__all__ = ["Rows", "Source", "TextTasks", "as_text"]
 
 
 class Source(NamedTuple):
@@ -210,3 +210,10 @@ class TextTasks(TaskDistribution, ABC):
             need = f"{self.k_shot} + {self.k_query} rows of {self.length} tokens"
             raise UserError(f"{type(self).__name__}: no source of the {split} split has {need}: smaller ones need less")
         return kept, Rows.of(windows, sizes, self.length, self.tokens.boundary)
+
+
+def as_text(task: TaskDistribution) -> TextTasks:
+    """The task distribution itself, where it is one of text; any other is refused."""
+    if not isinstance(task, TextTasks):
+        raise UserError(f"{type(task).__name__} is no text task")
+    return task

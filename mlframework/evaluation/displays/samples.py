@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 import torch
 
 from mlframework.episode import Episode
+from mlframework.evaluation.displays.display import Display, Log, Validated
 from mlframework.inner_loop.inner_loop import ends
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.tasks.text.text_tasks import as_text
 from mlframework.text.generation import Sampling, generate
 
-if TYPE_CHECKING:
-    from mlframework.tasks.text import TextTasks
-
-__all__ = ["sample_sheet"]
+__all__ = ["Samples", "sample_sheet"]
 
 #: Examples and generated texts that are shown of each task.
 SHOWN = 5
+
+
+class Samples(Display):
+    """Writes support examples of the first validation tasks beside generated texts."""
+
+    def check(self, task: TaskDistribution) -> None:
+        as_text(task)
+
+    def show(self, validated: Validated, log: Log) -> None:
+        sheet = sample_sheet(validated.meta_layer, validated.episode)
+        log.text("validation/samples", sheet, validated.step)
 
 
 def sample_sheet(meta_layer: MetaLayer, episode: Episode, *, seed: int = 0) -> str:
@@ -36,7 +46,7 @@ def sample_sheet(meta_layer: MetaLayer, episode: Episode, *, seed: int = 0) -> s
 
 def task_sheet(meta_layer: MetaLayer, episode: Episode, seed: int) -> str:
     """The table of one task; an algorithm without inner steps has no column for before."""
-    task: TextTasks = meta_layer.task  # type: ignore[assignment]
+    task = as_text(meta_layer.task)
     sampling = Sampling(length=task.spec.x_shape[0])
     with torch.no_grad():
         models = ends(meta_layer.trajectory(episode.support, meta_layer.test_inner_steps))

@@ -1,19 +1,23 @@
-"""How well a text model generates: whose its texts seem, how like real text they are, what they copy."""
+"""The quality of generated texts: their likeness to real text, copies of the support set, and whose they seem."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 
 from mlframework.episode import Examples, Split
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.task_set import Interval
+from mlframework.evaluation.displays.display import Display, Log, Validated
+from mlframework.evaluation.interval import Interval
+from mlframework.evaluation.measure import Measure
+from mlframework.evaluation.report import Measured
 from mlframework.inner_loop.inner_loop import ends
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.tasks.text import TextTasks
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.tasks.text.text_tasks import TextTasks, as_text
 from mlframework.text.generation import Sampling, generate
 from mlframework.text.measures import (
     Recognition,
@@ -25,9 +29,9 @@ from mlframework.text.measures import (
     ngram_distance,
 )
 
-__all__ = ["Quality", "TextQuality"]
+__all__ = ["TextQuality"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Characters of the n-grams whose distributions are compared.
 DISTANCE_N = 2
@@ -60,34 +64,16 @@ class SourceTexts(NamedTuple):
     after: list[str]
 
 
-class Quality(NamedTuple):
-    """Each measure's interval over the sources that texts were generated for.
-
-    Attributes:
-        before: of texts drawn before adaptation; None for an algorithm without inner steps.
-        after: of texts drawn after it.
-        real: of real text of the same sources beside the support sets; recognised is what the classifier had not seen.
-    """
-
-    before: dict[str, Interval] | None
-    after: dict[str, Interval]
-    real: dict[str, Interval]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries; an interval is its mean, half width and number of values."""
-        return {of: {name: i._asdict() for name, i in measures.items()} for of, measures in self.measures()}
-
-    def measures(self) -> list[tuple[str, dict[str, Interval]]]:
-        """What there is, by name."""
-        return [(of, measures) for of, measures in self._asdict().items() if measures is not None]
-
-
-class TextQuality:
+class TextQuality(Measure, Display):
     """Judges generated texts of held-out sources, each adapted to by one support set.
 
     `task_fit` is the share of texts that a classifier, trained on real text of all sources of the split, takes for the
-    source's own; `task_fit_rank` one over the source's place among all. `ngram_distance` is that of character bigrams
-    from as many real texts, `copied_share` and `copied_10grams` what stands in the support set, `distinct_3` variety.
+    source's own; `task_fit_rank` one over the source's place among all. `ngram_distance` is the distance of character
+    bigrams from as many real texts, `copied_share` and `copied_10grams` the share that stands in the support set,
+    `distinct_3` variety.
+
+    The columns are `before` and `after` adapting (an algorithm without inner steps has no `before`), and `real`: real
+    text of the same sources beside the support sets, which the classifier has not seen.
 
     Args:
         sources: how many, the first ones of the split.
@@ -105,48 +91,42 @@ class TextQuality:
         Sampling(temperature=temperature, top_p=top_p).check()
         self.sources, self.texts, self.temperature, self.top_p, self.seed = sources, texts, temperature, top_p, seed
 
-    def run(
-        self,
-        meta_layer: MetaLayer,
-        task: TextTasks,
-        split: Split,
-        *,
-        device: torch.device,
-        inner_steps: int | None = None,
-    ) -> Quality | None:
-        """Generates and judges; None, and a line in the log, where there are not two sources to tell apart.
+    def check(self, task: TaskDistribution) -> None:
+        as_text(task)
 
-        Args:
-            meta_layer: the algorithm.
-            task: of text.
-            split: whose sources.
-            device: where support sets go.
-            inner_steps: by which it adapts; None: its own number at test.
-        """
-        steps = meta_layer.test_inner_steps if inner_steps is None else inner_steps
+    def show(self, validated: Validated, log: Log) -> None:
+        """Writes the mean of each measure on validation sources."""
+        layer = validated.meta_layer
+        measured = self.measure(layer, "validation", layer.test_inner_steps)
+        for when, measures in measured.columns.items() if measured else ():
+            log.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, validated.step)
+
+    def measure(self, meta_layer: MetaLayer, split: Split, steps: int) -> Measured | None:
+        """Generates and judges; None, and a line in the log, where there are not two sources to tell apart."""
+        task = as_text(meta_layer.task)
         texts = told_apart(task, split)
         if len(texts) < 2:
-            log.warning("generated texts are not judged: there are not two sources with two pieces of text each")
+            logger.warning("generated texts are not judged: there are not two sources with two pieces of text each")
             return None
         # Pieces as long as what is generated; the texts of a list are mostly shorter, and are whole then.
         fit = TaskFit(texts, length=task.length)
         numbers = [number for number, source in enumerate(task.sources(split)) if source.name in texts]
-        found = [self.texts_of(meta_layer, task, split, number, device, steps) for number in numbers[: self.sources]]
+        found = [self.texts_of(meta_layer, split, number, steps) for number in numbers[: self.sources]]
         before = {each.name: each.before for each in found}
         after = {each.name: each.after for each in found}
         # Of real text only what the classifier was not trained on can be recognised fairly.
         places = torch.tensor([fit.names.index(each.name) for each in found])
         ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))
-        return Quality(
-            judged(task, found, before, fit.score(before)) if meta_layer.test_inner_steps else None,
-            judged(task, found, after, fit.score(after)),
-            judged(task, found, {each.name: each.real for each in found}, ceiling),
-        )
+        columns = {}
+        if meta_layer.test_inner_steps:
+            columns["before"] = judged_texts(task, found, before, fit.score(before))
+        columns["after"] = judged_texts(task, found, after, fit.score(after))
+        columns["real"] = judged_texts(task, found, {each.name: each.real for each in found}, ceiling)
+        return Measured(f"generated texts of {split} sources", columns)
 
-    def texts_of(
-        self, meta_layer: MetaLayer, task: TextTasks, split: Split, number: int, device: torch.device, steps: int
-    ) -> SourceTexts:
+    def texts_of(self, meta_layer: MetaLayer, split: Split, number: int, steps: int) -> SourceTexts:
         """The support set of one source, other real text of it, and what is generated before and after adapting."""
+        task, device = as_text(meta_layer.task), next(meta_layer.parameters()).device
         generator = torch.Generator().manual_seed(self.seed)
         support = task.draw(torch.tensor([number]), split, generator).support
         with torch.no_grad():
@@ -161,7 +141,7 @@ class TextQuality:
         return SourceTexts(task.sources(split)[number].name, given, unseen[::2], unseen[1::2], before, after)
 
 
-def judged(
+def judged_texts(
     task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: Recognition
 ) -> dict[str, Interval]:
     """The measures of some texts of each source."""

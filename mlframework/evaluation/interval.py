@@ -1,19 +1,56 @@
-"""Intervals over what was sampled: tasks that share a source are not independent."""
+"""Means with their 95 % intervals: over tasks, and over the sources of the tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sources", "half_width_over_sources"]
+from mlframework.evaluation.number_format import shown_interval
+
+__all__ = ["Interval", "Sources", "half_width_over_sources"]
 
 #: The sources of each task: a language, a role; the characters of a classification.
 Sources = Sequence[tuple[str, ...]]
 
 #: Above this share of pairs of tasks with a common source, the sources are too few for an interval.
 MOST_SHARED = 0.5
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % confidence interval over tasks, by Student's t, and that over the sources of the tasks.
+
+    Attributes:
+        mean: of the values.
+        half_width: `mean - half_width` to `mean + half_width` is the interval; NaN for a single value.
+        values: how many there were.
+        over_sources: the half width of the interval over sources; None where each task is a source of its own, or
+            where there are too few sources to tell. See `half_width_over_sources`.
+    """
+
+    mean: float
+    half_width: float
+    values: int
+    over_sources: float | None = None
+
+    @classmethod
+    def of(cls, values: Tensor, sources: Sources | None = None) -> Interval:
+        """The interval of a sample `[count]`, whose tasks come from some sources."""
+        # Imported here: a run's first step need not wait for it. scipy.stats would take a second.
+        from scipy.special import stdtrit
+
+        count = len(values)
+        values = values.double()
+        if count < 2:
+            return cls(float(values.mean()), float("nan"), count)
+        quantile = float(stdtrit(count - 1, 0.975))
+        over_sources = None if sources is None else half_width_over_sources(values, sources)
+        return cls(float(values.mean()), quantile * float(values.std()) / count**0.5, count, over_sources)
+
+    def __str__(self) -> str:
+        return shown_interval(self.mean, self.half_width)
 
 
 def half_width_over_sources(values: Tensor, sources: Sources) -> float | None:

@@ -1,31 +1,26 @@
-"""Conventional learning, to be judged beside meta-learning on the same tasks."""
+"""scikit-learn's estimators, one fitted to each support set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.episode import Examples, Kind, Params, masked_mean
-from mlframework.evaluation.choices import thinned
-from mlframework.evaluation.task_set import TaskSet
-from mlframework.inner_loop import InnerUpdate
-from mlframework.inner_loop.inner_loop import inner_loop, last
+from mlframework.episode import Examples, Kind
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.choices import Candidate
+from mlframework.evaluation.task_set import task_values
+from mlframework.evaluation.trial import Trial
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.tasks.task_distribution import TaskDistribution
-from mlframework.tasks.text import TextTasks
-from mlframework.text.ngram import NGramModel
 
-if TYPE_CHECKING:
-    # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
-    from sklearn.base import BaseEstimator
-
-__all__ = ["FittedEstimators", "FromScratch", "estimator_for", "grid", "kind_of", "ngram_values", "raw_inputs"]
+__all__ = ["Estimator", "FittedEstimators", "check_estimator", "grid", "judged", "raw_inputs", "tuned"]
 
 #: The settings of scikit-learn's estimators that are tuned, where an estimator has them: penalties and widths.
 GRID: dict[str, tuple[float, ...]] = {
@@ -38,52 +33,12 @@ GRID: dict[str, tuple[float, ...]] = {
 LEAST = float(np.log(1e-12))
 
 
-class FromScratch(MetaLayer):
-    """The same network, trained on each support set alone from a random initialisation of its own.
+class Estimator(Protocol):
+    """The part of scikit-learn's estimators that is used: to import their own class takes a second."""
 
-    Args:
-        make_base_layer: draws a newly initialised network from torch's global generator.
-        task: says what the loss and the metrics are.
-        update: builds the optimizer's rule from the parameters.
-        steps: of it, on the whole support set.
-    """
+    def fit(self, x: Any, y: Any) -> Any: ...
 
-    exact = False
-
-    def __init__(
-        self,
-        make_base_layer: Callable[[], BaseLayer],
-        task: TaskDistribution,
-        *,
-        update: Callable[[Params], InnerUpdate],
-        steps: int,
-    ) -> None:
-        super().__init__(make_base_layer(), task)
-        self.make_base_layer = make_base_layer
-        self.update = update(dict(self.base_layer.named_parameters()))
-        self.test_inner_steps = steps
-
-    def initial(self, like: Tensor) -> Params:
-        """Stacked parameters of one new network per task, on the device of `like` `[tasks, ...]`."""
-        networks = [dict(self.make_base_layer().named_parameters()) for _ in range(len(like))]
-        return {name: torch.stack([n[name].detach() for n in networks]).to(like.device) for name in networks[0]}
-
-    def adapt(self, support: Examples) -> Params:
-        return last(self.trajectory(support, self.test_inner_steps))
-
-    def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.call_base_layer(adapted, x, mask)
-
-    def trajectory(self, support: Examples, steps: int) -> Iterator[Params]:
-        """Parameters after each of the `thinned` numbers of steps."""
-
-        def losses_of(params: Params, step: int) -> Tensor:
-            mask = self.mask_or_none(support.mask)
-            return masked_mean(self.task.loss(self.predict(params, support.x, mask), support.y), mask)
-
-        path = inner_loop(losses_of, self.initial(support.mask), self.update, steps, detached_steps=steps)
-        shown = set(thinned(steps))
-        yield from (params for step, params in enumerate(path) if step in shown)
+    def predict(self, x: Any) -> Any: ...
 
 
 class FittedEstimators(FeatureMetaLayer):
@@ -114,49 +69,27 @@ class FittedEstimators(FeatureMetaLayer):
         base_layer: BaseLayer,
         task: TaskDistribution,
         *,
-        estimator: BaseEstimator,
+        estimator: Estimator,
         batch_norm: BatchNormPolicy = "support",
     ) -> None:
         super().__init__(base_layer, task, batch_norm=batch_norm)
         self.estimator = estimator
 
-    def fit(self, features: Tensor, support: Examples) -> list[BaseEstimator]:
+    def fit(self, features: Tensor, support: Examples) -> list[Any]:
         return [self.fitted(*leaves) for leaves in zip(features, support.y, support.mask, strict=True)]
 
-    def fitted(self, features: Tensor, y: Tensor, mask: Tensor) -> BaseEstimator:
+    def fitted(self, features: Tensor, y: Tensor, mask: Tensor) -> Any:
         """One task's estimator, from the rows that count."""
         from sklearn.base import clone
 
         kept = mask > 0
         return clone(self.estimator).fit(as_array(features[kept]), as_array(y[kept]))
 
-    def outputs(self, adapted: list[BaseEstimator], features: Tensor) -> Tensor:
+    def outputs(self, adapted: list[Any], features: Tensor) -> Tensor:
         width = self.task.spec.out_features
         found = [scores(e, as_array(rows), width) for e, rows in zip(adapted, features, strict=True)]
         dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
         return torch.from_numpy(np.stack(found)).to(features.device, dtype)
-
-
-def ngram_values(task: TextTasks, tasks: TaskSet, *, order: int, validation: TaskSet) -> Metrics:
-    """How an n-gram model of all training text and each support set predicts the queries, `[1, tasks]` each.
-
-    Args:
-        task: of text.
-        tasks: the task set.
-        order: tokens of the longest n-grams.
-        validation: the tasks on which it chooses how far to trust a support set.
-    """
-    rows = task.rows("train")
-    train = rows.examples(torch.arange(len(rows.lengths)))
-    model = NGramModel(task.spec.out_features, order=order)
-    model.fit_background(*train)
-    model.tune(validation)
-    losses, bits = [], []
-    for episode in tasks:
-        query = episode.query
-        losses.append(masked_mean(-model.log_probabilities(episode.support, query), query.mask))
-        bits.append(task.bits_per_character(losses[-1], query.y, query.mask))
-    return {"query_loss": torch.cat(losses)[None], "query_bits_per_character": torch.cat(bits)[None]}
 
 
 def raw_inputs() -> BaseLayer:
@@ -169,7 +102,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
-def scores(estimator: BaseEstimator, x: np.ndarray, width: int) -> np.ndarray:
+def scores(estimator: Any, x: np.ndarray, width: int) -> np.ndarray:
     """What a fitted estimator predicts: values or, of a classifier, a score per class, more being likelier.
 
     Args:
@@ -188,7 +121,7 @@ def scores(estimator: BaseEstimator, x: np.ndarray, width: int) -> np.ndarray:
     return whole
 
 
-def known_scores(estimator: BaseEstimator, x: np.ndarray) -> np.ndarray:
+def known_scores(estimator: Any, x: np.ndarray) -> np.ndarray:
     """Scores `[n, classes met]`: logarithms of probabilities where there are such, else the decision function."""
     if hasattr(estimator, "predict_proba"):
         return np.log(np.clip(estimator.predict_proba(x), np.exp(LEAST), 1))
@@ -200,17 +133,7 @@ def known_scores(estimator: BaseEstimator, x: np.ndarray) -> np.ndarray:
     return np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
 
 
-def estimator_for(kind: Kind) -> BaseEstimator:
-    """What stands for conventional learning on raw inputs: logistic regression, or kernel ridge regression (RBF)."""
-    from sklearn.kernel_ridge import KernelRidge
-    from sklearn.linear_model import LogisticRegression
-
-    if kind == "classification":
-        return LogisticRegression(max_iter=1000)
-    return KernelRidge(kernel="rbf", alpha=0.1, gamma=0.5)
-
-
-def grid(estimator: BaseEstimator) -> Iterator[tuple[str, BaseEstimator]]:
+def grid(estimator: Any) -> Iterator[tuple[str, Any]]:
     """Copies of an estimator with each setting of `GRID` that it has, each in words; a width only of an RBF kernel.
 
     >>> from sklearn.svm import LinearSVC
@@ -231,8 +154,37 @@ def grid(estimator: BaseEstimator) -> Iterator[tuple[str, BaseEstimator]]:
         )
 
 
-def kind_of(estimator: BaseEstimator) -> Kind:
+def kind_of(estimator: Estimator) -> Kind:
     """The kind of task that an estimator is for: a classifier for a classification, any other for a regression."""
     from sklearn.base import is_classifier
 
     return "classification" if is_classifier(estimator) else "regression"
+
+
+def check_estimator(field: str, estimator: Estimator, task: TaskDistribution) -> None:
+    """Refuses an object that cannot be fitted, settings that its `fit` would refuse, and tasks of another kind."""
+    if not hasattr(estimator, "fit"):
+        raise InvalidValue(field, estimator, "must be a scikit-learn estimator, by its _target_")
+    try:
+        getattr(estimator, "_validate_params", lambda: None)()
+    except ValueError as error:
+        raise InvalidValue(field, estimator, str(error)) from error
+    if (takes := kind_of(estimator)) != task.spec.kind:
+        name, why = type(estimator).__name__, f"takes a {takes}, and {type(task).__name__} is a {task.spec.kind}"
+        raise InvalidValue(field, name, why)
+
+
+def tuned(
+    estimator: Estimator, base_layer: BaseLayer, trial: Trial, batch_norm: BatchNormPolicy
+) -> Iterator[Candidate]:
+    """A candidate for each setting of an estimator on the features of a base layer; see `grid`."""
+    return (judged(named, each, base_layer, trial, batch_norm) for named, each in grid(estimator))
+
+
+def judged(
+    named: str, estimator: Estimator, base_layer: BaseLayer, trial: Trial, batch_norm: BatchNormPolicy
+) -> Candidate:
+    """An estimator with one setting, to be judged on the features of a base layer."""
+    fitted = FittedEstimators(base_layer, trial.task, estimator=estimator, batch_norm=batch_norm)
+    fitted.engine = trial.meta_layer.engine
+    return Candidate(functools.partial(task_values, fitted, steps=0, device=trial.device), (1,), named)

@@ -1,0 +1,1 @@
+"""Methods that an evaluation judges beside the trained algorithm, one file each."""

@@ -1,0 +1,103 @@
+"""The same network, trained on each support set alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mlframework.backend.forward import fork_rng
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples, Params, masked_mean
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.baselines.baseline import Baseline
+from mlframework.evaluation.choices import Candidate, Rule, thinned
+from mlframework.evaluation.report import MethodResult
+from mlframework.evaluation.task_set import TaskSet, task_values
+from mlframework.evaluation.trial import Trial
+from mlframework.inner_loop import InnerUpdate
+from mlframework.inner_loop.inner_loop import inner_loop, last
+from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["FromScratch", "TrainedFromScratch"]
+
+
+class FromScratch(Baseline):
+    """The same network, trained on each support set from random parameters; rule, rate and steps are tuned.
+
+    Args:
+        tasks: the number of tasks on which it is judged, the first of the set, for training takes long.
+        steps: training steps at most.
+    """
+
+    def __init__(self, *, tasks: int, steps: int) -> None:
+        for field, value in {"tasks": tasks, "steps": steps}.items():
+            if value < 1:
+                raise InvalidValue(field, value, "must be at least 1")
+        self.tasks, self.steps = tasks, steps
+
+    def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
+        choice = trial.choose(self.candidate(rule, trial) for rule in trial.rules)
+        yield trial.row("from scratch", trial.shown("transductive"), choice, tasks=self.tasks)
+
+    def candidate(self, rule: Rule, trial: Trial) -> Candidate:
+        """Training by one rule; every rule starts from the same random parameters."""
+
+        def judge(tasks: TaskSet) -> Metrics:
+            with fork_rng(trial.device):
+                torch.manual_seed(tasks.seed)
+                scratch = TrainedFromScratch(trial.make_base_layer, trial.task, update=rule.update, steps=self.steps)
+                scratch.engine = trial.meta_layer.engine
+                return task_values(scratch.to(trial.device), tasks, self.steps, device=trial.device)
+
+        return Candidate(judge, thinned(self.steps), rule=rule)
+
+
+class TrainedFromScratch(MetaLayer):
+    """The same network, trained on each support set alone from a random initialisation of its own.
+
+    Args:
+        make_base_layer: draws a newly initialised network from torch's global generator.
+        task: says what the loss and the metrics are.
+        update: builds the optimizer's rule from the parameters.
+        steps: of it, on the whole support set.
+    """
+
+    exact = False
+
+    def __init__(
+        self,
+        make_base_layer: Callable[[], BaseLayer],
+        task: TaskDistribution,
+        *,
+        update: Callable[[Params], InnerUpdate],
+        steps: int,
+    ) -> None:
+        super().__init__(make_base_layer(), task)
+        self.make_base_layer = make_base_layer
+        self.update = update(dict(self.base_layer.named_parameters()))
+        self.test_inner_steps = steps
+
+    def initial(self, like: Tensor) -> Params:
+        """Stacked parameters of one new network per task, on the device of `like` `[tasks, ...]`."""
+        networks = [dict(self.make_base_layer().named_parameters()) for _ in range(len(like))]
+        return {name: torch.stack([n[name].detach() for n in networks]).to(like.device) for name in networks[0]}
+
+    def adapt(self, support: Examples) -> Params:
+        return last(self.trajectory(support, self.test_inner_steps))
+
+    def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.call_base_layer(adapted, x, mask)
+
+    def trajectory(self, support: Examples, steps: int) -> Iterator[Params]:
+        """Parameters after each of the `thinned` numbers of steps."""
+
+        def losses_of(params: Params, step: int) -> Tensor:
+            mask = self.mask_or_none(support.mask)
+            return masked_mean(self.task.loss(self.predict(params, support.x, mask), support.y), mask)
+
+        path = inner_loop(losses_of, self.initial(support.mask), self.update, steps, detached_steps=steps)
+        shown = set(thinned(steps))
+        yield from (params for step, params in enumerate(path) if step in shown)

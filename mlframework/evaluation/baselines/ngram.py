@@ -1,0 +1,66 @@
+"""n-grams of the support set and of all training text: what learned text models must beat."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+
+from mlframework.episode import masked_mean
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.baselines.baseline import Baseline
+from mlframework.evaluation.choices import Candidate
+from mlframework.evaluation.report import MethodResult
+from mlframework.evaluation.task_set import TaskSet
+from mlframework.evaluation.trial import Trial
+from mlframework.meta_layers.meta_layer import Metrics
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.tasks.text.text_tasks import TextTasks, as_text
+from mlframework.text.ngram import NGramModel
+
+__all__ = ["NGrams", "ngram_values"]
+
+
+class NGrams(Baseline):
+    """A Kneser-Ney model of each support set and of all training text; validation tasks say how to mix the two.
+
+    Args:
+        order: tokens of the longest n-grams.
+    """
+
+    def __init__(self, *, order: int) -> None:
+        if order < 1:
+            raise InvalidValue("order", order, "must be at least 1")
+        self.order = order
+
+    def check(self, task: TaskDistribution) -> None:
+        as_text(task)
+
+    def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
+        task = as_text(trial.task)
+        ngrams = functools.partial(ngram_values, task, order=self.order, validation=trial.validation)
+        choice = trial.choose([Candidate(ngrams, (1,))])
+        yield trial.row(f"{self.order}-gram of support and training text", "none", choice)
+
+
+def ngram_values(task: TextTasks, tasks: TaskSet, *, order: int, validation: TaskSet) -> Metrics:
+    """The query metrics of an n-gram model of all training text and each support set, `[1, tasks]` each.
+
+    Args:
+        task: of text.
+        tasks: the task set.
+        order: tokens of the longest n-grams.
+        validation: the tasks on which it chooses how far to trust a support set.
+    """
+    rows = task.rows("train")
+    train = rows.examples(torch.arange(len(rows.lengths)))
+    model = NGramModel(task.spec.out_features, order=order)
+    model.fit_background(*train)
+    model.tune(validation)
+    losses, bits = [], []
+    for episode in tasks:
+        query = episode.query
+        losses.append(masked_mean(-model.log_probabilities(episode.support, query), query.mask))
+        bits.append(task.bits_per_character(losses[-1], query.y, query.mask))
+    return {"query_loss": torch.cat(losses)[None], "query_bits_per_character": torch.cat(bits)[None]}

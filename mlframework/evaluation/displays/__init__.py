@@ -1,0 +1,1 @@
+"""What people see of a training in TensorBoard, one file each."""
