@@ -80,8 +80,7 @@ def train_run(
         progress = meta_train(training, trainer, logger, progress)
         report = evaluate(evaluation, config, training, choices) if evaluation is not None else None
         result: dict[str, Any] = {"status": "finished", "overrides": list(overrides), "choices": dict(choices)}
-        result |= outcome(training, trainer, progress)
-        result["evaluation"] = None if report is None else report.to_json()
+        result |= {**outcome(training, trainer, progress), "evaluation": report and report.to_json()}
         if show is not None and report is not None:
             show(report, trainer.monitor)
         folder.write_json(folder.result, result)
