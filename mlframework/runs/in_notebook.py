@@ -6,7 +6,8 @@ import torch
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.evaluation import Evaluation, Report
+from mlframework.evaluation.evaluation import Evaluation
+from mlframework.evaluation.report import Report
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.training.outer_loop import OuterLoop
 from mlframework.training.progress import training_progress
@@ -77,8 +78,6 @@ def evaluate(
     Returns:
         The report; `report.rows[0].interval("query_loss")` is the algorithm's mean with its 95 % interval.
     """
-    evaluation = Evaluation(
-        tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks, scratch_tasks=0, ngram_order=0
-    )
+    evaluation = Evaluation(tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks)
     device = next(meta_layer.parameters()).device
     return evaluation.run(type(meta_layer).__name__, meta_layer, lambda: meta_layer.base_layer, device, monitor=monitor)
