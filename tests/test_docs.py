@@ -65,9 +65,21 @@ def test_an_algorithm_in_one_file_and_one_yaml(tmp_path):
 
 
 def test_a_base_layer_in_one_file_and_one_yaml(tmp_path):
-    _, trained = run_as_written("add-a-base-layer.md", tmp_path)
+    *_, trained = run_as_written("add-a-base-layer.md", tmp_path)
     assert "query accuracy on 20 test tasks" in trained.stdout
     assert len(list((tmp_path / "work" / "runs").rglob("result.json"))) == 2
+
+
+def test_the_drawing_of_the_tree_has_every_room_and_every_path_exists():
+    page, root = (DOCS / "architecture.md").read_text(encoding="utf-8"), DOCS.parent
+    (drawing,) = re.findall(r"^mlframework/\n((?:  .*\n)+)", page, re.MULTILINE)
+    drawn = re.findall(r"^  ([\w./]+) ", drawing, re.MULTILINE)
+    package = root / "mlframework"
+    rooms = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    assert sorted(drawn) == sorted([*rooms, *(path.name for path in package.glob("[a-z]*.py"))])
+    named = re.findall(r"`((?:mlframework|tests|conf|docs)/[\w./]+)`", page)
+    assert len(named) > 20
+    assert not [path for path in named if not (root / path).exists()]
 
 
 def test_the_site_has_every_page():

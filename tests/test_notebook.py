@@ -171,7 +171,11 @@ class Doubled(TaskDistribution):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (lambda: maml(BaseLayer(nn.Linear(1, 4), nn.Linear(4, 1))), "Linear cannot be saved: build it in a class"),
+        (
+            lambda: maml(BaseLayer(nn.Linear(1, 4), nn.Linear(4, 1))),
+            "Linear cannot be saved: build it in a BaseLayer",
+        ),
+        (lambda: maml(nn.Linear(1, 1)), "Linear cannot be saved"),
         (lambda: maml(update=lambda params: SGD(params, lr=0.1)), "function cannot be saved"),
         (lambda: MAML(MLP(TASK.spec), Doubled(), **KEYWORDS), "Doubled is no class of mlframework"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Split, TaskSpec
@@ -59,7 +60,7 @@ def save(meta_layer: MetaLayer, path: str | Path) -> None:
     """
     args, keywords = meta_layer.constructor_arguments
     # Not meta_layer.base_layer, which an algorithm on features has cut.
-    base_layer = next(each for each in (*args, *keywords.values()) if isinstance(each, BaseLayer))
+    base_layer = next(each for each in (*args, *keywords.values()) if isinstance(each, nn.Module))
     parts = {
         "task": described_task(meta_layer.task),
         "base_layer": described(base_layer),
@@ -102,7 +103,8 @@ def described(value: Any) -> Any:
         given = inspect.signature(type(value)).bind(*args, **keywords).arguments
         others = {name: each for name, each in given.items() if not isinstance(each, HANDED_OVER)}
         return {"_target_": name_of(type(value)), **described(others)}
-    raise UserError(f"{type(value).__name__} cannot be saved: build it in a class of your own that takes plain values")
+    why = "build it in a BaseLayer of your own that takes plain values"
+    raise UserError(f"{type(value).__name__} cannot be saved: {why}")
 
 
 HANDED_OVER = (BaseLayer, TaskDistribution, TaskSpec)
