@@ -17,6 +17,7 @@ from torch import nn
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.cli.train import main
 from mlframework.errors import InvalidValue, UserError
+from mlframework.evaluation import FromScratch
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact, FeatureMetaLayer, Prototypes
 from mlframework.runs import Trained, build, evaluate, load, save, train
@@ -94,6 +95,15 @@ def assert_loaded_as_saved(layer, file):
             for each in (one, other)
         )
         assert numbers == others
+
+
+def test_baselines_are_judged_beside_the_algorithm():
+    layer, few = maml(), {"tasks": 3, "validation_tasks": 3}
+    baseline = {"from_scratch": FromScratch(tasks=3, steps=2)}
+    report = evaluate(layer, baseline=baseline, make_base_layer=lambda: MLP(TASK.spec, hidden=[8]), **few)
+    assert [row.method for row in report.rows] == ["MAML", "from scratch"]
+    with pytest.raises(InvalidValue, match="make_base_layer=None: must draw a new network"):
+        evaluate(layer, baseline=baseline, **few)
 
 
 @pytest.mark.parametrize("algorithm", presets("algorithm"))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
 from collections import Counter
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 
 import pytest
 import yaml
 
 import mlframework
+from mlframework.evaluation import Baseline, Display, Measure
+from mlframework.files import KeepsArguments
+from mlframework.inner_loop import InnerUpdate
+from mlframework.runs.saved import SpecOnly
 
 ROOT = Path(__file__).parents[1]
 TARGET = re.compile(r"mlframework\.(\w+)\.([A-Z]\w+)")
@@ -52,6 +58,26 @@ def test_every_public_name_is_imported_from_the_package_and_from_its_room():
             assert getattr(mlframework, name) is getattr(package, name), f"{room}.{name}"
     for name in mlframework.__all__:
         getattr(mlframework, name)
+
+
+def parts_of(module):
+    """The public classes of a module that a config may name."""
+    bases = (Baseline, Display, InnerUpdate, KeepsArguments, Measure)
+    public = {name: getattr(module, name) for name in getattr(module, "__all__", [])}
+    return {
+        name
+        for name, part in public.items()
+        if isinstance(part, type) and issubclass(part, bases) and not isabstract(part) and part is not SpecOnly
+    }
+
+
+@pytest.mark.parametrize("room", mlframework.ROOMS)
+def test_every_part_that_a_config_may_name_is_in_the_table_of_its_room(room):
+    package = import_module(f"mlframework.{room}")
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not info.ispkg:
+            missing = parts_of(import_module(info.name)) - set(package.__all__)
+            assert not missing, f"add lines to mlframework/{room}/__init__.pyi"
 
 
 def test_no_two_rooms_have_one_public_name():

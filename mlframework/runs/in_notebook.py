@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
+from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue
+from mlframework.evaluation.baselines.baseline import Baseline
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.report import Report
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -64,6 +68,8 @@ def evaluate(
     split: Split = "test",
     validation_tasks: int = 100,
     monitor: str = "query_loss",
+    baseline: Mapping[str, Baseline] | None = None,
+    make_base_layer: Callable[[], BaseLayer] | None = None,
 ) -> Report:
     """Judges an algorithm on frozen tasks: the same seed draws the same tasks, with the same hash.
 
@@ -74,10 +80,17 @@ def evaluate(
         split: of the tasks.
         validation_tasks: how many tasks of the split `validation` choose the number of inner steps.
         monitor: the metric by which they do.
+        baseline: methods by name that are judged beside the algorithm, such as `{"scikit_learn": ScikitLearn()}`.
+        make_base_layer: draws a new network, for a baseline that trains from scratch.
 
     Returns:
         The report; `report.rows[0].interval("query_loss")` is the algorithm's mean with its 95 % interval.
     """
-    evaluation = Evaluation(tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks)
+    evaluation = Evaluation(tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks, baseline=baseline)
     device = next(meta_layer.parameters()).device
-    return evaluation.run(type(meta_layer).__name__, meta_layer, lambda: meta_layer.base_layer, device, monitor=monitor)
+    make = make_base_layer or no_base_layer
+    return evaluation.run(type(meta_layer).__name__, meta_layer, make, device, monitor=monitor)
+
+
+def no_base_layer() -> BaseLayer:
+    raise InvalidValue("make_base_layer", None, "must draw a new network, as in lambda: MLP(task.spec)")
