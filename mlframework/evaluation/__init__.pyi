@@ -1,5 +1,4 @@
 from .baselines.baseline import Baseline as Baseline
-from .baselines.fitted_estimators import FittedEstimators as FittedEstimators
 from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
 from .baselines.ngram import NGrams as NGrams
