@@ -23,7 +23,7 @@ from solvers import machine
 from workloads import in_double
 
 from mlframework.backend.capture import Capture
-from mlframework.backend.compiled import Gradients, eager_gradients
+from mlframework.backend.gradients import Gradients, eager_gradients
 from mlframework.errors import IncompatibleKind
 from mlframework.files import as_json, write_json
 from mlframework.runs import build
@@ -70,12 +70,11 @@ def differences(config: Any, task: Any, layer: Any, double: bool) -> dict[str, A
             outer.prepare(episode)
             layer.train()
         captured = capture(episode)
-        (way,) = {type(way).__name__ for way in capture.ways.values()}
-        if way == "function":
+        if not all(capture.decided.values()):
             return {"refused": lines[-1].removeprefix("capture: eager steps instead: ")}
         worst = max(worst, difference(captured, eager_gradients(layer, episode)))
         outer.step(episode)
-    return {"way": {"WholeStep": "one graph", "method": "by units"}[way], "difference": worst, "said": lines[-1]}
+    return {"way": "in regions" if capture.regions.regions else "one graph", "difference": worst, "said": lines[-1]}
 
 
 def in_process(*args: Any) -> dict[str, Any]:

@@ -32,7 +32,8 @@ from mlframework.files import write_json
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed, TaskDistribution
-from mlframework.training.outer_loop import OuterLoop, meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
+from mlframework.training.outer_loop import OuterLoop
 
 CONF = Path(__file__).parents[1] / "conf" / "algorithm"
 

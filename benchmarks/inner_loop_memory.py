@@ -27,7 +27,7 @@ from steps import INNER_LR
 from mlframework.files import write_json
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 #: Times the memory of one inner step that many checkpointed ones may take, beside the parameters that they keep.
 BAR = 1.5

@@ -33,7 +33,7 @@ from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, Tr
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, Shift
 from mlframework.meta_layers.gradient_descent.lora import LoRA
 from mlframework.tasks import TaskDistribution
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "benchmarks" / "memory.json"

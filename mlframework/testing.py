@@ -22,7 +22,7 @@ from mlframework.inner_loop import Adam, RMSprop
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.check_episode import faults
 from mlframework.tasks.task_distribution import TaskDistribution
-from mlframework.training.outer_loop import MissingGradient, meta_gradient
+from mlframework.training.meta_gradient import MissingGradient, meta_gradient
 
 __all__ = ["check_meta_layer", "check_task_distribution", "directional_errors"]
 

@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework.backend.compiled import NotCapturable, eager_gradients
-from mlframework.backend.verify import TOLERANCES, differences, nudged, verify_against_eager
+from mlframework.backend.gradients import eager_gradients
+from mlframework.backend.graphs import NotCapturable
+from mlframework.backend.verify import TOLERANCES, differences, perturbed, verify_against_eager
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
@@ -43,7 +44,7 @@ def scaled(found, factor):
 
 
 def otherwise_rounded(layer, episode):
-    with nudged(layer, seed=99):
+    with perturbed(layer, seed=99):
         return eager_gradients(layer, episode)
 
 

@@ -11,7 +11,9 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mlframework.backend import capture as capture_module
 from mlframework.backend.capture import Capture
-from mlframework.backend.compiled import WholeStep, eager_gradients, keep_what_is_compiled, remember_indices
+from mlframework.backend.compiled import keep_compiled_files
+from mlframework.backend.gradients import eager_gradients
+from mlframework.backend.private import remember_indices
 from mlframework.backend.verify import Undecided, verify_against_eager
 from mlframework.base_layers import MLP, Conv4
 from mlframework.errors import InvalidValue
@@ -19,7 +21,7 @@ from mlframework.inner_loop import SGD, LayerStepRates
 from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact, FirstOrder
 from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 
 def maml(gradient):
@@ -44,7 +46,7 @@ def test_captured_and_eager_agree_as_the_parameters_move():
         with torch.no_grad():
             for p in layer.parameters():
                 p -= 0.1 * p.grad
-    assert [type(way) for way in capture.ways.values()] == [WholeStep]
+    assert [*capture.decided.values()] == [True]
 
 
 def test_inductor_remembers_every_index_that_it_has_simplified():
@@ -101,7 +103,7 @@ def test_auto_stays_eager_where_the_run_is_too_short_to_gain():
     capture.steps_left = 10
     for _ in range(10):
         capture(episode)
-    assert not capture.ways
+    assert not capture.steps
 
 
 @pytest.mark.slow
@@ -110,10 +112,10 @@ def test_auto_goes_on_as_an_earlier_process_decided(compiled):
     layer = maml(Exact())
     capture, episode = Capture(layer, "auto"), episode_of(layer)
     capture.steps_left = 10**9
-    capture.decided = {str((False, *capture_module.looks(episode))): compiled}
+    capture.decided = {str((False, *capture_module.layout_of(episode))): compiled}
     capture(episode)
-    assert [type(way) is WholeStep for way in capture.ways.values()] == [compiled]
-    assert capture.decided == {str((False, *capture_module.looks(episode))): compiled}
+    assert [*capture.decided.values()] == [compiled]
+    assert capture.decided == {str((False, *capture_module.layout_of(episode))): compiled}
 
 
 def test_another_word_names_the_right_ones():
@@ -129,7 +131,7 @@ def test_what_is_compiled_is_kept_in_the_cache_folder_unless_the_user_names_anot
             monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         else:
             monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", named)
-        keep_what_is_compiled()
+        keep_compiled_files()
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
 
 
@@ -179,7 +181,7 @@ def test_units_give_the_eager_meta_gradient_whether_or_not_a_step_knows_its_numb
             torch.testing.assert_close(found.by_name, expected.by_name)
             torch.testing.assert_close(found.losses, expected.losses)
     assert not caplog.records
-    assert len(capture.units.units) == units
+    assert len(capture.regions.regions) == units
 
 
 @pytest.mark.slow
@@ -191,7 +193,7 @@ def test_steps_that_are_constants_are_units_of_their_own(only_units, caplog):
             expected = eager_gradients(layer, episode).by_name
             torch.testing.assert_close(capture(episode).by_name, expected)
     assert not caplog.records
-    assert len(capture.units.units) == 3
+    assert len(capture.regions.regions) == 3
 
 
 @pytest.mark.slow
@@ -242,7 +244,7 @@ def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kep
     with caplog.at_level(logging.WARNING):
         found = capture(episode_of(layer))
     assert ("off the eager ones" in caplog.text) == wrong
-    assert [type(way) is WholeStep for way in capture.ways.values()] == [not wrong]
+    assert [*capture.decided.values()] == [not wrong]
     torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
     assert {p.dtype for p in layer.parameters()} == {torch.float32}
 

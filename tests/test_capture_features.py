@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlframework.backend.capture import Capture
-from mlframework.backend.compiled import eager_gradients
+from mlframework.backend.gradients import eager_gradients
 from mlframework.base_layers import MLP
 from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.meta_layers.svm.ridge import Ridge
@@ -29,4 +29,4 @@ def test_features_are_one_unit_where_the_solver_cannot_be_part_of_the_graph(algo
             torch.testing.assert_close(found.losses, expected.losses)
             torch.testing.assert_close(found.by_name, expected.by_name)
     assert not [record for record in caplog.records if record.name.startswith("mlframework")]
-    assert len(capture.units.units) == units
+    assert len(capture.regions.regions) == units

@@ -15,7 +15,7 @@ from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, FiLM, Shift
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

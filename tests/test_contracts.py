@@ -24,7 +24,7 @@ from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
 from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer, check_task_distribution
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -17,7 +17,7 @@ from mlframework.episode import Episode
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import ArrayTasks, ClassIndexed
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 #: Image, channels in and out, kernel, stride, padding: even and odd sizes, unequal sides, pixels no kernel reaches.
 CASES = [

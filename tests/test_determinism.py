@@ -8,14 +8,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from mlframework.backend import stopwatch as tuning
+from mlframework.backend.plan import ExecutionPlan
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.runs.run import train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.training.outer_loop import ExecutionPlan, OuterLoop
+from mlframework.training.outer_loop import OuterLoop
 
 SMALL = [
     "trainer.steps=3",
@@ -55,7 +55,6 @@ class LyingClock:
 def trained(folder, cache, overrides, monkeypatch):
     """The state at the end of a run that starts with nothing but the cache folder."""
     monkeypatch.setenv("MLFRAMEWORK_CACHE", str(cache))
-    monkeypatch.setattr(tuning, "KNOWN", {})
     overrides = [*SMALL, *overrides, f"run_dir={folder}"]
     with initialize_config_module("mlframework.conf", version_base="1.3"):
         config = compose("train", overrides)
@@ -82,7 +81,7 @@ def test_fresh_caches_a_warm_one_and_a_lying_clock_give_the_same_bits(tmp_path, 
 
 @pytest.mark.slow
 def test_a_resumed_run_takes_the_pace_that_its_stopwatch_chose_at_the_start(tmp_path, monkeypatch):
-    run = ["algorithm=maml", *IMAGES, "schedule=constant", "trainer.prefetch=0"]
+    run = ["algorithm=maml", *IMAGES, "schedule=constant"]
     for process in range(1, 4):
         with monkeypatch.context() as patch:
             patch.setattr(time, "perf_counter", LyingClock(process))
@@ -96,13 +95,13 @@ def test_a_resumed_run_takes_the_pace_that_its_stopwatch_chose_at_the_start(tmp_
 
 def test_what_was_asked_anew_is_chosen_anew():
     outer, other = (loop_of("auto") for _ in range(2))
-    outer.found[8] = ExecutionPlan("loop", 4)
-    state = outer.choices()
-    other.restore_choices(state)
-    assert other.chosen(8) == ExecutionPlan("loop", 4) and other.meta_layer.engine == "loop"
+    outer.planner.plans[8] = ExecutionPlan("loop", 4)
+    state = outer.planner.choices()
+    other.planner.restore_choices(state)
+    assert other.planner.plan_of(8) == ExecutionPlan("loop", 4) and other.meta_layer.engine == "loop"
     ruled = loop_of(None)
-    ruled.restore_choices(state)
-    assert not ruled.found and ruled.meta_layer.engine == "vectorised"
+    ruled.planner.restore_choices(state)
+    assert not ruled.planner.plans and ruled.meta_layer.engine == "vectorised"
 
 
 def loop_of(chunk):

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_module
 import mlframework.backend.capture
 from mlframework import load
 from mlframework.backend.capture import Capture
-from mlframework.backend.compiled import eager_gradients
-from mlframework.backend.cuda_graphs import Recorded
+from mlframework.backend.cuda_graphs import RecordedStep
+from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.stopwatch import medians
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode
@@ -26,7 +26,7 @@ from mlframework.runs.run import train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.testing import check_meta_layer, in_float64
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -99,7 +99,7 @@ def test_a_step_is_recorded_where_it_does_not_wait_for_the_gpu(algorithm, expect
     capture = Capture(layer, "true")
     first = capture(episode)
     before = {name: grad.clone() for name, grad in first.by_name.items()}
-    assert isinstance(*capture.ways.values(), Recorded) == expected
+    assert isinstance(*capture.steps.values(), RecordedStep) == expected
     other = Episode(*(part._replace(x=part.x.flip(1)) for part in episode))
     for move in (in_place, elsewhere):  # as an optimizer does, and as somebody who sets new parameters
         move(layer)
@@ -139,7 +139,7 @@ def test_what_changes_with_the_outer_step_is_not_recorded(monkeypatch):
         layer.outer_step = step
         found, expected = capture(episode), eager_gradients(layer, episode)
         torch.testing.assert_close(found.losses, expected.losses)
-    assert not isinstance(*capture.ways.values(), Recorded)
+    assert not isinstance(*capture.steps.values(), RecordedStep)
 
 
 def train(folder, *more):

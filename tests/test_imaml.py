@@ -10,7 +10,7 @@ from torch import nn
 
 from mlframework.backend import capture as capture_module
 from mlframework.backend.capture import Capture
-from mlframework.backend.compiled import eager_gradients
+from mlframework.backend.gradients import eager_gradients
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
@@ -20,7 +20,7 @@ from mlframework.meta_layers.gradient_descent.imaml import Implicit
 from mlframework.solvers.conjugate_gradient import conjugate_gradient
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors, flat
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -417,7 +417,7 @@ def test_captured_steps_are_the_eager_ones_in_float64(monkeypatch, caplog):
         episode = in_float64(task.sample(4, "train", torch.Generator().manual_seed(seed)))
         found, expected = capture(episode), eager_gradients(layer, episode)
         torch.testing.assert_close(found.by_name, expected.by_name, rtol=1e-7, atol=1e-9)
-    assert capture.units.units and "eager steps" not in caplog.text
+    assert capture.regions.regions and "eager steps" not in caplog.text
 
 
 def in_float64(episode):

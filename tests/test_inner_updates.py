@@ -18,7 +18,7 @@ from mlframework.inner_loop.learned_update import preprocessed
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.runs import build
 from mlframework.tasks import Sinusoid
-from mlframework.training.outer_loop import MissingGradient, meta_gradient
+from mlframework.training.meta_gradient import MissingGradient, meta_gradient
 
 TASKS = 3
 UPDATES = Path(__file__).parent.parent / "conf" / "algorithm" / "update"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.backend import capture as capture_module, compiled, regions as units
-from mlframework.backend.capture import Capture, looks
-from mlframework.backend.compiled import eager_gradients
+from mlframework.backend import capture as capture_module, regions, whole_step
+from mlframework.backend.capture import Capture, layout_of
+from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.graph_cache import GraphCache, file_of
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
@@ -44,8 +44,8 @@ def no_tracing(monkeypatch):
         raise AssertionError("traced")
 
     def forbid():
-        monkeypatch.setattr(compiled, "traced", refuse)
-        monkeypatch.setattr(units, "traced", refuse)
+        monkeypatch.setattr(whole_step, "traced", refuse)
+        monkeypatch.setattr(regions, "traced", refuse)
 
     return forbid
 
@@ -70,7 +70,7 @@ def said(caplog):
 
 
 def asked(layer):
-    return file_of(layer, ("whole step", looks(episode_of(layer))))
+    return file_of(layer, ("whole step", layout_of(episode_of(layer))))
 
 
 def test_what_is_kept_is_used_without_tracing(way, own_folder, no_tracing, caplog):

@@ -26,7 +26,8 @@ from mlframework.meta_layers.gradient_descent import (
 from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed
 from mlframework.testing import check_meta_layer, directional_errors, in_float64
-from mlframework.training.outer_loop import OuterLoop, meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
+from mlframework.training.outer_loop import OuterLoop
 
 pytestmark = pytest.mark.usefixtures("float64")
 

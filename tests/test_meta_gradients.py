@@ -22,7 +22,7 @@ from mlframework.inner_loop import (
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference, Truncated
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import directional_errors, flat, in_float64
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -32,7 +32,7 @@ from mlframework.meta_layers.svm import (
 from mlframework.solvers.solution import Solution
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 KERNELS = {
     "linear": LinearKernel,

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.backend.compiled import WholeStep
+from mlframework.backend import plan as plan_module
+from mlframework.backend.plan import ExecutionPlan
 from mlframework.base_layers import MLP
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, LearnedRates
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
-from mlframework.training import outer_loop as outer_loop_module
-from mlframework.training.outer_loop import ExecutionPlan, MissingGradient, NotFinite, OuterLoop, meta_gradient
+from mlframework.training.meta_gradient import MissingGradient, meta_gradient
+from mlframework.training.outer_loop import NotFinite, OuterLoop
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -132,7 +133,6 @@ def test_a_captured_step_clips_moves_and_reports_as_an_eager_one_and_refuses_wha
     assert raised.value.tasks == [1]
     assert parameters(captured).keys() == before.keys()
     assert all(torch.equal(p, before[name]) for name, p in parameters(captured).items())
-    assert [type(way) for way in found.capture.ways.values()] == [WholeStep]
 
 
 def test_the_scheduler_steps_once_per_outer_step():
@@ -213,7 +213,7 @@ def test_an_automatic_chunk_gives_the_meta_gradient_of_all_tasks_at_once():
     found = [p.grad for p in outer.meta_layer.parameters()]
     meta_gradient(outer.meta_layer, episode)
     torch.testing.assert_close(found, [p.grad for p in outer.meta_layer.parameters()])
-    assert outer.pace(episode) == outer.pace(episode)
+    assert outer.planner.follow(episode) == outer.planner.follow(episode)
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def test_an_automatic_chunk_gives_the_meta_gradient_of_all_tasks_at_once():
 def test_an_automatic_chunk_tries_a_loop_over_all_tasks_where_they_are_few(monkeypatch, tasks, settings, expected):
     asked = []
 
-    def last(question, ways):
-        asked.extend(ways)
-        return list(ways)[-1]
+    def last(candidates):
+        asked.extend(candidates)
+        return list(candidates)[-1]
 
-    monkeypatch.setattr(outer_loop_module, "fastest", last)
+    monkeypatch.setattr(plan_module, "fastest", last)
     outer, episode = sinusoid_loop(chunk="auto", tasks=tasks, **settings)
-    assert outer.pace(episode) == ExecutionPlan("vectorised", tasks)
+    assert outer.planner.follow(episode) == ExecutionPlan("vectorised", tasks)
     assert asked == expected
 
 
@@ -251,44 +251,37 @@ def test_an_automatic_chunk_tries_a_loop_over_all_tasks_where_they_are_few(monke
     ],
 )
 def test_by_rule_all_tasks_are_taken_at_once_and_a_loop_takes_all_of_a_few(monkeypatch, tasks, settings, chunk):
-    monkeypatch.delattr(outer_loop_module, "fastest")  # no stopwatch is asked
+    monkeypatch.delattr(plan_module, "fastest")  # no stopwatch is asked
     outer, episode = sinusoid_loop(tasks=tasks, **settings)
-    assert outer.pace(episode) == ExecutionPlan(settings.get("engine", "vectorised"), chunk)
-
-
-def test_the_question_of_a_pace_is_the_same_at_every_outer_step():
-    layer = maml()
-    before = outer_loop_module.described(layer)
-    layer.outer_step, layer.engine = 17, "loop"
-    assert outer_loop_module.described(layer) == before
+    assert outer.planner.follow(episode) == ExecutionPlan(settings.get("engine", "vectorised"), chunk)
 
 
 def test_compiled_steps_take_as_many_tasks_as_have_their_tensors_near_in_parts_of_one_shape(monkeypatch):
     meta_layer = maml()
     episode = episode_of(meta_layer)
     outer = outer_loop(meta_layer, capture="true")
-    alone = outer.peak(ExecutionPlan("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
+    alone = outer.planner.peak(ExecutionPlan("vectorised", None), episode.tasks(slice(1))) / meta_layer.inner_steps
     for near, chunk in [(1.0, 1), (2.5 * alone, 2), (4.5 * alone, 3), (1e12, 6)]:
-        monkeypatch.setattr(outer_loop_module, "CACHE_BYTES", near)
-        assert outer.rule_pace(episode) == ExecutionPlan("vectorised", chunk)
+        monkeypatch.setattr(plan_module, "CACHE_BYTES", near)
+        assert outer.planner.by_rule(episode) == ExecutionPlan("vectorised", chunk)
 
 
 def test_a_memory_limit_bounds_the_tasks_at_a_time_and_what_is_predicted_comes_about(caplog):
     unlimited, episode = sinusoid_loop(tasks=32)
-    whole = unlimited.peak(ExecutionPlan("vectorised", None), episode)
+    whole = unlimited.planner.peak(ExecutionPlan("vectorised", None), episode)
     outer, _ = sinusoid_loop(tasks=32, memory_limit=whole / 4e9)
     with caplog.at_level(logging.INFO):
-        pace = outer.pace(episode)
-    assert pace.chunk is not None and 1 <= pace.chunk < 32
-    assert outer.peak(pace, episode) <= 1.1 * whole / 4
+        plan = outer.planner.follow(episode)
+    assert plan.chunk is not None and 1 <= plan.chunk < 32
+    assert outer.planner.peak(plan, episode) <= 1.1 * whole / 4
     assert "predicted" in caplog.text and "measured" in caplog.text
 
 
 def test_where_a_single_task_takes_too_much_inner_steps_are_checkpointed(caplog):
     outer, episode = sinusoid_loop(memory_limit=1e-9)
     with caplog.at_level(logging.INFO):
-        pace = outer.pace(episode)
-    assert outer.meta_layer.checkpoint_steps and pace.chunk == 1
+        plan = outer.planner.follow(episode)
+    assert outer.meta_layer.checkpoint_steps and plan.chunk == 1
     assert "it is taken alone" in caplog.text
 
 

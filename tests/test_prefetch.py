@@ -15,9 +15,8 @@ from mlframework.errors import InvalidValue
 from mlframework.runs.run import train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.training import prefetch
 from mlframework.training.checkpoint import Progress
-from mlframework.training.prefetch import Prefetch, Worker
+from mlframework.training.prefetch import Prefetch
 from mlframework.training.trainer import Trainer
 
 TASK = Sinusoid(k_shot=3, k_query=2)
@@ -36,69 +35,23 @@ def draw(generator: torch.Generator):
     return TASK.sample(4, "train", generator)
 
 
-def slow_draw(generator: torch.Generator):
-    time.sleep(0.004)
-    return draw(generator)
-
-
-def slower_in_a_thread(generator: torch.Generator):
-    time.sleep(0.02 if threading.current_thread().name == "prefetch" else 0.004)
-    return draw(generator)
-
-
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    """A thread draws from the second episode on, whether that is faster or not."""
-
-    def choose(episodes: Prefetch, step: float) -> None:
-        if episodes.ahead and episodes.worker is None:
-            episodes.worker = Worker(episodes.draw, episodes.generator, episodes.ahead)
-
-    monkeypatch.setattr(prefetch, "WINDOW", 1)
-    monkeypatch.setattr(Prefetch, "choose", choose)
-
-
 @pytest.mark.parametrize("ahead", [0, 1, 2, 5])
-def test_episodes_and_states_are_those_of_drawing_one_by_one(at_once, ahead):
+def test_episodes_and_states_are_those_of_drawing_one_by_one(ahead):
     one_by_one, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     with Prefetch(draw, generator, ahead=ahead) as episodes:
         for step in range(20):
             assert episodes.next().hash() == draw(one_by_one).hash()
             assert torch.equal(generator.get_state(), one_by_one.get_state())
-            assert bool(threads()) == (ahead > 0 and step >= 1)
+            assert bool(threads()) == (ahead > 0)
             time.sleep(0.002 * (step % 3))  # now the thread has drawn all it may, now nothing
     assert not threads()
 
 
-@pytest.mark.parametrize(
-    ("way", "step", "tried", "kept"),
-    [
-        (draw, 0.02, False, False),  # drawing is a small part of the step
-        (slow_draw, 0.008, True, True),  # the step runs while the thread sleeps
-        (slower_in_a_thread, 0.0, True, False),
-    ],
-)
-def test_a_thread_is_tried_where_drawing_takes_long_and_kept_where_steps_are_faster(
-    monkeypatch, way, step, tried, kept
-):
-    monkeypatch.setattr(prefetch, "WINDOW", 8)
-    one_by_one, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    seen = []
-    with Prefetch(way, generator, ahead=2) as episodes:
-        for _ in range(4 * prefetch.WINDOW):
-            assert episodes.next().hash() == draw(one_by_one).hash()
-            assert torch.equal(generator.get_state(), one_by_one.get_state())
-            seen.append(bool(threads()))
-            time.sleep(step)
-    assert (seen[prefetch.WINDOW], seen[-1]) == (tried, kept)
-    assert not threads()
-
-
-def test_no_more_than_what_is_allowed_is_drawn_ahead(at_once):
+def test_no_more_than_what_is_allowed_is_drawn_ahead():
     drawn = []
 
     def counted(generator: torch.Generator):
@@ -113,7 +66,7 @@ def test_no_more_than_what_is_allowed_is_drawn_ahead(at_once):
     assert len(drawn) == 7 + 3
 
 
-def test_what_drawing_raises_is_raised_where_the_episode_is_asked_for(at_once):
+def test_what_drawing_raises_is_raised_where_the_episode_is_asked_for():
     left = iter(range(6))
 
     def failing(generator: torch.Generator):
@@ -130,7 +83,7 @@ def test_what_drawing_raises_is_raised_where_the_episode_is_asked_for(at_once):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_the_thread_ends_with_the_training_however_it_ends(at_once, error):
+def test_the_thread_ends_with_the_training_however_it_ends(error):
     def training() -> None:
         with Prefetch(draw, torch.Generator(), ahead=2) as episodes:
             for _ in range(5):
@@ -158,7 +111,7 @@ def same(one, other) -> bool:
     )
 
 
-def test_a_run_that_draws_ahead_learns_the_same_and_is_resumed_where_it_was(at_once, tmp_path, monkeypatch):
+def test_a_run_that_draws_ahead_learns_the_same_and_is_resumed_where_it_was(tmp_path, monkeypatch):
     here = train(tmp_path / "here", "trainer.steps=20", "trainer.prefetch=0")
     ahead = train(tmp_path / "ahead", "trainer.steps=20", "trainer.prefetch=3")
     assert same(here, ahead)

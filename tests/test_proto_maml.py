@@ -18,7 +18,7 @@ from mlframework.runs import build
 from mlframework.runs.check_config import check_config
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

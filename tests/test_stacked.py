@@ -14,7 +14,7 @@ from mlframework.episode import TaskSpec
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import Sinusoid
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 
 def random_params(module, tasks, names):

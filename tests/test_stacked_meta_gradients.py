@@ -11,7 +11,7 @@ from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.inner_loop import SGD, Adam
 from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
 from mlframework.tasks import TaskDistribution
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 
 class Regression(TaskDistribution):

@@ -18,7 +18,7 @@ from mlframework.errors import InvalidValue, UserError
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
 from mlframework.tasks import ImageFolder
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 SPLITS = ("train", "validation", "test")
 

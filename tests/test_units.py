@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework.backend.compiled import NotCapturable
 from mlframework.backend.graph_cache import GraphCache
-from mlframework.backend.regions import NotCompiled, Units
+from mlframework.backend.graphs import NotCapturable
+from mlframework.backend.regions import NotCompiled, RegionCompiler
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers.gradient_descent import MAML, Exact
@@ -28,7 +28,7 @@ def run(layer):
     kept = GraphCache()
     with kept.checked(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making
-        yield Units(layer, kept)
+        yield RegionCompiler(layer, kept)
 
 
 def same(run, function, *args, inputs):
@@ -123,7 +123,7 @@ def test_a_gradient_that_a_function_takes_itself_is_differentiated(run):
     (grad,) = torch.autograd.grad(found.sum(), x)
     (expected,) = torch.autograd.grad(step(step(x)).sum(), x)
     torch.testing.assert_close(grad, expected)
-    assert len(run.units) == 1
+    assert len(run.regions) == 1
 
 
 def test_parameters_of_the_meta_layer_have_gradients_beside_the_arguments(run, layer):
@@ -137,7 +137,7 @@ def test_without_gradients_to_take_nothing_is_kept_for_them(run):
         found = run(lambda x: x.sin(), x)
     assert not found.requires_grad
     torch.testing.assert_close(found, x.sin().detach())
-    assert [unit.backward for unit in run.units.values()] == [None]
+    assert [unit.backward for unit in run.regions.values()] == [None]
 
 
 @pytest.mark.parametrize("function", ["times", "of_a_table", "as_long", "as_many", "so_many"])
@@ -145,7 +145,7 @@ def test_a_number_makes_units_of_its_own_where_it_makes_a_difference(run, functi
     x, function = torch.rand(4), globals()[function]
     for number in (1, 2, 1, 0):
         torch.testing.assert_close(run(function, x, number), function(x, number))
-    assert len(run.units) == 3
+    assert len(run.regions) == 3
 
 
 def times(x, number):
@@ -175,7 +175,7 @@ def test_a_number_that_makes_none_makes_one_unit(run):
     for number in (2, 3):
         torch.testing.assert_close(run(plainly, x, number), x + 1)
         torch.testing.assert_close(run(of_constants, x, number), of_constants(x, number))
-    assert len(run.units) == 2
+    assert len(run.regions) == 2
 
 
 def plainly(x, number):
@@ -188,7 +188,7 @@ def of_constants(x, number):
 
 def test_buffers_may_be_replaced(run, layer):
     layer.register_buffer("scale", torch.tensor(2.0))
-    run.__init__(layer, run.kept)
+    run.__init__(layer, run.cache)
     x = torch.rand(4)
 
     def scaled(x):
@@ -197,9 +197,9 @@ def test_buffers_may_be_replaced(run, layer):
     for scale in (2.0, 5.0):
         layer.scale = torch.tensor(scale)
         torch.testing.assert_close(run(scaled, x), scale * x)
-    assert len(run.units) == 1
+    assert len(run.regions) == 1
 
 
 def test_what_has_not_been_compiled_is_refused_where_nobody_checks(layer):
     with pytest.raises(NotCompiled):
-        Units(layer, GraphCache())(plainly, torch.rand(4), 1)
+        RegionCompiler(layer, GraphCache())(plainly, torch.rand(4), 1)

@@ -1,8 +1,8 @@
-"""What has been compiled, kept between processes: tracing a step anew takes seconds, even where all is compiled.
+"""Compiled graphs, kept between processes: tracing a step anew takes seconds, even if everything is compiled.
 
-A graph is kept by all that it can depend on: the algorithm with all its numbers, where it was traced, the sources that
-were loaded, torch, and the machine. What can be forgotten in such a list is found by the check that every graph goes
-through before it is used, see `mlframework.backend.capture`: then it is traced anew.
+A graph's file is named by a digest of everything that it can depend on: the algorithm with all its numbers, shapes, the
+loaded sources, torch, and the machine. Every graph goes through the check of `mlframework.backend.capture` before it is
+used. If the digest forgot something, the check fails, and the graph is traced anew.
 """
 
 from __future__ import annotations
@@ -27,54 +27,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlframework.backend.compiled import tensors_of
+from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.devices import name_of
-from mlframework.backend.stopwatch import in_full
+from mlframework.backend.module_tensors import tensors_of
 from mlframework.files import atomic, cache_folder
-from mlframework.meta_layers.meta_layer import MetaLayer
 
 __all__ = ["GraphCache"]
 
 Graph = TypeVar("Graph")
 
-#: Seconds after which a file that nobody has found is removed.
-LONG = 30 * 24 * 3600
+#: Seconds after which an unused file is removed.
+UNUSED_SECONDS = 30 * 24 * 3600
 
-#: Variables by which torch's compiler is told what to do, but for where it keeps its files.
+#: Environment variables that set torch's compiler, but for the one that names its folder.
 SWITCHES, FOLDER = ("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_"), "TORCHINDUCTOR_CACHE_DIR"
 
-#: Numbers of an array above which it is data, of which a graph knows no more than the shape.
+#: Numbers of an array above which it is data: a graph depends on its shape alone.
 LARGE = 2**20
 
 log = logging.getLogger(__name__)
 
 
 class GraphCache:
-    """Graphs in the cache folder, found and kept only while somebody checks them."""
+    """Graphs in the cache folder, loaded and kept only within `checked`."""
 
     def __init__(self) -> None:
         self.checking = False
-        #: The files of what was found, and what is to be kept where.
-        self.found: list[Path] = []
+        #: The files of loaded graphs, and the graphs to be kept with their files.
+        self.loaded: list[Path] = []
         self.new: list[tuple[Path, Any]] = []
         #: Files that did not pass the check.
         self.refused: set[Path] = set()
 
-    def get(self, build: Callable[[], Graph], meta_layer: MetaLayer, *question: Any) -> Graph:
-        """What is kept of a meta layer by a question, or else is built."""
+    def get(self, build: Callable[[], Graph], meta_layer: Algorithm, *question: Any) -> Graph:
+        """The graph of a meta layer that answers a question, from the cache folder or else built."""
         file = file_of(meta_layer, question) if self.checking else None
         if file is None:
             return build()
         graph = None if file in self.refused else load(file)
         if graph is not None:
-            self.found.append(file)
+            self.loaded.append(file)
             return graph
         self.new.append((file, graph := build()))
         return graph
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Keeps what is new if all goes well."""
+        """Within this context graphs may be built or loaded; if it ends well, the new ones are kept."""
         self.checking = True
         try:
             yield
@@ -82,37 +81,37 @@ class GraphCache:
                 save(graph, file)
             if self.new:
                 remove_old(self.new[0][0].parent)
-            self.found.clear()
+            self.loaded.clear()
         finally:
             self.checking = False
             self.new.clear()
 
     def forget(self) -> bool:
-        """Removes what was found since the last check that went well; returns whether there was anything."""
-        some = bool(self.found)
-        for file in self.found:
+        """Removes the files loaded since the last check that went well; returns whether there were any."""
+        some = bool(self.loaded)
+        for file in self.loaded:
             with suppress(OSError):
                 file.unlink()
-        self.refused.update(self.found)
-        self.found.clear()
+        self.refused.update(self.loaded)
+        self.loaded.clear()
         return some
 
 
 def load(file: Path) -> Any | None:
-    """What is kept in a file, or None."""
+    """The graph in a file, or None."""
     if not file.exists():
         return None
     try:
         graph = pickle.loads(zlib.decompress(file.read_bytes()))
         os.utime(file)
         return graph
-    except Exception as error:  # of another version, damaged, or what it refers to is gone: all kinds
+    except Exception as error:  # of another version, damaged, or files that it refers to are gone: all kinds
         log.debug("capture: %s is traced anew: %s", file, error)
         return None
 
 
 def save(graph: Any, file: Path) -> None:
-    """Keeps a graph; what cannot be kept is traced anew in every process."""
+    """Keeps a graph; one that cannot be kept is traced anew in every process."""
     try:
         content = zlib.compress(pickle.dumps(graph), level=1)
         with atomic(file) as part:
@@ -122,15 +121,15 @@ def save(graph: Any, file: Path) -> None:
 
 
 def remove_old(folder: Path) -> None:
-    """Removes files that nobody has found for long."""
+    """Removes files that no process has loaded for long."""
     for file in folder.glob("*.pickle.z"):
-        with suppress(OSError):  # somebody else may be as tidy
-            if file.stat().st_mtime < time.time() - LONG:
+        with suppress(OSError):  # another process may remove it at the same time
+            if file.stat().st_mtime < time.time() - UNUSED_SECONDS:
                 file.unlink()
 
 
-def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
-    """Where the answer to a question is kept; None where not all that it depends on can be written down."""
+def file_of(meta_layer: Algorithm, question: tuple[Any, ...]) -> Path | None:
+    """The file of the answer to a question; None if something that it depends on cannot be written down."""
     # The number of the outer step makes no difference, or is refused.
     numbers = {
         name: value for name, value in vars(meta_layer).items() if name not in ("outer_step", "constructor_arguments")
@@ -139,9 +138,15 @@ def file_of(meta_layer: MetaLayer, question: tuple[Any, ...]) -> Path | None:
     try:
         text = description.of((question, type(meta_layer), numbers, flags()))
         devices = sorted({name_of(tensor.device) for tensor in description.tensors})
-        beside = [in_full(""), machine(), devices, constants(description.classes | description.modules())]
+        beside = [
+            torch.__version__,
+            torch.get_num_threads(),
+            machine(),
+            devices,
+            constants(description.classes | description.modules()),
+        ]
         digest = hashlib.sha256(str(beside).encode() + text + sources(description.modules()))
-    except Exception as error:  # whatever objects raise that cannot be pickled
+    except Exception as error:  # objects that cannot be pickled raise all kinds
         log.debug("capture: %s is traced in every process: %s", question[0], error)
         return None
     return cache_folder() / "graphs" / f"{digest.hexdigest()[:32]}.pickle.z"
@@ -157,10 +162,10 @@ class Description(pickle.Pickler):
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         self.file = io.BytesIO()
         super().__init__(self.file, protocol=5)
-        self.fast = True  # each value as if it were met for the first time: which are one object is chance
+        self.fast = True  # no references to earlier values: which of them are one object is chance
         self.inputs = {id(x): name for name, x in inputs.items()}
         self.tensors = list(inputs.values())
-        #: Classes that were met, with those that they are made of, and modules of functions.
+        #: The classes of all values, with their bases, and the modules of functions.
         self.classes: set[Any] = set()
         self.of_functions: set[str] = set()
 
@@ -188,10 +193,10 @@ class Description(pickle.Pickler):
         return NotImplemented
 
     def modules(self) -> set[Any]:
-        """Where all that was met is defined, but for python's own and torch's, which a version tells.
+        """The modules that define these classes and functions, but for Python's and torch's, which a version tells.
 
         Raises:
-            TypeError: in no file, as in a notebook.
+            TypeError: one is not in a file, as in a notebook.
         """
         names = {kind.__module__ for kind in self.classes} | self.of_functions
         own = {sys.modules[name] for name in names if name.partition(".")[0] not in (*sys.stdlib_module_names, "torch")}
@@ -203,7 +208,7 @@ class Description(pickle.Pickler):
 
 
 def constants(namespaces: Iterable[Any]) -> list[Any]:
-    """Plain values that classes and modules hold, which others may have set."""
+    """Plain values that classes and modules hold, which other code may have set."""
     plain = (int, float, str, bool, tuple, type(None))
     return sorted(
         (space.__module__ if isinstance(space, type) else "", space.__name__, name, repr(value))
@@ -218,7 +223,7 @@ def digest_of(array: np.ndarray) -> str:
 
 
 def flags() -> tuple[Any, ...]:
-    """What is set for all of torch."""
+    """Settings for all of torch."""
     return (
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
@@ -239,9 +244,9 @@ def machine() -> list[str]:
 
 
 def sources(modules: Iterable[Any]) -> bytes:
-    """A digest of this package's files, of those of some modules, and of all that no installed package is of."""
+    """A digest of this package's files, of some modules' files, and of every loaded module outside site-packages."""
     places = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
-    files = {str(file) for file in Path(__file__).parent.rglob("*.py")} | {module.__file__ for module in modules}
+    files = {str(file) for file in Path(__file__).parents[1].rglob("*.py")} | {module.__file__ for module in modules}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
         if file.endswith(".py") and not file.startswith(places) and name.partition(".")[0] != "torch":

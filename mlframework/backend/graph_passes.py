@@ -21,6 +21,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from mlframework.backend.private import UNSAFE_VIEW
+
 __all__ = ["lay_out", "memory_order", "merge_products", "sink"]
 
 aten = torch.ops.aten
@@ -110,7 +112,7 @@ PER_TASK: dict[Any, Callable[[Any], list[Any]]] = {
     **dict.fromkeys((aten.mul.Scalar, aten.mul.Tensor), lambda node: [node.args[1]]),
     aten.clone.default: lambda node: [],
     **dict.fromkeys(
-        (aten.view.default, aten._unsafe_view.default, aten.expand.default),
+        (aten.view.default, UNSAFE_VIEW, aten.expand.default),
         lambda node: [list(value(node).shape[1:])],
     ),
     aten.permute.default: lambda node: [[axis % value(node).dim() - 1 for axis in node.args[1][1:]]],
@@ -142,7 +144,7 @@ def without_tasks(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.No
     """A node's operation on parts that have no axis of tasks."""
     target: Any = node.target
     # What was views may have to be copied.
-    remade = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
+    remade = aten.reshape.default if target in (aten.view.default, UNSAFE_VIEW) else target
     return call(graph, remade, *parts, *PER_TASK[target](node), **node.kwargs)
 
 

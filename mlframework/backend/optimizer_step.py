@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-__all__ = ["optimizer_step"]
+from mlframework.backend.private import fused_adam, increment, optimizer_has_hooks
 
-#: Where torch keeps hooks, by its own names: those of an optimizer and those of all. Where there is no such name any
-#: more, nothing is known about hooks.
-HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+__all__ = ["optimizer_step"]
 
 
 def optimizer_step(optimizer: Optimizer) -> None:
@@ -35,8 +31,7 @@ def may_be_called_directly(optimizer: Optimizer) -> bool:
     """Whether it is torch's fused Adam or AdamW, untouched, of parameters of one kind that have been stepped before."""
     if type(optimizer) not in (Adam, AdamW) or getattr(optimizer, "grad_scale", None) is not None:
         return False
-    places = ((optimizer, HOOKS), (sys.modules[Optimizer.__module__], HOOKS_OF_ALL))
-    if any(getattr(place, name, True) for place, names in places for name in names):
+    if optimizer_has_hooks(optimizer):
         return False
     # A scheduler wraps it, to know that there was a first step; anybody else's is to be called.
     own, step = type(optimizer).step, vars(optimizer).get("step")
@@ -62,10 +57,9 @@ def call_kernel(group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Te
         return
     states = [state[p] for p in learned]
     counts = [of["step"] for of in states]
-    torch._foreach_add_(counts, 1)
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    increment(counts)
     beta1, beta2 = group["betas"]
-    kernel(
+    fused_adam(group["decoupled_weight_decay"])(
         learned,
         [p.grad for p in learned],
         [of["exp_avg"] for of in states],

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from mlframework.backend.private import TorchDispatchMode, storage_key, tree_leaves
 
 __all__ = ["PeakMemory"]
 
@@ -27,18 +27,18 @@ class PeakMemory(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage._cdata for storage in storages((args, kwargs))}
+        given = {storage_key(storage) for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in storages(result):
-            if storage._cdata not in given | self.known:
+            if storage_key(storage) not in given | self.known:
                 self.follow(storage)
         return result
 
     def follow(self, storage: torch.UntypedStorage) -> None:
-        self.known.add(storage._cdata)
+        self.known.add(storage_key(storage))
         self.held += storage.nbytes()
         self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self.forget, storage_key(storage), storage.nbytes())
 
     def forget(self, key: int, size: int) -> None:
         self.known.discard(key)

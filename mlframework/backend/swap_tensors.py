@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
+
+from mlframework.backend.private import swapped
 
 __all__ = ["is_tied", "swap_tensors"]
 
@@ -22,7 +23,7 @@ def swap_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None
         module: what is to hold them.
         tensors: by the names of `named_parameters` and `named_buffers`; those that are missing stay.
     """
-    with _reparametrize_module(module, tensors, tie_weights=True, stack_weights=True):
+    with swapped(module, tensors):
         yield
 
 

@@ -1,70 +1,68 @@
-"""Whether a compiled step gives what the eager one gives, although rounding makes some gradients jump."""
+"""Whether a compiled step gives the eager one's results, although rounding makes some gradients jump."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mlframework.backend.compiled import Gradients, NotCapturable
+from mlframework.backend.algorithm import Algorithm
+from mlframework.backend.gradients import GradientFn, Gradients
+from mlframework.backend.graphs import NotCapturable
 from mlframework.episode import Episode, Examples
-from mlframework.meta_layers.meta_layer import MetaLayer
 
-__all__ = ["Undecided", "Way", "in_float64", "verify_against_eager"]
+__all__ = ["Undecided", "differences", "in_float64", "verify_against_eager"]
 
-#: Relative differences from the eager losses, and from the eager meta-gradient as a whole, that rounding explains where
-#: nothing jumps.
+#: Relative differences that rounding explains where nothing jumps: of the losses, and of the meta-gradient as a whole.
 TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-9)}
 COARSE = (1e-2, 1e-2)
 
-#: Eager steps with parameters that are some roundings off, and how many times farther than these scatter a compiled
-#: step may be: it is another draw, and jumps are of all sizes.
+#: Eager steps with parameters that are some ULPS off, and how many times farther than these a compiled step may be:
+#: jumps are of all sizes.
 PERTURBATIONS, ULPS, SCATTER_FACTOR = 4, 4, 3.0
 
-#: How far losses and meta-gradient may be off for them to be worth a look in float64: sums of many numbers are further
-#: off than roundings of parameters tell.
+#: The largest differences of losses and meta-gradient that are worth a look in float64: sums of many numbers differ by
+#: more than perturbed parameters tell.
 NEARLY = (1e-3, 0.1)
 
-#: How many tasks are tried alone.
+#: The most tasks that are tried alone.
 ALONE = 4
-
-#: How the meta-gradient of an episode is found.
-Way = Callable[[MetaLayer, Episode], Gradients]
 
 
 class Undecided(NotCapturable):
-    """The difference may be rounding, and may not: rounding moves the eager meta-gradient too far, or nearly as far."""
+    """float32 cannot decide: rounding moves the eager meta-gradient too far, or nearly as far as the difference."""
 
 
-def verify_against_eager(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> None:
-    """Raises `NotCapturable` where a compiled way gives something else than the eager one, or `Undecided`.
+def verify_against_eager(meta_layer: Algorithm, step: GradientFn, eager: GradientFn, episode: Episode) -> None:
+    """Raises `NotCapturable` where a compiled step gives other results than the eager one, or `Undecided`.
 
-    Two episodes are tried: the one at hand, and the same with each task's inputs in reverse order, which are new to it.
-    Where rounding turns over a rectifier or a maximum, a gradient jumps, by per cents of the whole. So a difference is
-    accepted where the eager step jumps about as far when its parameters are moved by roundings. But then some episode
-    has to agree as it is: one of the two, or one of a single task, in which something turns over more rarely.
+    Two episodes are tried: the one at hand, and the same with each task's inputs in reverse order. Where rounding turns
+    over a rectifier or a maximum, a gradient jumps, by per cents of the whole. So a difference is accepted where the
+    eager step jumps about as far when its parameters are perturbed. But then some episode has to agree as it is: one of
+    the two, or one of a single task, in which something turns over more rarely.
     """
-    tried = [agrees(meta_layer, way, eagerly, one) for one in (episode, reversed_inputs(episode))]
+    tried = [agrees(meta_layer, step, eager, one) for one in (episode, reversed_inputs(episode))]
     alone = (repeated(episode, task) for task in range(min(ALONE, episode.num_tasks)))
-    if not any(tried) and not any(agrees(meta_layer, way, eagerly, one) for one in alone):
+    if not any(tried) and not any(agrees(meta_layer, step, eager, one) for one in alone):
         raise Undecided("rounding moves the eager meta-gradient so far that the graph's cannot be judged by it")
 
 
-def agrees(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> bool:
+def agrees(meta_layer: Algorithm, step: GradientFn, eager: GradientFn, episode: Episode) -> bool:
     """Whether an episode's losses and meta-gradient are the eager ones; False where the eager ones jump as far.
 
     Raises:
         NotCapturable: they differ by more than that.
     """
-    found, eager = way(meta_layer, episode), eagerly(meta_layer, episode)
-    off = differences(found, eager)
-    limits = torch.tensor(TOLERANCES.get(eager.losses.dtype, COARSE))
+    expected = eager(meta_layer, episode)
+    off = differences(step(meta_layer, episode), expected)
+    limits = torch.tensor(TOLERANCES.get(expected.losses.dtype, COARSE))
     if bool((off <= limits).all()):
         return True
-    scatter = scattered(meta_layer, eagerly, episode, eager)
+    scatter = scattered(meta_layer, eager, episode, expected)
     if not bool((off <= torch.maximum(limits, SCATTER_FACTOR * scatter)).all()):
         doubtful = bool((off <= torch.tensor(NEARLY)).all())
         raise (Undecided if doubtful else NotCapturable)(
@@ -74,18 +72,18 @@ def agrees(meta_layer: MetaLayer, way: Way, eagerly: Way, episode: Episode) -> b
     return False
 
 
-def scattered(meta_layer: MetaLayer, eagerly: Way, episode: Episode, eager: Gradients) -> Tensor:
-    """How far roundings move the eager losses and meta-gradient, at most: `[2]`."""
+def scattered(meta_layer: Algorithm, eager: GradientFn, episode: Episode, expected: Gradients) -> Tensor:
+    """How far perturbations move the eager losses and meta-gradient, at most: `[2]`."""
     moved = []
     for seed in range(PERTURBATIONS):
-        with nudged(meta_layer, seed):
-            moved.append(differences(eagerly(meta_layer, episode), eager))
+        with perturbed(meta_layer, seed):
+            moved.append(differences(eager(meta_layer, episode), expected))
     return torch.stack(moved).amax(0)
 
 
 @contextmanager
-def nudged(module: nn.Module, seed: int) -> Iterator[None]:
-    """Parameters that are a few roundings larger or smaller, each number by chance, and then as they were."""
+def perturbed(module: Algorithm, seed: int) -> Iterator[None]:
+    """Parameters that are some ULPS larger or smaller, each number at random, and then as they were."""
     generator = torch.Generator().manual_seed(seed)
     before = [(p, p.detach().clone()) for p in module.parameters() if p.is_floating_point()]
     try:
@@ -100,26 +98,27 @@ def nudged(module: nn.Module, seed: int) -> Iterator[None]:
                 p.copy_(kept)
 
 
-def in_float64(meta_layer: MetaLayer, episode: Episode) -> tuple[MetaLayer, Episode]:
-    """A copy of an algorithm, of the same task distribution, and an episode, with far smaller roundings."""
-    double = copy.deepcopy(meta_layer, {id(meta_layer.task): meta_layer.task}).double()
+def in_float64(meta_layer: Algorithm, episode: Episode) -> tuple[Algorithm, Episode]:
+    """A copy of an algorithm, with the same task distribution, and an episode, in float64."""
+    task = getattr(meta_layer, "task", None)
+    double = cast(Any, copy.deepcopy(meta_layer, {id(task): task})).double()
     parts = (Examples(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in part)) for part in episode)
     return double, Episode(*parts)
 
 
 def reversed_inputs(episode: Episode) -> Episode:
     """Tasks in which the first target has the last input."""
-    support, query = (part._replace(x=lying_as(part.x, part.x.flip(1))) for part in episode)
+    support, query = (part._replace(x=with_layout(part.x, part.x.flip(1))) for part in episode)
     return Episode(support, query)
 
 
 def repeated(episode: Episode, task: int) -> Episode:
-    """As many tasks, all of them one."""
-    return Episode(*(Examples(*(lying_as(leaf, leaf[task]) for leaf in part)) for part in episode))
+    """An episode of as many tasks, which are all the same one."""
+    return Episode(*(Examples(*(with_layout(leaf, leaf[task]) for leaf in part)) for part in episode))
 
 
-def lying_as(tensor: Tensor, values: Tensor) -> Tensor:
-    """Values that lie in memory as a tensor does, which a graph takes for granted; expanded axes stay so."""
+def with_layout(tensor: Tensor, values: Tensor) -> Tensor:
+    """Values in the memory layout of a tensor, on which a graph depends; expanded axes stay expanded."""
     values = values.expand_as(tensor)
     for axis, stride in enumerate(tensor.stride()):
         values = values if stride else values.narrow(axis, 0, 1)
@@ -130,21 +129,20 @@ def lying_as(tensor: Tensor, values: Tensor) -> Tensor:
 def differences(found: Gradients, eager: Gradients) -> Tensor:
     """How far losses and meta-gradient are from the eager ones, each as a share of their norm: `[2]`.
 
-    Of the whole, because some parameters' gradients are zero but for rounding, as a bias before a batch norm.
+    Of the whole, because some parameters' gradients are zero but for rounding, as of a bias before a batch norm.
 
     Raises:
-        NotCapturable: they are not of the same parameters, or lie otherwise in memory, at which fused optimizers do not
-            look.
+        NotCapturable: they are of other parameters, or have another memory layout, on which fused optimizers rely.
     """
     if found.by_name.keys() != eager.by_name.keys():
         raise NotCapturable("the graph has gradients for other parameters than the eager step")
     for name, grad in found.by_name.items():
-        if not lies_as(grad, eager.by_name[name]):
+        if not has_same_layout(grad, eager.by_name[name]):
             raise NotCapturable(f"the graph's gradient of {name} lies otherwise in memory than the eager one")
     return torch.stack([share(found.losses, eager.losses), share(whole(found), whole(eager))]).cpu()
 
 
-def lies_as(x: Tensor, other: Tensor) -> bool:
+def has_same_layout(x: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape have their numbers in the same order in memory."""
     strides = zip(x.stride(), other.stride(), x.shape, strict=True)
     return all(one == two or size == 1 for one, two, size in strides)

@@ -7,19 +7,16 @@ import math
 import os
 import sys
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mlframework.backend.step import hydra_parser, list_options_quickly
 from mlframework.cli import plugins
 from mlframework.errors import UserError
 from mlframework.runs import sweep
@@ -120,7 +117,7 @@ def hydra_raises() -> Iterator[None]:
 
 def refuse_unknown_flags() -> None:
     """Flags that Hydra does not know, in one line; it would print its usage before."""
-    parser: ArgumentParser = get_args_parser()
+    parser = hydra_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}: --hydra-help lists the flags")
@@ -128,18 +125,6 @@ def refuse_unknown_flags() -> None:
     parser.error = refuse  # type: ignore[method-assign]
     if parser.parse_args().help:
         list_options_quickly()
-
-
-def list_options_quickly() -> None:
-    """For every group that `--help` lists, Hydra copies all configs it knows: two thirds of the time it takes."""
-    slow = ConfigLoaderImpl.get_group_options
-
-    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **rest: Any) -> Any:
-        if rest:
-            return slow(loader, group_name, results_filter, **rest)
-        return loader.repository.get_group_options(group_name, results_filter)
-
-    ConfigLoaderImpl.get_group_options = quick  # type: ignore[assignment, method-assign]
 
 
 def import_from_here() -> None:

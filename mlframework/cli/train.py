@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlframework.backend.allocator import Allocator
+from mlframework.backend.step import Allocator
 from mlframework.cli.command_line import command, job
 from mlframework.runs.run_folder import PARTS, RunFolder
 

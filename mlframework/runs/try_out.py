@@ -22,7 +22,7 @@ from mlframework.tasks.check_episode import check_episode
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 from mlframework.training.trainer import Training
 
 __all__ = ["try_out"]

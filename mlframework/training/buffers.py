@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.devices import fork_rng
-from mlframework.backend.swap_tensors import swap_tensors
+from mlframework.backend.forward import fork_rng, swap_tensors
+from mlframework.backend.step import version_of
 from mlframework.episode import Examples
 from mlframework.errors import UserError
 
@@ -45,7 +45,8 @@ def written(module: nn.Module, examples: Examples) -> dict[str, Tensor]:
     return {
         name: buffer
         for name, buffer in after.items()
-        if name in copies and (buffer is not copies[name] or buffer._version or not torch.equal(buffer, before[name]))
+        if name in copies
+        and (buffer is not copies[name] or version_of(buffer) or not torch.equal(buffer, before[name]))
     }
 
 

@@ -47,7 +47,7 @@ def state_of(meta_layer: nn.Module, outer: Any, generator: torch.Generator, prog
         "meta_layer": meta_layer.state_dict(),
         "optimizer": outer.optimizer.state_dict(),
         "scheduler": outer.scheduler.state_dict(),
-        "choices": outer.choices(),
+        "choices": outer.planner.choices(),
         "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda_states()},
         "progress": progress._asdict(),
     }
@@ -62,7 +62,7 @@ def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.G
     load_state(meta_layer, state["meta_layer"], path)
     outer.optimizer.load_state_dict(state["optimizer"])
     outer.scheduler.load_state_dict(state["scheduler"])
-    outer.restore_choices(state.get("choices", {}))
+    outer.planner.restore_choices(state.get("choices", {}))
     generator.set_state(state["generators"]["tasks"])
     torch.set_rng_state(state["generators"]["torch"])
     if state["generators"]["cuda"] and torch.cuda.is_available():

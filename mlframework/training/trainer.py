@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from mlframework.backend.devices import UNDISTURBED
+from mlframework.backend.forward import UNDISTURBED
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation.displays.display import Display, Validated
@@ -102,7 +102,7 @@ class Trainer:
         monitor: the validation metric that selects the best checkpoint.
         monitor_step: inner steps after which it is taken; None takes the number that is trained, or the last one if
             validation takes fewer.
-        prefetch: meta-batches drawn ahead, in a thread, where that makes steps faster; 0: none.
+        prefetch: meta-batches that a thread draws ahead; 0: none.
     """
 
     def __init__(

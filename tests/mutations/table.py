@@ -63,6 +63,7 @@ support_vectors = File("solvers/support_vectors.py", "test_solvers.py")
 ridge = File("solvers/ridge.py", "test_solvers.py")
 logistic = File("solvers/logistic.py", "test_solvers.py")
 outer_loop = File("training/outer_loop.py", "test_outer_loop.py")
+meta_gradient = File("training/meta_gradient.py", "test_outer_loop.py")
 episode = File("episode.py", "test_tasks_text.py")
 
 evaluation = File("evaluation/evaluation.py", "test_evaluation.py")
@@ -405,13 +406,13 @@ ALGORITHMS = (
         "reg * dual + (kernel @ dual).softmax(-1) - y",
         "test_what_the_mask_leaves_out_changes_nothing_and_gets_nothing",
     ),
-    outer_loop(
+    meta_gradient(
         "each chunk's mean counts alike",
         "1 / episode.num_tasks))",
         "1 / part.num_tasks))",
         "test_chunks_change_neither_losses_metrics_nor_gradient",
     ),
-    outer_loop(
+    meta_gradient(
         "meta-gradients pile up",
         "p.grad = None",
         "pass",

@@ -1,0 +1,84 @@
+"""Functions of tensors as graphs, and what a graph refuses.
+
+`make_fx` traces through the gradients that an inner loop takes, which `torch.compile` does not. Parameters and buffers
+of the meta layer are inputs of a graph, not part of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mlframework.backend.algorithm import Algorithm
+from mlframework.backend.operators import TRACED
+from mlframework.backend.private import FOREACH_DIV, FOREACH_MUL, decompositions, is_mutable
+from mlframework.backend.traced_int import TracedInt
+
+__all__ = ["LATER", "NotCapturable", "changes_with_step", "is_same", "reject_random_numbers", "traced", "tracing"]
+
+#: Outer steps ahead at which a graph has to be the same.
+LATER = 1000
+
+#: Operations on lists of tensors, one tensor at a time: inductor fuses them as it does others, and the kernels that it
+#: made of whole lists did not compile on GPUs (torch 2.11).
+ONE_BY_ONE: dict[Any, Callable[..., Any]] = {
+    FOREACH_DIV: lambda tensors, divisor: [t / divisor for t in tensors],
+    FOREACH_MUL: lambda tensors, factor: [t * factor for t in tensors],
+}
+
+
+class NotCapturable(Exception):
+    """Why a step cannot be a graph."""
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """A function of tensors as a graph of operators that inductor knows, without operations in place."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(function, {**decompositions(), **TRACED, **ONE_BY_ONE}, tracing_mode="fake")(*inputs)
+    if any(is_mutable(node.target) for node in graph.graph.nodes):
+        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
+    return graph
+
+
+@contextmanager
+def tracing(meta_layer: Algorithm, later: int = 0) -> Iterator[None]:
+    """Refuses to trace a function that reads the number of the outer step.
+
+    Args:
+        meta_layer: the algorithm that is traced.
+        later: by how many outer steps the number is ahead.
+    """
+    before, meta_layer.outer_step = meta_layer.outer_step, TracedInt(meta_layer.outer_step + later)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own making
+            yield
+        if meta_layer.outer_step.touched:
+            raise changes_with_step(meta_layer)
+    finally:
+        meta_layer.outer_step = before
+
+
+def changes_with_step(meta_layer: Algorithm) -> NotCapturable:
+    return NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")
+
+
+def is_same(graph: fx.GraphModule, other: fx.GraphModule) -> bool:
+    """Whether two graphs do the same, with the same constants."""
+    if graph.code != other.code:
+        return False
+    names = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    return all(torch.equal(getattr(graph, name), getattr(other, name)) for name in names)
+
+
+def reject_random_numbers(graph: fx.GraphModule, meta_layer: Algorithm) -> None:
+    """Raises `NotCapturable` if a graph draws random numbers."""
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise NotCapturable(f"{type(meta_layer).__name__} draws random numbers ({node.target})")

@@ -1,0 +1,353 @@
+"""Every private name of torch and Hydra that this package uses; no other file names one.
+
+Each stands with its reason and what happens without it. Tried with torch 2.13.0 and hydra-core 1.3.8; the oldest torch
+that was tried is the one in pyproject.toml. Where torch lacks a name of the first part, importing the package fails.
+The compiler's names are looked up when a step is captured: without them steps are eager, and one line says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._C import _functorch
+from torch._subclasses import FakeTensor
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+__all__ = [
+    "FOREACH_DIV",
+    "FOREACH_MUL",
+    "UNSAFE_VIEW",
+    "BatchNorm",
+    "FakeTensor",
+    "TorchDispatchMode",
+    "TreeSpec",
+    "buffers_of",
+    "children_of",
+    "compile_graph",
+    "compiler_folder",
+    "compiler_settings",
+    "decompositions",
+    "divided",
+    "event_writer",
+    "fake_mode",
+    "forward_mode_is_on",
+    "fused_adam",
+    "gradient_is_batched",
+    "has_global_hooks",
+    "has_hooks",
+    "hydra_parser",
+    "import_compiler",
+    "increment",
+    "is_mutable",
+    "is_tracing",
+    "is_tracked",
+    "is_wrapped",
+    "list_options_quickly",
+    "multiplied",
+    "optimizer_has_hooks",
+    "parameters_of",
+    "partition",
+    "remember_indices",
+    "restored_code",
+    "storage_key",
+    "swapped",
+    "tracing_context",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_unflatten",
+    "unwrap",
+    "version_of",
+    "without_saved_tensor_hooks",
+]
+
+# --- Tensors -------------------------------------------------------------------------------------------------------
+
+# Nests of tensors: `tree_flatten`, `tree_leaves`, `tree_unflatten`, `TreeSpec`. torch has no public ones; without them
+# recursive functions of our own.
+
+# `TorchDispatchMode` sees every operation, to count operations and bytes. It is documented, but not exported; without
+# it neither `memory_limit` nor the choice between a whole step and regions works.
+
+# `FakeTensor`: whether numbers are there or only shapes, as while tracing. Without it: a try around reading a number.
+
+#: Whether vmap or torch.func.grad wraps a tensor, whether the latter does, and the tensor inside. The operators choose
+#: a method by the number of tasks, which vmap hides. Without them every convolution takes torch's own.
+is_wrapped: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
+is_tracked: Callable[[Tensor], bool] = _functorch.is_gradtrackingtensor
+unwrap: Callable[[Tensor], Tensor] = _functorch.get_unwrapped
+
+_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
+
+
+def gradient_is_batched(grad: Tensor) -> bool:
+    """Whether a gradient stands for many, as with `is_grads_batched=True`, which no public function tells.
+
+    Without it the operators' own second derivatives would be given batches that they cannot take.
+    """
+    return torch._C._dispatch_keys(grad).has(_BATCHED) or is_wrapped(grad)
+
+
+def forward_mode_is_on() -> bool:
+    """Whether derivatives are taken in forward mode, which operators without such a formula must not meet."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_tracing() -> bool:
+    """Whether tensors have shapes but no numbers, because a graph is being traced.
+
+    `torch.compiler.is_compiling` is False under `make_fx`. The first test is cheap, and settles nearly all calls.
+    """
+    return bool(torch._C._len_torch_dispatch_stack()) and torch._guards.detect_fake_mode() is not None
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; without it a write of the same values goes unnoticed."""
+    return tensor._version
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """Identifies memory that tensors share, also where it has no address, as while tracing."""
+    return storage._cdata
+
+
+def divided(tensors: Sequence[Tensor], by: float) -> list[Tensor]:
+    """Every tensor divided, in one kernel; without it a loop, slower for many small tensors."""
+    return list(torch._foreach_div(list(tensors), by))
+
+
+def multiplied(tensors: Sequence[Tensor], by: Tensor | float) -> list[Tensor]:
+    """Every tensor times a number, in one kernel."""
+    return list(torch._foreach_mul(list(tensors), by))
+
+
+#: Operators that graphs hold, with names that begin with an underscore.
+FOREACH_DIV, FOREACH_MUL = torch.ops.aten._foreach_div.Scalar, torch.ops.aten._foreach_mul.Tensor
+UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+
+
+def is_mutable(target: Any) -> bool:
+    """Whether an operator writes to its arguments."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+@contextmanager
+def without_saved_tensor_hooks() -> Iterator[None]:
+    """Keeps checkpoints from hooking what a traced function saves, also where hooks are at work already.
+
+    `torch.autograd.graph.disable_saved_tensors_hooks` refuses where there are some: inner steps that are checkpointed
+    could not be compiled.
+    """
+    torch._C._autograd._saved_tensors_hooks_disable("a traced function keeps its tensors itself", False)
+    try:
+        yield
+    finally:
+        torch._C._autograd._saved_tensors_hooks_enable()
+
+
+# --- Modules and optimizers ----------------------------------------------------------------------------------------
+
+# `BatchNorm` is the base class of torch's batch norms, which refuse together. Without it: a list of six classes.
+# `has_global_hooks` tells of hooks on all modules, which a forward pass without calls of modules would leave out.
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The module's own parameters. Attributes and `named_parameters` take longer than a small operation."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The module's own buffers."""
+    return module._buffers
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules that it holds, each as often as it is held: `named_children` leaves repeated ones out."""
+    return module._modules
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody hooked into a module's calls, of which a pass without calls would know nothing."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
+
+
+def swapped(module: nn.Module, tensors: dict[str, Tensor]) -> AbstractContextManager[Any]:
+    """Puts tensors in the place of parameters and buffers for a while.
+
+    `torch.func.functional_call` does so for one call only, and does not put back the parameters of a module that is
+    held twice (pytorch/pytorch issue 164759; open in 2.13). `stack_weights` puts them back in reverse order, which is
+    right for those as well.
+    """
+    return _reparametrize_module(module, tensors, tie_weights=True, stack_weights=True)
+
+
+def optimizer_has_hooks(optimizer: Optimizer) -> bool:
+    """Whether somebody hooked into steps of an optimizer, or of all; True where torch keeps hooks under other names."""
+    own = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    everywhere = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    places = ((optimizer, own), (sys.modules[Optimizer.__module__], everywhere))
+    return any(getattr(place, name, True) for place, names in places for name in names)
+
+
+def increment(counts: list[Tensor]) -> None:
+    """Adds one to every tensor, in one kernel."""
+    torch._foreach_add_(counts, 1)
+
+
+def fused_adam(decoupled: bool) -> Callable[..., None]:
+    """The kernel of fused Adam, or of AdamW; without it `optimizer.step()`, mostly Python on a small network."""
+    return torch._fused_adamw_ if decoupled else torch._fused_adam_
+
+
+def event_writer(writer: Any) -> Any:
+    """Where a `SummaryWriter` puts events: the only way to write several values as one event."""
+    return writer._get_file_writer()
+
+
+# --- The compiler --------------------------------------------------------------------------------------------------
+
+# `torch.compile` cannot trace `torch.autograd.grad` of a loss with `create_graph`, nor run the passes of
+# `graph_passes`. So graphs are traced by `make_fx`, and inductor's inner function compiles them.
+
+
+def decompositions() -> dict[Any, Any]:
+    """Into what inductor breaks operators down: what the passes of `graph_passes` look for."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    return select_decomp_table()
+
+
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], *, cpp_wrapper: bool) -> tuple[Any, Callable[..., Any]]:
+    """What inductor makes of a graph, and the function that it compiled: `code` looks around for tracing and tuning."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    code: Any = compile_fx_inner(graph, inputs, cpp_wrapper=cpp_wrapper)
+    return code, getattr(code, "current_callable", None) or code
+
+
+def restored_code(code: Any) -> Callable[..., Any]:
+    """Loads unpickled code from inductor's cache; without it every process traces and looks up anew, for seconds."""
+    from torch._inductor.output_code import CompiledFxGraphConstants
+
+    constants = CompiledFxGraphConstants()
+    code.after_deserialization(constants)
+    code.post_compile((), constants, code.fx_kwargs)
+    return getattr(code, "current_callable", None) or code
+
+
+@contextmanager
+def compiler_settings(settings: dict[str, Any]) -> Iterator[None]:
+    """Inductor with the settings that its version has: `cpp.march`, say, is not in torch 2.8.
+
+    `torch.compile(options=...)` sets them for its own graphs alone.
+    """
+    from torch._inductor import config
+
+    with config.patch({name: value for name, value in settings.items() if hasattr(config, name)}):
+        yield
+
+
+def compiler_folder() -> str:
+    """Where inductor keeps what it compiles, unless it is told: among temporary files, which do not last."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return default_cache_dir()
+
+
+def fake_mode(inputs: Sequence[Any]) -> Any | None:
+    """The mode to which the fake tensors among inputs belong."""
+    return torch._guards.detect_fake_mode(inputs)
+
+
+def tracing_context(mode: Any) -> AbstractContextManager[Any]:
+    """Tells inductor the shapes of a graph's inputs; without it inductor does not look into its cache."""
+    return torch._guards.tracing(torch._guards.TracingContext(mode))
+
+
+@contextmanager
+def _recomputing() -> Iterator[None]:
+    """Lets the partitioner compute elementwise results anew wherever that keeps less."""
+    with torch._functorch.config.patch(aggressive_recomputation=True):
+        yield
+
+
+def partition(graph: fx.GraphModule, *, outputs: int, keep_all: bool) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """A joint graph as a forward and a backward pass; without it no region can be compiled."""
+    from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+
+    parts = default_partition if keep_all else min_cut_rematerialization_partition
+    with _recomputing():
+        return parts(graph, (), num_fwd_outputs=outputs)
+
+
+def remember_indices() -> None:
+    """A patch: inductor's cache of simplified indices holds 128, too few for Conv4, whose graphs ask for thousands.
+
+    pytorch/pytorch issue 133734. Needless once its fix, pull request 186319 (open in 2.13), is in a release: then the
+    function is no longer slow. Without the patch compiling takes longer, and the results are the same.
+    """
+    from torch._inductor import sizevars
+
+    simplify: Any = getattr(sizevars, "simplify_index_in_vec_range", None)
+    if hasattr(simplify, "cache_parameters") and simplify.cache_parameters()["maxsize"] == 128:
+        sizevars.simplify_index_in_vec_range = functools.lru_cache(maxsize=8192)(simplify.__wrapped__)
+
+
+def import_compiler() -> None:
+    """Imports torch's compiler, as torch's optimizers do when they are made, in half of their time.
+
+    None of the objects that come with it is garbage: the collector is off meanwhile, and never looks among them again.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules or not gc.isenabled():
+        return
+    gc.disable()
+    try:
+        importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+# --- Hydra -----------------------------------------------------------------------------------------------------------
+
+
+def hydra_parser() -> ArgumentParser:
+    """The parser of Hydra's flags; without it an unknown flag prints a page of usage before its one line."""
+    from hydra._internal.utils import get_args_parser
+
+    parser: ArgumentParser = get_args_parser()
+    return parser
+
+
+def list_options_quickly() -> None:
+    """A patch for `--help`: for every group Hydra copies all configs it knows, two thirds of the time it takes.
+
+    hydra-core 1.3.8 does so still. Without the patch `--help` is slower, and prints the same.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.object_type import ObjectType
+
+    slow = ConfigLoaderImpl.get_group_options
+
+    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **rest: Any) -> Any:
+        if rest:
+            return slow(loader, group_name, results_filter, **rest)
+        return loader.repository.get_group_options(group_name, results_filter)
+
+    ConfigLoaderImpl.get_group_options = quick  # type: ignore[assignment, method-assign]

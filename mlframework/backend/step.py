@@ -1,0 +1,36 @@
+"""The upper door of the backend: a step that is planned, compiled and timed.
+
+Training, runs, command lines and `mlframework.testing` import it; layers and algorithms import the lower door,
+`mlframework.backend.forward`.
+"""
+
+from __future__ import annotations
+
+from mlframework.backend.allocator import Allocator, tune
+from mlframework.backend.capture import Capture
+from mlframework.backend.choose_engine import choose_engine
+from mlframework.backend.gradients import Gradients, StepSummary, averaged, summarised
+from mlframework.backend.optimizer_step import optimizer_step
+from mlframework.backend.peak_memory import PeakMemory
+from mlframework.backend.plan import ExecutionPlan, Planner
+from mlframework.backend.private import event_writer, hydra_parser, import_compiler, list_options_quickly, version_of
+
+__all__ = [
+    "Allocator",
+    "Capture",
+    "ExecutionPlan",
+    "Gradients",
+    "PeakMemory",
+    "Planner",
+    "StepSummary",
+    "averaged",
+    "choose_engine",
+    "event_writer",
+    "hydra_parser",
+    "import_compiler",
+    "list_options_quickly",
+    "optimizer_step",
+    "summarised",
+    "tune",
+    "version_of",
+]

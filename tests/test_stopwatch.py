@@ -1,0 +1,40 @@
+"""The fastest of several candidates is found by the clock."""
+
+import time
+
+import pytest
+
+from mlframework.backend import stopwatch
+from mlframework.backend.stopwatch import fastest, medians
+
+
+def test_the_fastest_is_found():
+    assert fastest({"slow": lambda: time.sleep(0.02), "quick": lambda: time.sleep(0.002)}) == "quick"
+
+
+def test_of_candidates_that_are_about_as_fast_the_first_is_taken():
+    assert fastest({name: lambda: time.sleep(0.02) for name in ("first", "second")}) == "first"
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, stopwatch.MANY), (0.02, stopwatch.CALLS)])
+def test_candidates_take_turns_and_short_ones_more(seconds, turns):
+    calls = []
+    medians({name: lambda name=name: (calls.append(name), time.sleep(seconds)) for name in ("one", "other")})
+    assert calls == ["one", "other"] * (1 + turns)
+
+
+def test_the_first_call_of_a_candidate_does_not_count():
+    new = [time.sleep]
+
+    def settled():
+        if new:
+            new.pop()(1.1)
+
+    assert fastest({"steady": lambda: time.sleep(0.02), "settled": settled}) == "settled"
+
+
+def test_a_long_candidate_is_called_once(monkeypatch):
+    monkeypatch.setattr(stopwatch, "LONG", 0.01)
+    calls = []
+    fastest({"long": lambda: (calls.append(1), time.sleep(0.02))})
+    assert len(calls) == 1
