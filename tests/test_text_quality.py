@@ -201,6 +201,7 @@ def test_an_evaluation_tunes_the_ngram_baseline_on_validation_tasks():
     assert row.values["query_loss"] == pytest.approx(wanted["query_loss"][0].tolist(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()

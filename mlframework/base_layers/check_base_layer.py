@@ -17,7 +17,7 @@ from mlframework.base_layers.base_layer import BaseLayer, PlainLayer, as_base_la
 from mlframework.episode import TaskSpec
 from mlframework.errors import FailedRun, UserError
 
-__all__ = ["TWO_OUTPUTS", "Call", "check_base_layer", "culprit", "explained", "moved", "named", "recorded"]
+__all__ = ["TWO_OUTPUTS", "Call", "check_base_layer", "culprit", "explained", "moved", "name_of_call", "recorded_calls"]
 
 #: What rounding may change in a prediction, relative to the largest one.
 ROUNDING = 1e-3
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def recorded(module: nn.Module) -> Iterator[list[Call]]:
+def recorded_calls(module: nn.Module) -> Iterator[list[Call]]:
     """Collects the calls of a module and of all its parts within the context; inner ones end, and stand, first."""
     calls: list[Call] = []
     handles = [
@@ -85,11 +85,13 @@ def check_base_layer(base_layer: nn.Module, spec: TaskSpec) -> None:
 def in_training(base_layer: BaseLayer, x: Tensor) -> Tensor:
     """A prediction whose derivatives are wanted; buffers and random numbers stay as they are."""
     copies = {name: buffer.clone() for name, buffer in base_layer.named_buffers()}
-    with torch.enable_grad(), fork_rng(x.device), swap_tensors(base_layer, copies), recorded(base_layer) as calls:
+    with torch.enable_grad(), fork_rng(x.device), swap_tensors(base_layer, copies), recorded_calls(base_layer) as calls:
         prediction: Tensor = base_layer(x)
     if isinstance(prediction, Tensor) and not prediction.requires_grad and any(map(needs_gradient, calls)):
         culprit = next(call for call in calls if needs_gradient(call) and not requires_grad(call.output))
-        raise UserError(f"{named(culprit)}: its output is detached, so that no gradient reaches it: leave that out")
+        raise UserError(
+            f"{name_of_call(culprit)}: its output is detached, so that no gradient reaches it: leave that out"
+        )
     return prediction
 
 
@@ -108,12 +110,12 @@ def check_repeats(base_layer: BaseLayer, x: Tensor) -> None:
     for seed in (0, 1):
         with torch.no_grad(), fork_rng(x.device):
             torch.manual_seed(seed)
-            with recorded(base_layer) as calls:
+            with recorded_calls(base_layer) as calls:
                 base_layer(x)
             base_layer(x + 1)
         found.append(calls)
     if call := culprit(found[0], found[1]):
-        raise UserError(f"{named(call)}: {TWO_OUTPUTS}")
+        raise UserError(f"{name_of_call(call)}: {TWO_OUTPUTS}")
 
 
 def moved(one: Tensor, other: Tensor) -> bool:
@@ -142,7 +144,7 @@ def check_output(base_layer: BaseLayer, prediction: object, wanted: tuple[int, .
         raise UserError(f"{name} ({type(last).__name__}): returns {given} for two inputs, and must return {wanted}")
 
 
-def named(call: Call) -> str:
+def name_of_call(call: Call) -> str:
     """A module as messages name it, as in `base_layer.features.0 (Linear)`."""
     return f"{'.'.join(filter(None, ['base_layer', call.name]))} ({type(call.module).__name__})"
 
@@ -166,7 +168,7 @@ def explained(base_layer: nn.Module, when: str, otherwise: str = "base_layer") -
         calls = {id(module): Call(name, module, None, None) for name, module in base_layer.named_modules()}
         frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         inside = [calls[frame] for frame in frames if frame in calls]
-        who = named(inside[-1]) if inside else otherwise
+        who = name_of_call(inside[-1]) if inside else otherwise
         raise UserError(f"{who}: fails {when}: {said(error)}") from error
 
 

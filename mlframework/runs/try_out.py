@@ -12,7 +12,15 @@ from torch import Tensor
 
 from mlframework.backend.forward import fork_rng
 from mlframework.base_layers.base_layer import MIXING
-from mlframework.base_layers.check_base_layer import TWO_OUTPUTS, Call, culprit, explained, moved, named, recorded
+from mlframework.base_layers.check_base_layer import (
+    TWO_OUTPUTS,
+    Call,
+    culprit,
+    explained,
+    moved,
+    name_of_call,
+    recorded_calls,
+)
 from mlframework.episode import Episode, Examples, Split
 from mlframework.errors import UserError
 from mlframework.evaluation.task_set import judge_by_step, policies
@@ -126,9 +134,14 @@ def predicted(meta_layer: MetaLayer, episode: Episode, seed: int = 0) -> Tensor:
 def calls(meta_layer: MetaLayer, x: Tensor, mask: Tensor | None, seed: int = 0) -> list[Call]:
     """The calls of the base layer's modules, for the first of some tasks."""
     torch.manual_seed(seed)
-    with torch.no_grad(), recorded(meta_layer.base_layer) as found:
+    with torch.no_grad(), recorded_calls(meta_layer.base_layer) as found:
         meta_layer.base_layer(x[0], None if mask is None else mask[0])
     return found
+
+
+def blamed(meta_layer: MetaLayer, call: Call | None) -> str:
+    """The module at fault, or the algorithm if no module is."""
+    return algorithm(meta_layer) if call is None else name_of_call(call)
 
 
 def check_determinism(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -136,8 +149,7 @@ def check_determinism(meta_layer: MetaLayer, episode: Episode) -> None:
     if not moved(predicted(meta_layer, episode), predicted(meta_layer, episode, seed=1)):
         return
     found = [calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1)]
-    call = culprit(found[0], found[1])
-    raise UserError(f"{algorithm(meta_layer) if call is None else named(call)}: {TWO_OUTPUTS}")
+    raise UserError(f"{blamed(meta_layer, culprit(found[0], found[1]))}: {TWO_OUTPUTS}")
 
 
 def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -155,16 +167,17 @@ def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
     rows = slice(support.x.shape[1], support.x.shape[1] + 1)
     found = [calls(meta_layer, torch.cat([support.x, q.x], dim=1), mask) for q in (query, changed)]
     call = culprit(found[0], found[1], rows)
+    who = blamed(meta_layer, call)
     if call is None:
-        raise UserError(f"{algorithm(meta_layer)}: a query's prediction depends on the other queries")
+        raise UserError(f"{who}: a query's prediction depends on the other queries")
     if isinstance(call.module, MIXING):
         raise UserError(
-            f"{named(call)}: other queries move a query's prediction under algorithm.batch_norm={policy}: a module "
+            f"{who}: other queries move a query's prediction under algorithm.batch_norm={policy}: a module "
             "around it drops the mask; let that take the mask and hand it on (TakesMask), or choose "
             "algorithm.batch_norm=transductive"
         )
     raise UserError(
-        f"{named(call)}: an example's output depends on the examples beside it, unannounced: derive it from "
+        f"{who}: an example's output depends on the examples beside it, unannounced: derive it from "
         "MixesExamples and let only those count that its mask counts"
     )
 
@@ -178,7 +191,7 @@ def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
         return
     found = [calls(meta_layer, each.support.x, each.support.mask) for each in padded]
     call = culprit(found[0], found[1], slice(episode.support.x.shape[1]))
-    who = algorithm(meta_layer) if call is None else named(call)
+    who = blamed(meta_layer, call)
     raise UserError(
         f"{who}: rows of padding move the predictions of rows that count: let it take the mask (TakesMask), hand it on "
         "and leave out what the mask leaves out"
@@ -208,8 +221,7 @@ def check_files(training: Training, make_meta_layer: Callable[[], MetaLayer], ep
     if not moved(predicted(meta_layer, episode), predicted(other, episode)):
         return
     found = [calls(layer, episode.query.x, None) for layer in (meta_layer, other)]
-    call = culprit(found[0], found[1])
-    who = algorithm(meta_layer) if call is None else named(call)
+    who = blamed(meta_layer, culprit(found[0], found[1]))
     raise UserError(
         f"{who}: gives other outputs once its weights are saved and loaded: it keeps state that is neither a parameter "
         "nor a buffer (register_buffer)"
