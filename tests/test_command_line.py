@@ -93,7 +93,16 @@ def test_evaluation_of_a_run_prints_a_table_and_writes_it_down(tmp_path):
     said = call(evaluate.main, "run=run", *few, folder=tmp_path)
     assert said.exit_code == 0, said.err
     assert "test tasks (seed 0, hash " in said.out
-    assert (tmp_path / "run" / "evaluation.json").exists()
+    methods = [row["method"] for row in json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]]
+    assert methods == ["maml", "from scratch", "scikit-learn KernelRidge"]  # the baselines of the run
+
+
+def test_an_evaluation_has_the_baselines_that_are_named(tmp_path):
+    assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=tmp_path).exit_code == 0
+    named = ("evaluation/baseline=[scikit_learn]", "evaluation.tasks=4", "evaluation.validation_tasks=2")
+    assert call(evaluate.main, "run=run", *named, folder=tmp_path).exit_code == 0
+    methods = [row["method"] for row in json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]]
+    assert methods == ["maml", "scikit-learn KernelRidge"]
 
 
 def test_every_evaluation_of_a_run_is_kept(tmp_path):

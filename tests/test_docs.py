@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -87,13 +88,24 @@ def test_every_path_on_a_page_exists(page):
     assert not [path for path in named if not (DOCS.parent / path).exists()]
 
 
+def test_a_baseline_and_a_display_in_one_file_and_one_yaml_each(tmp_path):
+    judged, _, waves = run_as_written("add-a-baseline.md", tmp_path)
+    assert re.search(r"^│ nearest, [12] nearest ", judged.stdout, re.MULTILINE)
+    assert "scikit-learn KernelRidge" in judged.stdout and "from scratch" not in judged.stdout
+    assert "nearest, " in waves.stdout
+    for run, figures in ("shown", {"tasks", "errors"}), ("waves", {"tasks", "errors", "by_inner_step"}):
+        tags = EventAccumulator(str(tmp_path / "work" / "runs" / run)).Reload().Tags()
+        assert set(tags["images"]) == {f"validation/{name}" for name in figures}
+        assert "validation/largest_error" in tags["scalars"]
+
+
 def test_the_site_has_every_page():
     """`mkdocs build --strict` says so too, where mkdocs is installed."""
     site = (DOCS.parent / ".site" / "mkdocs.yml").read_text(encoding="utf-8")
     assert {page.name for page in DOCS.glob("*.md")} <= set(re.findall(r": ([\w-]+\.md)$", site, re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", ["add-a-task.md", "add-a-base-layer.md", "add-an-algorithm.md"])
+@pytest.mark.parametrize("page", ["add-a-task.md", "add-a-base-layer.md", "add-an-algorithm.md", "add-a-baseline.md"])
 def test_examples_are_short(page):
     for language, name, text in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
         assert language != "python" or len(text.splitlines()) <= 35, name

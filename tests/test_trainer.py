@@ -22,6 +22,7 @@ from test_logger import points
 
 from mlframework.cli.train import main, monitored
 from mlframework.errors import FailedRun, InvalidValue, UserError
+from mlframework.evaluation.displays.display import Display
 from mlframework.runs.run import evaluate_run, set_up, train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
@@ -299,6 +300,42 @@ def test_an_evaluation_afterwards_gives_what_the_run_ended_with(tmp_path):
     _, report = train(tmp_path)
     again = evaluate_run(RunFolder(tmp_path), composed().evaluation, weights="best", device="cpu")
     assert again == report
+
+
+class Failing(Display):
+    """Raises whatever it is shown."""
+
+    def show(self, validated, log):
+        raise ZeroDivisionError(f"at step {validated.step}")
+
+
+def test_a_display_that_fails_is_left_out_and_the_training_goes_on(tmp_path, caplog):
+    with_displays = [f"+display.failing._target_={__name__}.Failing", "display=[by_inner_step]", "logger.figures=true"]
+    shown, _ = train(tmp_path / "shown", *with_displays, "evaluation=none", "trainer.validate_every=6")
+    plain, _ = train(tmp_path / "plain", "evaluation=none", "trainer.validate_every=6")
+    assert shown["best"] == plain["best"]
+    assert "display.failing is left out at step 6: ZeroDivisionError: at step 6" in caplog.text
+    assert {path.name for path in (tmp_path / "shown" / "checkpoints").iterdir()} == {"last.pt", "best.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("display=[contact_sheet]", "display.contact_sheet: draws classes of images"),
+        ("display=[samples]", "display.samples: Sinusoid is no text task"),
+        ("evaluation/baseline=[ngram]", "evaluation.baseline.ngram: Sinusoid is no text task"),
+        (
+            "evaluation/baseline=[in_context]",
+            "evaluation.baseline.in_context: is for a sequence, and Sinusoid is a regress",
+        ),
+        ("evaluation/measure=[text_quality]", "evaluation.measure.text_quality: Sinusoid is no text task"),
+    ],
+)
+def test_what_does_not_go_with_the_task_is_refused_before_anything_is_written(tmp_path, override, line):
+    said = call(main, override, "run_dir=run", *SHORT, folder=tmp_path)
+    assert said.exit_code == 2
+    assert said.err.startswith(line) and said.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
