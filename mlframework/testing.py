@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlframework.backend.choose_engine import choose_engine
 from mlframework.backend.forward import Engine, fork_rng
+from mlframework.backend.step import choose_engine
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.inner_loop import Adam, RMSprop
 from mlframework.meta_layers.meta_layer import MetaLayer

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.allocator import give_back
-from mlframework.backend.cuda_graphs import recorded
+from mlframework.backend.cuda_graphs import as_cuda_graph
 from mlframework.backend.devices import synchronise
 from mlframework.backend.forward import compiled_by
 from mlframework.backend.gradients import GradientFn, Gradients, averaged, eager_gradients, summarised
@@ -146,7 +146,7 @@ class Capture:
             with self.cache.checked():
                 eager_seconds = seconds_of(lambda: eager(self.meta_layer, episode))
                 began = time.perf_counter()
-                step = recorded(self.build(episode, whole), self.meta_layer, episode)
+                step = as_cuda_graph(self.build(episode, whole), self.meta_layer, episode)
                 step(self.meta_layer, episode)
                 compiling = time.perf_counter() - began
                 seconds = seconds_of(lambda: step(self.meta_layer, episode))
@@ -185,7 +185,7 @@ class Capture:
     def check_in_float64(self, off: Tensor, episode: Episode, whole: bool) -> Tensor:
         """Returns the differences in float32 if the step agrees in float64; else raises `NotCapturable`."""
         double, same = in_float64(self.meta_layer, episode)
-        step = recorded(Capture(double, "true", self.clip, self.cache).build(same, whole), double, same)
+        step = as_cuda_graph(Capture(double, "true", self.clip, self.cache).build(same, whole), double, same)
         verify_against_eager(double, step, self.eager_step(whole), same)
         return off
 

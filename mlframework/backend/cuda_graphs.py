@@ -21,7 +21,7 @@ from mlframework.backend.traced_int import TracedInt
 from mlframework.backend.verify import differences, with_layout
 from mlframework.episode import Episode, Examples
 
-__all__ = ["RecordedStep", "recorded"]
+__all__ = ["RecordedStep", "as_cuda_graph"]
 
 #: Steps before one is recorded, in which everything is allocated and tuned that is so only once.
 WARM_UP = 3
@@ -32,7 +32,7 @@ ROUNDING = 1e-5
 log = logging.getLogger(__name__)
 
 
-def recorded(step: GradientFn, meta_layer: Algorithm, episode: Episode) -> GradientFn:
+def as_cuda_graph(step: GradientFn, meta_layer: Algorithm, episode: Episode) -> GradientFn:
     """A step as a CUDA graph, where that gives the same at every outer step; else, and on a CPU, as it is."""
     if episode.device.type != "cuda":
         return step

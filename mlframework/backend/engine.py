@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mlframework.backend.operators import is_traced
+from mlframework.backend.private import tree_flatten, tree_unflatten
 
 __all__ = ["Engine", "over_tasks"]
 

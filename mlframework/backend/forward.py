@@ -15,6 +15,7 @@ from mlframework.backend.attention import differentiable_attention
 from mlframework.backend.devices import UNDISTURBED, fork_rng, name_of, synchronise
 from mlframework.backend.engine import Engine, over_tasks
 from mlframework.backend.operators import differentiated
+from mlframework.backend.private import is_fake
 from mlframework.backend.stacked import per_task, repeated, runs_in_turn, runs_parts, runs_per_task
 from mlframework.backend.swap_tensors import is_tied, swap_tensors
 from mlframework.episode import Params
@@ -27,6 +28,7 @@ __all__ = [
     "compiled_by",
     "first_order",
     "fork_rng",
+    "is_fake",
     "is_tied",
     "name_of",
     "over_tasks",

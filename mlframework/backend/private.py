@@ -20,59 +20,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C import _functorch
 from torch._subclasses import FakeTensor
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
-
-__all__ = [
-    "FOREACH_DIV",
-    "FOREACH_MUL",
-    "UNSAFE_VIEW",
-    "BatchNorm",
-    "FakeTensor",
-    "TorchDispatchMode",
-    "TreeSpec",
-    "buffers_of",
-    "children_of",
-    "compile_graph",
-    "compiler_folder",
-    "compiler_settings",
-    "decompositions",
-    "divided",
-    "event_writer",
-    "fake_mode",
-    "forward_mode_is_on",
-    "fused_adam",
-    "gradient_is_batched",
-    "has_global_hooks",
-    "has_hooks",
-    "hydra_parser",
-    "import_compiler",
-    "increment",
-    "is_mutable",
-    "is_tracing",
-    "is_tracked",
-    "is_wrapped",
-    "list_options_quickly",
-    "multiplied",
-    "optimizer_has_hooks",
-    "parameters_of",
-    "partition",
-    "remember_indices",
-    "restored_code",
-    "storage_key",
-    "swapped",
-    "tracing_context",
-    "tree_flatten",
-    "tree_leaves",
-    "tree_unflatten",
-    "unwrap",
-    "version_of",
-    "without_saved_tensor_hooks",
-]
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import (
+    TreeSpec as TreeSpec,
+    tree_flatten as tree_flatten,
+    tree_leaves as tree_leaves,
+    tree_unflatten as tree_unflatten,
+)
 
 # --- Tensors -------------------------------------------------------------------------------------------------------
 
@@ -82,7 +39,11 @@ __all__ = [
 # `TorchDispatchMode` sees every operation, to count operations and bytes. It is documented, but not exported; without
 # it neither `memory_limit` nor the choice between a whole step and regions works.
 
-# `FakeTensor`: whether numbers are there or only shapes, as while tracing. Without it: a try around reading a number.
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape but no numbers, as while tracing; without it a try around reading a number."""
+    return isinstance(tensor, FakeTensor)
+
 
 #: Whether vmap or torch.func.grad wraps a tensor, whether the latter does, and the tensor inside. The operators choose
 #: a method by the number of tasks, which vmap hides. Without them every convolution takes torch's own.
@@ -161,8 +122,10 @@ def without_saved_tensor_hooks() -> Iterator[None]:
 
 # --- Modules and optimizers ----------------------------------------------------------------------------------------
 
-# `BatchNorm` is the base class of torch's batch norms, which refuse together. Without it: a list of six classes.
-# `has_global_hooks` tells of hooks on all modules, which a forward pass without calls of modules would leave out.
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks on all modules, which a forward pass that calls no module would leave out."""
+    return _has_any_global_hook()
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:

@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mlframework.backend.step import event_writer
 from mlframework.evaluation.interval import Interval
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ class TensorBoardLogger:
         experiment, start, end = hparams(hyperparameters(config, choices), metrics)
         show_first(experiment, {*HPARAMS_FIRST, *(override.split("=")[0].lstrip("+~") for override in overrides)})
         for summary in (experiment, start, end):
-            self.writer._get_file_writer().add_summary(summary)
+            event_writer(self.writer).add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each curve; names are tags, such as `train/query_loss`."""
         # One event for all of them: an event costs a step more than any value in it.
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.writer._get_file_writer().add_summary(Summary(value=points), step)
+        event_writer(self.writer).add_summary(Summary(value=points), step)
 
     def intervals(self, split: str, metrics: Mapping[str, Interval], step: int) -> None:
         """A point of each metric, with the ends of its interval, at an outer step; tags start with the split."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
+from mlframework.backend.forward import is_fake
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
@@ -118,7 +118,7 @@ class KernelMachine(FeatureMetaLayer):
 
     def warn_of(self, solution: Solution) -> None:
         """One line for the first tasks that did not converge; TensorBoard has the others, and a graph's."""
-        if self.warned or isinstance(solution.converged, FakeTensor) or bool(solution.converged.all()):
+        if self.warned or is_fake(solution.converged) or bool(solution.converged.all()):
             return
         self.warned = True
         log.warning(
