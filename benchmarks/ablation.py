@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,8 +154,15 @@ def without_setting(*names: str) -> Callable[[Any], Any]:
 
 
 TRANSFORMER, OPERATORS = "base_layers.transformer", "backend.sequence_operators"
-CONVOLUTION = {"base_layers.convolution:Convolution.forward": constant(nn.Conv2d.forward)}
-NORM = {"base_layers.normalisation:fits": returning(False)}
+
+
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`normalise` from mean and variance."""
+    axes, per_channel = (1, *range(3, x.dim())), (len(x), 1, -1, *(1 for _ in x.shape[3:]))
+    centred = x - x.mean(axes, keepdim=True)
+    scale = weight.view(per_channel) * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    return torch.addcmul(bias.view(per_channel), centred, scale)
+
 
 MECHANISMS: dict[str, Mechanism] = {
     "stacked layers": Mechanism(
@@ -174,18 +181,14 @@ MECHANISMS: dict[str, Mechanism] = {
         modes=(EAGER, FIRST_ORDER),
         workloads=MLPS,
     ),
-    "own convolutions": Mechanism(CONVOLUTION, ("backend.operators", "base_layers.convolution"), workloads=IMAGES),
-    "own batch norm": Mechanism(NORM, ("backend.normalise",), workloads=IMAGES),
-    "convolutions and batch norm": Mechanism(
-        {**CONVOLUTION, **NORM},
-        ("backend.operators", "base_layers.convolution", "backend.normalise"),
+    "unfolded convolutions": Mechanism(
+        {"backend.convolve:pays_unfolded": returning(False)},
+        ("backend.convolve",),
+        modes=(CAPTURED,),
         workloads=IMAGES,
     ),
-    "one derivative at most": Mechanism(
-        {"inner_loop.inner_loop:differentiated": constant(lambda *, once: nullcontext())},
-        ("backend.operators:differentiated",),
-        modes=(FIRST_ORDER,),
-        workloads=("W2", "W4"),
+    "batch norm in closed form": Mechanism(
+        {"backend.stacked:normalise": constant(plain_norm)}, ("backend.normalise",), workloads=IMAGES
     ),
     "sequence derivatives": Mechanism(
         {

@@ -25,9 +25,8 @@ STEPS = 3
 #: Kinds of work, by what the names of kernels hold; the first that fits.
 KINDS = {
     "products of matrices": ("mm", "matmul", "linear"),
-    "convolutions": ("convolution", "mlframework::convolve", "mlframework::by_"),
-    "patches and their sum": ("mlframework::patches", "mlframework::overlay"),
-    "batch norm": ("batch_norm", "mlframework::normalise"),
+    "convolutions": ("convolution",),
+    "batch norm": ("batch_norm",),
     "fused loops": ("cpp_fused", "CompiledFxGraph"),
     "copies and zeros": ("copy_", "fill_", "clone", "aten::cat", "aten::stack", "zero_"),
     "elementwise and sums": (

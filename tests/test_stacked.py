@@ -8,6 +8,7 @@ from torch import nn
 
 from mlframework.backend import stacked
 from mlframework.backend.engine import over_tasks
+from mlframework.backend.tracing import while_traced
 from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack, Transformer
 from mlframework.base_layers.transformer import Block
 from mlframework.episode import TaskSpec
@@ -39,6 +40,23 @@ def test_values_are_those_of_vmap_whatever_is_stacked(name, adapts):
     assert stacked.supports(base, x)
     expected = over_tasks(lambda p, x: torch.func.functional_call(base, p, (x,)), params, x, engine="vectorised")
     torch.testing.assert_close(stacked.forward(base, params, x), expected)
+
+
+@pytest.mark.parametrize("adapts", ["", "0.0", "0.1", "head", "bias"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_convolutional_networks_are_those_of_vmap_whatever_is_stacked_and_masked(downsample, norm, masked, adapts):
+    base = Conv4(TaskSpec("classification", (1, 16, 16), 5), filters=8, downsample=downsample, norm=norm).double()
+    x = torch.randn(3, 4, 1, 16, 16, dtype=torch.float64)
+    params = random_params(base, 3, [name for name, _ in base.named_parameters() if adapts in name])
+    params = {name: p.double() for name, p in params.items()}
+    inputs = (x, torch.tensor([1.0, 1, 0, 1]).expand(3, 4)) if masked else (x,)
+    assert stacked.supports(base, x)
+    expected = over_tasks(lambda p, *i: torch.func.functional_call(base, p, i), params, *inputs, engine="vectorised")
+    torch.testing.assert_close(stacked.forward(base, params, *inputs), expected)
+    with while_traced():
+        torch.testing.assert_close(stacked.forward(base, params, *inputs), expected)
 
 
 TEXT = TaskSpec("sequence", (6,), 7)
@@ -74,7 +92,9 @@ def test_transformers_that_are_not_as_they_are_written_are_left_to_vmap():
 
 def test_what_is_unknown_or_hung_with_hooks_or_flattens_otherwise_is_left_to_vmap():
     x = torch.zeros(2, 3, 4)
-    assert not stacked.supports(Conv4(TaskSpec("classification", (1, 28, 28), 5)), torch.zeros(2, 3, 1, 28, 28))
+    for convolution in (nn.Conv2d(1, 2, 3, dilation=2), nn.Conv2d(1, 2, 3, padding="same")):
+        base = BaseLayer(nn.Sequential(convolution, nn.Flatten()), nn.Linear(32, 2))
+        assert not stacked.supports(base, torch.zeros(2, 3, 1, 8, 8))
     assert not stacked.supports(BaseLayer(nn.Flatten(0), nn.Linear(4, 2)), x)
     hooked = BaseLayer(nn.Linear(4, 4), nn.Linear(4, 2))
     hooked.head.register_forward_hook(lambda module, inputs, output: output + 1)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mlframework.backend.operators import is_traced
 from mlframework.backend.private import tree_flatten, tree_unflatten
+from mlframework.backend.tracing import is_traced
 
 __all__ = ["Engine", "over_tasks"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -14,9 +14,8 @@ from mlframework.backend import stacked
 from mlframework.backend.attention import differentiable_attention
 from mlframework.backend.devices import UNDISTURBED, fork_rng, name_of, synchronise
 from mlframework.backend.engine import Engine, over_tasks
-from mlframework.backend.operators import differentiated
 from mlframework.backend.private import is_fake
-from mlframework.backend.stacked import per_task, repeated, runs_in_turn, runs_parts, runs_per_task
+from mlframework.backend.stacked import batch_norm, by_vmap, per_task, repeated, runs_in_turn, runs_parts, runs_per_task
 from mlframework.backend.swap_tensors import is_tied, swap_tensors
 from mlframework.episode import Params
 
@@ -24,9 +23,10 @@ __all__ = [
     "UNDISTURBED",
     "CompilesRegions",
     "Engine",
+    "batch_norm",
+    "by_vmap",
     "call_per_task",
     "compiled_by",
-    "first_order",
     "fork_rng",
     "is_fake",
     "is_tied",
@@ -76,11 +76,6 @@ def tied(module: nn.Module) -> bool:
     if module not in TIED:
         TIED[module] = is_tied(module)
     return TIED[module]
-
-
-def first_order() -> AbstractContextManager[None]:
-    """Tells layers that what runs inside is differentiated once at most, for which they have faster kernels."""
-    return differentiated(once=True)
 
 
 class CompilesRegions(Protocol):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.operators import TRACED
 from mlframework.backend.private import FOREACH_DIV, FOREACH_MUL, decompositions, is_mutable
 from mlframework.backend.traced_int import TracedInt
+from mlframework.backend.tracing import while_traced
 
 __all__ = ["LATER", "NotCapturable", "changes_with_step", "is_same", "reject_random_numbers", "traced", "tracing"]
 
@@ -40,7 +40,8 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
     """A function of tensors as a graph of operators that inductor knows, without operations in place."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    graph = make_fx(function, {**decompositions(), **TRACED, **ONE_BY_ONE}, tracing_mode="fake")(*inputs)
+    with while_traced():
+        graph = make_fx(function, {**decompositions(), **ONE_BY_ONE}, tracing_mode="fake")(*inputs)
     if any(is_mutable(node.target) for node in graph.graph.nodes):
         graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
     return graph

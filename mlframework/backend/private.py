@@ -45,34 +45,12 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
-#: Whether vmap or torch.func.grad wraps a tensor, whether the latter does, and the tensor inside. The operators choose
-#: a method by the number of tasks, which vmap hides. Without them every convolution takes torch's own.
-is_wrapped: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
-is_tracked: Callable[[Tensor], bool] = _functorch.is_gradtrackingtensor
-unwrap: Callable[[Tensor], Tensor] = _functorch.get_unwrapped
-
-_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
-
-
 def gradient_is_batched(grad: Tensor) -> bool:
     """Whether a gradient stands for many, as with `is_grads_batched=True`, which no public function tells.
 
-    Without it the operators' own second derivatives would be given batches that they cannot take.
+    Without it, batched gradients of batch norm could not be differentiated again.
     """
-    return torch._C._dispatch_keys(grad).has(_BATCHED) or is_wrapped(grad)
-
-
-def forward_mode_is_on() -> bool:
-    """Whether derivatives are taken in forward mode, which operators without such a formula must not meet."""
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-def is_tracing() -> bool:
-    """Whether tensors have shapes but no numbers, because a graph is being traced.
-
-    `torch.compiler.is_compiling` is False under `make_fx`. The first test is cheap, and settles nearly all calls.
-    """
-    return bool(torch._C._len_torch_dispatch_stack()) and torch._guards.detect_fake_mode() is not None
+    return _functorch.is_legacy_batchedtensor(grad)
 
 
 def version_of(tensor: Tensor) -> int:

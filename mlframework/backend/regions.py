@@ -20,7 +20,6 @@ from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.graph_passes import sink
 from mlframework.backend.graphs import LATER, NotCapturable, changes_with_step, is_same, traced, tracing
 from mlframework.backend.module_tensors import found_at, places_of, tensors_of
-from mlframework.backend.operators import define, named
 from mlframework.backend.private import TreeSpec, partition, tree_flatten, tree_unflatten, without_saved_tensor_hooks
 from mlframework.backend.swap_tensors import swap_tensors
 from mlframework.backend.traced_int import TracedInt, traced_int
@@ -31,7 +30,10 @@ __all__ = ["NotCompiled", "RegionCompiler"]
 TENSOR = object()
 
 #: Stands, while a region is traced, for the gradient by a result, which only the backward pass is given.
-define("tangent(Tensor x) -> Tensor", torch.empty_like, torch.empty_like)
+tangent = torch.library.custom_op(
+    "mlframework::tangent", torch.empty_like, mutates_args=(), schema="(Tensor x) -> Tensor"
+)
+tangent.register_fake(torch.empty_like)
 
 
 class NotCompiled(Exception):
@@ -270,7 +272,7 @@ def gradients_by(inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Iterato
     """The gradients by every input, given tangents of the results; nothing where there are no results."""
     if not results:
         return
-    tangents = [named("mlframework::tangent")(x.detach()) for x in results]
+    tangents = [tangent(x.detach()) for x in results]
     needed = [x for x in inputs if x.requires_grad]
     grads = iter(torch.autograd.grad(results, needed, tangents, allow_unused=True))
     yield from (next(grads) if x.requires_grad else None for x in inputs)
@@ -285,7 +287,7 @@ def mark_passes(graph: fx.GraphModule) -> None:
     tag = "is_forward"
     last = list(nodes.find_nodes(op="placeholder"))[-1]
     for node in list(nodes.nodes):
-        if node.target is named("mlframework::tangent").default:
+        if node.target is torch.ops.mlframework.tangent.default:
             tag = "is_backward"
             with nodes.inserting_after(last):
                 last = nodes.placeholder(f"tangents_{node.name}")  # the partitioner knows tangents by this name

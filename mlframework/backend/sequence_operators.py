@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from mlframework.backend.operators import define
-
 __all__ = ["across", "along", "causal", "gelu", "least", "rotations", "to_unit_mean_square", "turned"]
 
 # Tables that depend on positions alone. Compilers do not look into them: they would compute a power, a cosine and a
@@ -37,16 +35,20 @@ def least(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
-ROTATIONS = define(
-    "rotations(Tensor like, int count, int width, float base) -> Tensor",
-    lambda like, count, width, base: table_of_rotations(count, width, base, like.dtype, like.device).clone(),
-    lambda like, count, width, base: like.new_empty(2, count, width // 2),
+@torch.library.custom_op(
+    "mlframework::rotations", mutates_args=(), schema="(Tensor like, int count, int width, float base) -> Tensor"
 )
-CAUSAL = define(
-    "causal(Tensor like, int length, int read) -> Tensor",
-    lambda like, length, read: table_of_what_is_hidden(length, read, like.dtype, like.device).clone(),
-    lambda like, length, read: like.new_empty(length, read),
-)
+def rotation_table(like: Tensor, count: int, width: int, base: float) -> Tensor:
+    return table_of_rotations(count, width, base, like.dtype, like.device).clone()
+
+
+@torch.library.custom_op("mlframework::causal", mutates_args=(), schema="(Tensor like, int length, int read) -> Tensor")
+def causal_table(like: Tensor, length: int, read: int) -> Tensor:
+    return table_of_what_is_hidden(length, read, like.dtype, like.device).clone()
+
+
+rotation_table.register_fake(lambda like, count, width, base: like.new_empty(2, count, width // 2))
+causal_table.register_fake(lambda like, length, read: like.new_empty(length, read))
 
 
 def rotations(x: Tensor, count: int, base: float) -> tuple[Tensor, Tensor]:
@@ -57,12 +59,12 @@ def rotations(x: Tensor, count: int, base: float) -> tuple[Tensor, Tensor]:
         count: positions.
         base: the longest wave, in positions, divided by 2 pi.
     """
-    return torch.ops.mlframework.rotations(like(x), count, x.shape[-1], base).unbind()
+    return rotation_table(like(x), count, x.shape[-1], base).unbind()
 
 
 def causal(x: Tensor, length: int, read: int) -> Tensor:
     """What is added to products of the last `length` queries with `read` keys so that none reads what comes later."""
-    return torch.ops.mlframework.causal(like(x), length, read)
+    return causal_table(like(x), length, read)
 
 
 def like(x: Tensor) -> Tensor:

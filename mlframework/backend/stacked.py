@@ -13,11 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mlframework.backend.operators import is_traced
+from mlframework.backend.convolve import convolve, max_pool
+from mlframework.backend.normalise import normalise
 from mlframework.backend.sequence_operators import across
+from mlframework.backend.tracing import is_traced
 from mlframework.episode import Params
 
-__all__ = ["forward", "per_task", "repeated", "runs_in_turn", "runs_parts", "runs_per_task", "supports"]
+__all__ = [
+    "batch_norm",
+    "by_vmap",
+    "forward",
+    "per_task",
+    "repeated",
+    "runs_in_turn",
+    "runs_parts",
+    "runs_per_task",
+    "supports",
+]
 
 #: Applies a module to inputs `[tasks, n, ...]` with a mask `[tasks, n, ...]` or None. The parameters are the module's
 #: own, by name: as they are where all tasks share them, else stacked, `[tasks, *shape]`.
@@ -93,6 +105,48 @@ def elementwise(module: nn.Module, params: Mapping[str, Tensor], x: Tensor, mask
     return module.forward(x)
 
 
+def conv2d(module: nn.Conv2d, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+    return convolve(x, params["weight"], params.get("bias"), module.stride, module.padding)
+
+
+def max_pool2d(module: nn.MaxPool2d, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+    if is_traced() and module.kernel_size in (2, (2, 2)):
+        return max_pool(x)
+    images = x.transpose(0, 1)  # as convolutions leave them in memory
+    return module.forward(images.flatten(0, 1)).unflatten(0, images.shape[:2]).transpose(0, 1)
+
+
+def batch_norm(module: Any, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rule of a batch norm by its examples' own statistics, with `weight`, `bias` and `eps`; masked, by `vmap`."""
+    if mask is not None:
+        return by_vmap(module, params, x, mask)
+    weight, bias = (params[name].expand(len(x), -1) for name in ("weight", "bias"))
+    return normalise(x, weight, bias, module.eps)
+
+
+def by_vmap(module: nn.Module, params: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+    """The output of a single layer under `vmap`, so that the layers around it can keep their rules."""
+    dims = {name: 0 if p.dim() > module.get_parameter(name).dim() else None for name, p in params.items()}
+
+    def one_task(params: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+        return torch.func.functional_call(module, params, inputs)
+
+    return torch.func.vmap(one_task, (dims, *(0 for _ in inputs)))(dict(params), *inputs)
+
+
+def is_plain(module: nn.Conv2d) -> bool:
+    is_string = isinstance(module.padding, str)
+    return module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros" and not is_string
+
+
+def is_common(module: nn.MaxPool2d) -> bool:
+    """Whether the pools lie side by side."""
+    rest = module.padding, module.dilation, module.ceil_mode, module.return_indices
+    return module.stride == module.kernel_size and rest == (0, 1, False, False)
+
+
+runs_per_task(nn.Conv2d, conv2d, when=is_plain)
+runs_per_task(nn.MaxPool2d, max_pool2d, when=is_common)
 runs_per_task(nn.Linear, linear)
 runs_per_task(
     nn.Embedding, embedding, when=lambda e: e.padding_idx is None and e.max_norm is None and not e.scale_grad_by_freq

@@ -1,6 +1,5 @@
 from .base_layer import BaseLayer as BaseLayer, PlainLayer as PlainLayer, Stack as Stack, TakesMask as TakesMask
 from .conv4 import Conv4 as Conv4
-from .convolution import Convolution as Convolution
 from .gru import GRU as GRU
 from .mlp import MLP as MLP
 from .normalisation import BatchStatistics as BatchStatistics

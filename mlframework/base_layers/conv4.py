@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.operators import is_traced
+from mlframework.backend.forward import runs_per_task
 from mlframework.base_layers.base_layer import BaseLayer, Stack
-from mlframework.base_layers.convolution import Convolution
 from mlframework.base_layers.normalisation import NORMS
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, nearest
@@ -60,39 +59,19 @@ class Conv4(BaseLayer):
 
 def strided_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
     """Halves the image by the convolution's stride."""
-    return Stack(Convolution(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU())
+    return Stack(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU())
 
 
 def pooled_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
     """Halves the image by max-pooling."""
-    return Stack(Convolution(inputs, outputs, 3, padding=1), norm, MaxPool(2), nn.ReLU())
-
-
-class MaxPool(nn.MaxPool2d):
-    """`nn.MaxPool2d` of 2x2 pixels, of comparisons where it is compiled: those are fused with what stands beside them.
-
-    As there, of pixels that are equal the first one gets the gradient.
-
-    >>> MaxPool(2)(torch.arange(12.0).view(1, 1, 3, 4))
-    tensor([[[[5., 7.]]]])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return compared(x) if is_traced() else super().forward(x)
-
-
-def compared(x: Tensor) -> Tensor:
-    """The largest of each 2x2 pixels of images `[n, channels, height, width]`, channels last in memory."""
-    height, width = x.shape[-2] // 2, x.shape[-1] // 2
-    pixels = x[..., : 2 * height, : 2 * width].movedim(-3, -1).unflatten(-3, (height, 2)).unflatten(-2, (width, 2))
-    first, *others = (pixel for line in pixels.unbind(-4) for pixel in line.unbind(-2))
-    for other in others:
-        first = torch.where((other > first) | other.isnan(), other, first)
-    return first.movedim(-1, -3)
+    return Stack(nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.MaxPool2d(2), nn.ReLU())
 
 
 class SpatialMean(nn.Module):
-    """The mean over an image's positions: `[n, channels, height, width]` to `[n, channels]`."""
+    """The mean over an image's positions: `[..., channels, height, width]` to `[..., channels]`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.mean(x, dim=(2, 3))
+        return torch.mean(x, dim=(-2, -1))
+
+
+runs_per_task(SpatialMean, lambda mean, params, x, mask: mean.forward(x))

@@ -7,23 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.normalise import is_seen, normalise
-from mlframework.backend.operators import is_traced, tracked
+from mlframework.backend.forward import batch_norm, by_vmap, runs_per_task
 from mlframework.base_layers.base_layer import MixesExamples
 
 __all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
-
-#: From as many numbers of a task on, the operator is faster than mean and variance, also twice differentiated; and from
-#: how many on where `vmap` does not look on.
-LARGE, SMALL = 2**14, 2**10
 
 
 class BatchStatistics(MixesExamples):
     """Batch normalisation by the statistics of the very examples it is given, always; it keeps no running averages.
 
     What stands beside an example therefore changes its prediction: a query set normalised as a whole is *transductive*.
-    Large inputs on the CPU, and what is compiled, have a second derivative in closed form, and the former torch's own
-    kernels; others, and what is masked, are written from mean and variance. Padding does not count.
+    Padding does not count. Written from mean and variance, it has exact derivatives of every order under `vmap`.
 
     Args:
         channels: size of axis 1.
@@ -44,11 +38,6 @@ class BatchStatistics(MixesExamples):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
-        if mask is None and fits(x, self.weight, self.bias):
-            if x.dim() == 4:
-                return normalise(x, self.weight, self.bias, self.eps)
-            images = x.reshape(*x.shape[:2], -1, 1)
-            return normalise(images, self.weight, self.bias, self.eps).view(x.shape)
         axes = (0, *range(2, x.dim()))
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
         if mask is None:
@@ -63,15 +52,7 @@ class BatchStatistics(MixesExamples):
         return torch.addcmul(self.bias.view(per_channel), centred, scale)
 
 
-def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether the operator takes such tensors, and is worth it; torch.func.grad and its like do not take operators."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and (is_traced() or x.numel() >= (LARGE if is_seen(x) else SMALL))
-        and not (tracked(x) or tracked(weight) or tracked(bias))
-    )
+runs_per_task(BatchStatistics, batch_norm)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -91,6 +72,9 @@ class GroupNorm(nn.GroupNorm):
         normalised = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + self.eps)).flatten(1, 2)
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
         return torch.addcmul(self.bias.view(per_channel), normalised, self.weight.view(per_channel))
+
+
+runs_per_task(GroupNorm, lambda norm, params, x, mask: by_vmap(norm, params, x))
 
 
 def group_norm(channels: int) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mlframework.backend.forward import first_order, region
+from mlframework.backend.forward import region
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate
 
@@ -85,7 +84,7 @@ class Step:
         """
         exact = torch.is_grad_enabled() and not constant
         params = {name: differentiable(p) for name, p in params.items()}
-        with torch.enable_grad(), nullcontext() if exact else first_order():
+        with torch.enable_grad():
             grads = gradients(self.losses_of(params, index, *data), params, create_graph=exact)
         # A parameter that the loss does not depend on stays where it is.
         if len(grads) < len(params):

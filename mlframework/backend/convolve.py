@@ -1,0 +1,214 @@
+"""Convolution of stacked tasks, each with weights of its own.
+
+Eagerly it is torch's grouped convolution: tasks are groups of channels. A compiler gets small convolutions unfolded:
+the patches as rows of a matrix, times the weights, a batched product over tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from mlframework.backend.tracing import is_traced
+
+__all__ = ["convolve", "max_pool"]
+
+#: Numbers for height and width.
+Pair = Sequence[int]
+
+#: Multiplications of a task up to which a traced convolution is unfolded; and those where tasks have their own weights.
+SMALL, MEDIUM = 1_000_000, 4_000_000
+
+#: Channels up to which weights of each task are unfolded whatever the size: there is little to unfold.
+FEW_CHANNELS = 3
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
+    """Each task's images, convolved.
+
+    Args:
+        x: `[tasks, n, in_channels, height, width]`.
+        weight: `[tasks, out_channels, in_channels, *kernel]`, or without tasks where they share it.
+        bias: `[tasks, out_channels]`, or without tasks; None: there is none.
+        stride, padding: of both axes.
+
+    Returns:
+        `[tasks, n, out_channels, ...]`.
+    """
+    if is_traced() and pays_unfolded(x, weight, stride, padding):
+        y = Unfolded.apply(x, weight.expand(len(x), *weight.shape[-4:]), stride, padding)
+        # One bias for each image: its gradient is then summed image by image.
+        return y if bias is None else y + bias.unsqueeze(-2).expand(*bias.shape[:-1], x.shape[1], -1)[..., None, None]
+    images = x.transpose(0, 1)  # tasks inside of images, so that batch norm finds tasks beside channels
+    if weight.dim() == 4 and (bias is None or bias.dim() == 1):
+        y = F.conv2d(images.flatten(0, 1), weight, bias, stride, padding).unflatten(0, images.shape[:2])
+    else:
+        tasks, out_channels = len(x), weight.shape[-4]
+        weight = weight.expand(tasks, *weight.shape[-4:]).flatten(0, 1)
+        bias = None if bias is None else bias.expand(tasks, out_channels).flatten()
+        y = F.conv2d(images.flatten(1, 2), weight, bias, stride, padding, groups=tasks)
+        y = y.unflatten(1, (tasks, out_channels))
+    return y.transpose(0, 1)
+
+
+def pays_unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
+    """Whether a compiled convolution is faster unfolded."""
+    images = x.shape[1] * (1 if weight.dim() == 5 else len(x))
+    products = (
+        images * math.prod(sizes(x.shape[-2:], weight.shape[-2:], stride, padding)) * math.prod(weight.shape[-4:])
+    )
+    if weight.dim() == 4 or len(weight) == 1 or x.device.type != "cpu":
+        return products < SMALL
+    return products < MEDIUM or weight.shape[2] <= FEW_CHANNELS
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """The largest of each 2x2 pixels of images `[..., channels, height, width]`, by comparisons, which fuse.
+
+    Of equal pixels the first one gets the gradient, as in `nn.MaxPool2d`.
+    """
+    height, width = x.shape[-2] // 2, x.shape[-1] // 2
+    pixels = x[..., : 2 * height, : 2 * width].movedim(-3, -1).unflatten(-3, (height, 2)).unflatten(-2, (width, 2))
+    first, *others = (pixel for line in pixels.unbind(-4) for pixel in line.unbind(-2))
+    for other in others:
+        first = torch.where((other > first) | other.isnan(), other, first)
+    return first.movedim(-1, -3)
+
+
+# A convolution and its gradients by input and by weight are linear in both arguments. The derivatives of each are the
+# other two, so all orders of derivatives are exact.
+
+
+def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.stride, ctx.padding = inputs[-2:]
+
+
+class Unfolded(Function):
+    """`[tasks, n, channels, height, width]` and `[tasks, out, channels, *kernel]` to `[tasks, n, out, ...]`."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(keep)
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+        y = patches(x, weight.shape[-2:], stride, padding) @ matrix(weight).mT
+        return y.unflatten(-2, (x.shape[1], *sizes(x.shape[-2:], weight.shape[-2:], stride, padding))).movedim(-1, -3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (needs_x, needs_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        by_x = ByInput.apply(grad, weight, x.shape[-2:], ctx.stride, ctx.padding) if needs_x else None
+        by_weight = ByWeight.apply(grad, x, weight.shape[-2:], ctx.stride, ctx.padding) if needs_weight else None
+        return by_x, by_weight, None, None
+
+
+class ByInput(Function):
+    """The gradient by the images, `[tasks, n, channels, *image]`, of that by the result, `[tasks, n, out, ...]`."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(keep)
+
+    @staticmethod
+    def forward(grad: Tensor, weight: Tensor, image: Pair, stride: Pair, padding: Pair) -> Tensor:
+        rows = pixels(grad) @ matrix(weight)
+        rows = rows.view(-1, grad.shape[-2] * grad.shape[-1], rows.shape[-1])
+        return overlay(rows, image, weight.shape[-2:], stride, padding).unflatten(0, grad.shape[:2]).movedim(-1, -3)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, weight), (needs_grad, needs_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        by_grad = Unfolded.apply(x, weight, ctx.stride, ctx.padding) if needs_grad else None
+        by_weight = ByWeight.apply(grad, x, weight.shape[-2:], ctx.stride, ctx.padding) if needs_weight else None
+        return by_grad, by_weight, None, None, None
+
+
+class ByWeight(Function):
+    """The gradient by the weights, `[tasks, out, channels, *kernel]`, of that by the result."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(keep)
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+        weight = pixels(grad).mT @ patches(x, kernel, stride, padding)
+        return weight.unflatten(-1, (*kernel, x.shape[-3])).movedim(-1, -3)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, x), (needs_grad, needs_x, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        by_grad = Unfolded.apply(x, weight, ctx.stride, ctx.padding) if needs_grad else None
+        by_x = ByInput.apply(grad, weight, x.shape[-2:], ctx.stride, ctx.padding) if needs_x else None
+        return by_grad, by_x, None, None, None
+
+
+def sizes(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[int, ...]:
+    """Height and width of the result of a convolution."""
+    return tuple((i + 2 * p - k) // s + 1 for i, k, s, p in zip(image, kernel, stride, padding, strict=True))
+
+
+def matrix(weight: Tensor) -> Tensor:
+    """Weights as matrices `[tasks, out, kernel * channels]`."""
+    return weight.movedim(-3, -1).contiguous().flatten(-3)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Images as rows `[tasks, n * positions, channels]`."""
+    return x.movedim(-3, -1).contiguous().flatten(-4, -2)
+
+
+def patches(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """Images to the patches that a kernel sees, `[tasks, n * positions, kernel * channels]`."""
+    (height, width), (high, wide) = sizes(x.shape[-2:], kernel, stride, padding), kernel
+    tasks, n, channels, *_ = x.shape
+    x = x.movedim(-3, -1)
+    if any(padding):
+        x = torch.constant_pad_nd(x, [0, 0, padding[1], padding[1], padding[0], padding[0]])
+    x = x.flatten(0, 1).contiguous()
+    per_image, per_row, per_pixel, _ = x.stride()
+    # Pixels that stand side by side in memory are copied in one go.
+    view = x.as_strided(
+        (tasks * n, height, width, high, wide * channels),
+        (per_image, stride[0] * per_row, stride[1] * per_pixel, per_row, 1),
+    )
+    return view.reshape(tasks, n * height * width, high * wide * channels)
+
+
+def overlay(rows: Tensor, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """The sum of patches `[n, positions, kernel * channels]` where they lie in images `[n, height, width, channels]`.
+
+    No place is written to twice, so that a compiler can fuse it.
+    """
+    (high, wide), (down, across), (top, left) = kernel, stride, padding
+    n, channels = len(rows), rows.shape[-1] // (high * wide)
+    taps = rows.view(n, *sizes(image, kernel, stride, padding), high, wide, channels)
+    frame = tuple(-(-(i + p) // s) for i, p, s in zip(image, padding, stride, strict=True))
+
+    def under(y: int, z: int) -> Tensor:
+        """The pixels, of every `stride` one, that lie under the same elements of the kernel."""
+        parts = [
+            moved(taps[:, :, :, i, j], (i // down, j // across), frame)
+            for i in range(y, high, down)
+            for j in range(z, wide, across)
+        ]
+        return sum(parts[1:], parts[0]) if parts else rows.new_zeros(n, *frame, channels)
+
+    lines = [torch.stack([under(y, z) for z in range(across)], dim=3) for y in range(down)]
+    whole = torch.stack(lines, dim=2).contiguous()  # [n, height, down, width, across, channels]
+    per_line = frame[1] * across * channels
+    # Read by strides, it is written to memory once, rather than computed anew by each of its readers.
+    return whole.as_strided(
+        (n, *image, channels), (frame[0] * down * per_line, per_line, channels, 1), top * per_line + left * channels
+    )
+
+
+def moved(x: Tensor, by: Pair, frame: Pair) -> Tensor:
+    """Images `[n, height, width, channels]`, moved down and right in a frame of zeros, which cuts them off."""
+    below, right = (size - offset - now for size, offset, now in zip(frame, by, x.shape[1:3], strict=True))
+    return torch.constant_pad_nd(x, [0, 0, by[1], right, by[0], below])
