@@ -1,4 +1,4 @@
-"""The words everything speaks: examples, an episode, and what is known of a task before any episode is drawn."""
+"""The data types of the whole package: examples, an episode, and the spec of a task."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Examples(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """A meta-batch of tasks: the examples that each task adapts to, and those that it is judged by."""
+    """A meta-batch of tasks: the examples that each task adapts to, and those of its query loss."""
 
     support: Examples
     query: Examples
@@ -105,16 +105,16 @@ class _TaskSpec(NamedTuple):
 
 
 class TaskSpec(_TaskSpec):
-    """What is known of every task before an episode is drawn; base layers size themselves by it.
+    """The properties of every task that are known before an episode is drawn; base layers size themselves by it.
 
     Attributes:
-        kind: what is predicted: numbers, one class per example, or one class per position.
+        kind: predictions are numbers, one class per example, or one class per position.
         x_shape: the shape of one input.
         out_features: numbers that the model emits per example (or per position): values, or logits of classes.
-        ragged: whether masks may hold zeros. Where they never do, say so: layers that mix examples are then faster.
+        ragged: whether masks may hold zeros. If they never do, layers that mix examples are faster.
 
     Raises:
-        InvalidValue: a value is none that the attribute may have.
+        InvalidValue: an attribute may not have the value.
     """
 
     __slots__ = ()

@@ -16,15 +16,7 @@ KNOWN: dict[str, set[str]] = {
     "wall": {
         "base_layers.transformer -> backend.sequence_operators",
     },
-    "private": {
-        "backend.stacked: _backward_hooks",
-        "backend.stacked: _backward_pre_hooks",
-        "backend.stacked: _forward_hooks",
-        "backend.stacked: _forward_pre_hooks",
-        "backend.stacked: _modules",
-        "backend.stacked: _parameters",
-        "backend.stacked: torch.nn.modules.module._has_any_global_hook",
-    },
+    "private": set(),
     "domain": set(),
     "twice": set(),
     "long": set(),

@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from mlframework.backend.convolve import convolve, max_pool
 from mlframework.backend.normalise import normalise
+from mlframework.backend.private import children_of, has_global_hooks, has_hooks, parameters_of
 from mlframework.backend.sequence_operators import across
 from mlframework.backend.tracing import is_traced
 from mlframework.episode import Params
@@ -167,8 +167,8 @@ def repeated(module: nn.Module, names: Iterable[str], num_tasks: int) -> dict[st
         *path, own = name.split(".")
         owner = module
         for part in path:  # rather than by attributes, which modules take a while to find
-            owner = cast("nn.Module", owner._modules[part])
-        p = cast("Tensor", owner._parameters[own])
+            owner = cast("nn.Module", children_of(owner)[part])
+        p = cast("Tensor", parameters_of(owner)[own])
         if num_tasks == 1:
             stacks[name] = p.unsqueeze(0)
         elif p.dim() == 2 and own == "weight" and isinstance(owner, nn.Linear):
@@ -183,17 +183,17 @@ def supports(module: nn.Module, x: Tensor) -> bool:
 
     It cannot where there are hooks on the modules: it calls none of them.
     """
-    return x.dim() >= 3 and has_rule(module) and not _has_any_global_hook()
+    return x.dim() >= 3 and has_rule(module) and not has_global_hooks()
 
 
 def has_rule(module: nn.Module) -> bool:
     """Whether there are rules for a module and all its parts. Every call asks, so this is short."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         return False
     if type(module) in RULES:
         return RULES[type(module)][1](module)
     by_parts = type(module).forward in THROUGH or type(module).forward in IN_TURN
-    return by_parts and all(has_rule(child) for child in module._modules.values() if child is not None)
+    return by_parts and all(has_rule(child) for child in children_of(module).values() if child is not None)
 
 
 def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, prefix: str = "") -> Tensor:
@@ -207,15 +207,15 @@ def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = 
         prefix: of the names of the module's parameters.
     """
     if type(module) in RULES:
-        own = {name: params.get(prefix + name, p) for name, p in module._parameters.items() if p is not None}
+        own = {name: params.get(prefix + name, p) for name, p in parameters_of(module).items() if p is not None}
         return RULES[type(module)][0](module, own, x, mask)
 
     def run(name: str, x: Tensor) -> Tensor:
-        part = cast("nn.Module", module._modules[name])
+        part = cast("nn.Module", children_of(module)[name])
         return forward(part, params, x, mask, prefix=f"{prefix}{name}.")
 
     if type(module).forward in THROUGH:
         return cast("Any", module).through(run, x, mask)
-    for name in module._modules:
+    for name in children_of(module):
         x = run(name, x)
     return x

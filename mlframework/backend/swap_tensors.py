@@ -1,4 +1,4 @@
-"""A module that holds other tensors for a while."""
+"""Running a module with other tensors in the place of its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["is_tied", "swap_tensors"]
 
 @contextmanager
 def swap_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Puts tensors in the place of parameters and buffers, and then these back.
+    """Within this context tensors stand in for parameters and buffers.
 
-    What a module holds under two names is replaced under both. `torch.func.functional_call` does so too, but does not
+    A tensor that has two names is replaced under both. `torch.func.functional_call` does so too, but does not
     put back the parameters of a part that is used twice.
 
     Args:
-        module: what is to hold them.
+        module: holds the tensors meanwhile.
         tensors: by the names of `named_parameters` and `named_buffers`; those that are missing stay.
     """
     with swapped(module, tensors):

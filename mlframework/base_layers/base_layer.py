@@ -1,4 +1,4 @@
-"""What every base layer is: features, then a head, written for the examples of one task."""
+"""Base layers: features, then a head, written for the examples of one task."""
 
 from __future__ import annotations
 

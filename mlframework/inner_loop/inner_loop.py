@@ -51,8 +51,7 @@ def inner_loop(
         clip: the largest norm of a task's whole gradient; longer ones are scaled down to it. None leaves them.
         checkpoint_steps: whether to keep only each step's parameters and compute the rest anew in the backward pass:
             memory for one step instead of `steps`, for about a third more time.
-        idle: the parameters that the support loss is known not to depend on. New ones are logged and added, so that
-            whoever keeps the set reads of each once.
+        idle: parameters that the support loss is known not to depend on. New ones are logged once, and added.
     """
     step = region(Step(losses_of, update, weight_decay, clip, set() if idle is None else idle).take)
     state = update.init(params)

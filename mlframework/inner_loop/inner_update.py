@@ -1,4 +1,4 @@
-"""What every inner update rule is: how parameters move, given the gradient of the support loss."""
+"""The interface of inner update rules: how parameters move, given the gradient of the support loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InnerUpdate(nn.Module, ABC):
     """
 
     def init(self, params: Params) -> Any:
-        """The state before the first step: nothing, unless a rule remembers something."""
+        """The state before the first step; empty for a rule without memory."""
         return ()
 
     @abstractmethod
@@ -32,7 +32,7 @@ class InnerUpdate(nn.Module, ABC):
         Args:
             params: stacked, `[tasks, *shape]` each.
             grads: same names and shapes.
-            state: what `init` or the step before returned.
+            state: from `init` or the step before.
             step: 0 at the first step.
 
         Returns:
@@ -42,7 +42,7 @@ class InnerUpdate(nn.Module, ABC):
 
 def at_least(field: str, value: N, least: N) -> N:
     """`value`, if it is not below `least`."""
-    if value < least:
+    if not value >= least:
         raise InvalidValue(field, value, f"must be at least {least}")
     return value
 

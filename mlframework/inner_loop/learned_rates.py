@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from mlframework.episode import Params
-from mlframework.errors import InvalidValue
-from mlframework.inner_loop.inner_update import InnerUpdate, positive
+from mlframework.inner_loop.inner_update import InnerUpdate, at_least, positive
 
 __all__ = ["LayerStepRates", "LearnedRates"]
 
@@ -49,9 +48,7 @@ class LayerStepRates(InnerUpdate):
 
     def __init__(self, params: Params, lr: float, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise InvalidValue("steps", steps, "must be at least 1")
-        self.names, self.steps = tuple(params), steps
+        self.names, self.steps = tuple(params), at_least("steps", steps, 1)
         self.rates = nn.Parameter(torch.full((len(params), steps), positive("lr", lr)))
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.episode import Params
-from mlframework.errors import InvalidValue
-from mlframework.inner_loop.inner_update import InnerUpdate, fraction, positive
+from mlframework.inner_loop.inner_update import InnerUpdate, at_least, fraction, positive
 
 __all__ = ["LearnedUpdate", "preprocessed"]
 
 
 class LearnedUpdate(InnerUpdate):
-    """A network sees each coordinate's gradient `g` and its running mean `m`, and says how far to go along either.
+    """A network reads each coordinate's gradient `g` and its running mean `m`, and scales the step along each.
 
     The step is `p - lr * ((1 + a) * g + b * m)`, where `a` and `b` are the network's two outputs for that coordinate;
     one network serves all coordinates. Its last layer starts near zero, so that the first meta-gradients are those of
@@ -29,13 +28,12 @@ class LearnedUpdate(InnerUpdate):
 
     Reference: Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016, arXiv:1606.04474,
         section 2.1 (coordinatewise network) and appendix A (preprocessing). Deviations: a running mean stands in for
-        the LSTM's memory; the network scales gradients and does not emit steps; gradients are not taken for constants.
+        the LSTM's memory; the network scales gradients and does not emit steps; gradients are not treated as constants.
     """
 
     def __init__(self, params: Params, lr: float, hidden: int = 8, memory: float = 0.9) -> None:
         super().__init__()
-        if hidden < 1:
-            raise InvalidValue("hidden", hidden, "must be at least 1")
+        at_least("hidden", hidden, 1)
         self.lr, self.memory = positive("lr", lr), fraction("memory", memory)
         self.network = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 2))
         with torch.no_grad():
@@ -51,7 +49,7 @@ class LearnedUpdate(InnerUpdate):
         return moved, {**state, **means}
 
     def direction(self, grad: Tensor, mean: Tensor) -> Tensor:
-        """Where to go, of the shape of `grad` and `mean`."""
+        """The step's direction, of the shape of `grad` and `mean`."""
         a, b = self.network(torch.stack([*preprocessed(grad), *preprocessed(mean)], dim=-1)).unbind(-1)
         return (1 + a) * grad + b * mean
 

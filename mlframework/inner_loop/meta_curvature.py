@@ -26,8 +26,8 @@ class MetaCurvature(InnerUpdate):
         params: the parameters to move, by name; a matrix over an axis of length n has n^2 entries to learn.
         lr: the inner rate, fixed.
 
-    Reference: Park, Oliva, Meta-Curvature, 2019, arXiv:1902.03356, section 3. Of what has a single axis, such as biases
-        and the weights of norms, each entry's gradient has a learned factor, in place of a whole matrix.
+    Reference: Park, Oliva, Meta-Curvature, 2019, arXiv:1902.03356, section 3. Parameters of a single axis, such
+        as biases and weights of norms, have a learned factor for each entry's gradient, in place of a whole matrix.
     """
 
     def __init__(self, params: Params, lr: float) -> None:

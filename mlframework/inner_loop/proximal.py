@@ -1,4 +1,4 @@
-"""A rule on the support loss plus a pull towards where the inner loop starts."""
+"""A rule on the support loss plus a pull towards the initial parameters."""
 
 from __future__ import annotations
 

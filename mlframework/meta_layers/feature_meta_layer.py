@@ -1,4 +1,4 @@
-"""Meta layers that work on features: the base layer's head gives way to the model that each task gets."""
+"""Meta layers that work on features: each task's own model replaces the base layer's head."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ __all__ = ["FeatureMetaLayer", "feature_size", "require_features"]
 class FeatureMetaLayer(MetaLayer):
     """Fits a task's model to its support features, in one go, and applies it to query features.
 
-    A subclass says how: `fit` and `outputs`, both batched over tasks. The base layer's features are shared by all tasks
-    and learned by the outer loop; its head takes no part, but for sequences.
+    A subclass implements `fit` and `outputs`, both batched over tasks. All tasks share the base layer's features, which
+    the outer loop learns. The head is dropped, except for sequences.
 
-    In a sequence every position is an example of its own: its feature, with the token that follows as its class. Few
-    positions know only few of all tokens, so that there the base layer's head stays, as the `prior` that all tasks
-    share and from which a task's model departs.
+    In a sequence every position is an example: its feature, with the next token as its class. A few positions show only
+    a few of all tokens, so the base layer's head stays as the `prior` that all tasks share. A task's model corrects it.
 
     Args:
         base_layer: only its `features` are kept.
-        task: says what the loss and the metrics are.
-        frozen: see `MetaLayer`.
-        batch_norm: see `MetaLayer`; by default queries are normalised by the support set's statistics.
+        task, frozen: see `MetaLayer`.
+        batch_norm: see `MetaLayer`; by default the support set's statistics normalise the queries.
     """
 
     def __init__(
@@ -71,12 +69,12 @@ class FeatureMetaLayer(MetaLayer):
         return self.outputs(adapted, features.flatten(1, -2)).unflatten(1, features.shape[1:-1])
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The query loss; the features of support and query are found in one pass where neither changes the other's."""
+        """The query loss. Support and query share one pass through the features if neither changes the other's."""
         mixes = self.base_layer.mixes_examples
         if self.prior is not None or (mixes and self.batch_norm != "support"):
             return super().meta_loss(episode)
         (support, query), both = episode, episode.joined()
-        # Where examples mix, the support set's statistics normalise all.
+        # If examples mix, the support set's statistics normalise all of them.
         mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1) if mixes else self.mask_or_none(both.mask)
         features = self.features_of(both.x, mask)
         of_support, of_query = features.split([support.x.shape[1], query.x.shape[1]], dim=1)
@@ -86,7 +84,7 @@ class FeatureMetaLayer(MetaLayer):
 
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
-        # Features are found once a step; to compute them anew makes the backward pass twice as slow.
+        # Once per step: computing them anew in the backward pass would make that twice as slow.
         return region(self.call_base_layer, recompute=False)({}, x, mask)
 
 

@@ -34,12 +34,11 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     Args:
         base_layer: a `BaseLayer`, or any module from inputs to predictions, which is then wrapped: see `PlainLayer`.
         task: says what the loss and the metrics are.
-        frozen: a regular expression for the base layer's parameters that take no part and are not learned.
-        batch_norm: how query examples are normalised where the base layer mixes the examples of a batch:
-            `transductive`: all queries together, so each sees the others; `inductive`: each alone, beside the support
-            set (Nichol et al. 2018, arXiv:1803.02999, section 6.1); `support`: by the support set's statistics alone,
-            which is inductive as well (MetaBN in Bronskill et al. 2020, arXiv:2003.03284, section 3.2). Without such
-            layers there is no difference.
+        frozen: a regular expression for the base layer's parameters that are neither adapted nor learned.
+        batch_norm: which statistics normalise the queries, if the base layer mixes the examples of a batch.
+            `transductive`: those of all queries together. `inductive`: those of each query alone beside the support set
+            (Nichol et al. 2018, arXiv:1803.02999, section 6.1). `support`: those of the support set alone, which is
+            inductive as well (MetaBN in Bronskill et al. 2020, arXiv:2003.03284, section 3.2).
 
     Raises:
         IncompatibleKind: the algorithm does not take tasks of this kind.
@@ -48,13 +47,13 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     #: The kinds of task that the algorithm takes.
     kinds: tuple[Kind, ...] = get_args(Kind)
 
-    #: Whether the gradient of `meta_loss` is that of the query loss, exactly.
+    #: Whether `meta_loss` has exactly the gradient of the query loss.
     exact: bool = True
-    #: Whether a task's model depends on the order of its support set, as where a recurrent network reads it.
+    #: Whether a task's model depends on the order of its support set, because a recurrent network reads it, say.
     support_order_matters: bool = False
     #: Inner steps at evaluation; 0 for an algorithm without inner steps.
     test_inner_steps: int = 0
-    #: Outer steps taken so far, set by the outer loop, for what changes while meta-training.
+    #: Outer steps taken so far, set by the outer loop, for schedules.
     outer_step: int = 0
     #: How the base layer runs over tasks; see `mlframework.backend.forward.over_tasks`.
     engine: Engine = "vectorised"
@@ -80,7 +79,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
                 base_layer.get_parameter(name).requires_grad_(False)
 
     def check_policy(self, batch_norm: str) -> None:
-        """Refuses a batch-norm policy that there is not, or that the base layer cannot follow."""
+        """Refuses an unknown batch-norm policy, and one that the base layer cannot follow."""
         if batch_norm not in get_args(BatchNormPolicy):
             raise InvalidValue("batch_norm", batch_norm, f"must be one of {', '.join(get_args(BatchNormPolicy))}")
         if batch_norm == "support":
@@ -88,10 +87,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
 
     @property
     def trained_inner_steps(self) -> int:
-        """Inner steps after which meta-training asks for good predictions; validation selects weights by them.
-
-        As many as at evaluation, unless the algorithm trains with another number.
-        """
+        """The inner steps that meta-training optimises for; validation selects weights after as many."""
         return self.test_inner_steps
 
     @abstractmethod
@@ -107,10 +103,10 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         yield self.adapt(support)
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
-        """What the outer loop differentiates, per task `[tasks]`, and what it reports.
+        """The loss that the outer loop differentiates, per task `[tasks]`, and the metrics that it reports.
 
-        By default the query loss of the adapted model. Algorithms with another way to the meta-gradient return a loss
-        whose gradient is theirs.
+        By default it is the query loss of the adapted model. An algorithm with a meta-gradient of its own returns a
+        loss that has this gradient.
         """
         metrics = self.query_metrics(self.adapt(episode.support), episode)
         return metrics["query_loss"], metrics
@@ -121,12 +117,12 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         return self.metrics_of(adapted, prediction, episode.query)
 
     def metrics_of(self, adapted: Adapted, prediction: Tensor, query: Examples) -> Metrics:
-        """The query loss and metrics of predictions `[tasks, n, out_features]` for a query set; see `judge`."""
+        """The query loss and metrics of predictions `[tasks, n, out_features]` for a query set."""
         scores = self.task.scores(prediction, query.y, query.mask)
         return {**{f"query_{name}": value for name, value in scores.items()}, **self.diagnostics(adapted)}
 
     def diagnostics(self, adapted: Adapted) -> Metrics:
-        """How adapting went, per task `[tasks]`, to be reported beside the query metrics: a solver's residual, say."""
+        """Metrics of adapting itself, per task `[tasks]`, such as a solver's residual."""
         return {}
 
     def predict_query(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Tensor:
@@ -146,20 +142,20 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         return torch.stack(alone, dim=1)
 
     def targets(self, examples: Examples) -> Tensor:
-        """What a model is fitted to, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
+        """The targets of a fit, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
         y, spec = examples.y, self.task.spec
         if spec.kind != "regression":
             y = F.one_hot(y, spec.out_features).to(self.dtype_of(examples.x))
         return torch.where(examples.mask.unsqueeze(-1) > 0, y, torch.zeros_like(y))
 
     def dtype_of(self, x: Tensor) -> torch.dtype:
-        """The dtype of the network's numbers: that of inputs, or of the parameters where inputs are tokens."""
+        """The dtype that the network computes in: that of the inputs, or of the parameters if inputs are tokens."""
         if x.is_floating_point():
             return x.dtype
         return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     def mask_or_none(self, mask: Tensor) -> Tensor | None:
-        """The mask, or None where the task promises that everything counts, which is cheaper."""
+        """The mask, or None if the task promises that every example counts, which is cheaper."""
         return mask if self.task.spec.ragged else None
 
     def call_base_layer(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -179,7 +175,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
 
 
 def matching(pattern: str, names: Iterable[str], *, field: str, what: str = "parameter") -> list[str]:
-    """The names that a regular expression finds; none at all is an error that lists what there is."""
+    """The names that a regular expression finds; if it finds none, the error lists all names."""
     names = list(names)
     try:
         found = [name for name in names if re.search(pattern, name)]
@@ -200,7 +196,7 @@ def learned_names(pattern: str, module: nn.Module, *, field: str) -> list[str]:
 
 
 def reject_running_statistics(module: nn.Module) -> None:
-    """Refuses running averages: they mix tasks, and evaluation by them is what makes accuracies collapse."""
+    """Refuses running averages: they mix tasks, and accuracies collapse where evaluation uses them."""
     for name, part in module.named_modules():
         if isinstance(part, BATCH_NORMS) and part.track_running_stats:
             why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
@@ -208,7 +204,7 @@ def reject_running_statistics(module: nn.Module) -> None:
 
 
 def reject_norms_without_mask(module: nn.Module) -> None:
-    """Refuses batch norms that cannot be told whose statistics to take."""
+    """Refuses batch norms that take no mask: they cannot normalise by the support set alone."""
     for name, part in module.named_modules():
         if isinstance(part, BATCH_NORMS):
             why = f"{type(part).__name__} ({name}) takes no mask: use BatchStatistics, or another policy"

@@ -22,7 +22,7 @@ __all__ = ["CAVIA", "FiLM", "Modulation", "Shift"]
 
 
 class Modulation(KeepsArguments, nn.Module, ABC):
-    """Lets a context act on what stands before it; at the context's initial value, zero, it does nothing.
+    """Lets a context act on the output of the module before it; the initial context, zero, changes nothing.
 
     Args:
         context_size: numbers in the context.
@@ -35,12 +35,12 @@ class Modulation(KeepsArguments, nn.Module, ABC):
         self.map = nn.Linear(context_size, channels * self.numbers_per_channel, bias=False)
         self.context = nn.Parameter(torch.zeros(context_size))
 
-    #: What the context decides of each channel.
+    #: Numbers per channel that the context emits.
     numbers_per_channel: int
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """`x` as the context has it."""
+        """`x`, modulated by the context."""
 
     def emitted(self, x: Tensor) -> tuple[Tensor, ...]:
         """The numbers per channel, each shaped to go with `x`."""
@@ -78,7 +78,7 @@ class FiLM(Modulation):
 class CAVIA(MAML):
     """Adapts a context from zero, and nothing else; the outer loop learns the network and how the context modulates it.
 
-    What a task needs is a few numbers, which are cheap to store and to look at, and can hardly overfit.
+    A task is a few numbers, which are cheap to store and to look at, and can hardly overfit.
 
     Args:
         base_layer: is changed: the modulation is put behind the module that `modulates` names.

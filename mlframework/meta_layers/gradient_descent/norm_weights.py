@@ -10,7 +10,7 @@ from torch import nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.normalisation import BatchStatistics
 from mlframework.episode import Params
-from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import at_least
 
 __all__ = ["NormWeights", "PerStepNorm", "SharedNorm"]
 
@@ -38,7 +38,7 @@ class SharedNorm(NormWeights):
 class PerStepNorm(NormWeights):
     """MAML++'s per-step batch norms: every inner step has scales and shifts of its own.
 
-    They are learned by the outer loop and do not adapt. The base layer's own are their initial values and take no part.
+    The outer loop learns them; they do not adapt. The base layer's own are their initial values, and are not used.
 
     Args:
         base_layer: its `BatchStatistics` are meant; without any, one log line says that there is nothing to do.
@@ -51,9 +51,7 @@ class PerStepNorm(NormWeights):
 
     def __init__(self, base_layer: BaseLayer, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise InvalidValue("steps", steps, "must be at least 1")
-        self.steps = steps
+        self.steps = at_least("steps", steps, 1)
         norms = {name: module for name, module in base_layer.named_modules() if isinstance(module, BatchStatistics)}
         own = {f"{norm}.{name}": p for norm, module in norms.items() for name, p in module.named_parameters()}
         if not own:

@@ -25,8 +25,8 @@ class ProtoMAML(MAML):
     """MAML whose head starts, in each task, as the prototypical network of its support set.
 
     With class means c, the head's weights are `2 c` and its biases `-|c|^2`: its logits are minus the squared distances
-    to the prototypes, but for `-|x|^2`, which all classes share. From there everything adapts by gradient steps; the
-    meta-gradient goes through the prototypes too. The base layer's own head takes no part.
+    to the prototypes, but for `-|x|^2`, which all classes share. From there everything adapts by gradient steps. The
+    meta-gradient goes through the prototypes too. The base layer's own head is not used.
 
     Args:
         base_layer: its head is a linear layer with biases; only that layer's shape matters.
@@ -38,7 +38,7 @@ class ProtoMAML(MAML):
 
     kinds = ("classification",)
 
-    # The settings are MAML's, and the command line checks them as such.
+    # The command line checks the settings against MAML's.
     @wraps(MAML.__init__)  # type: ignore[misc]
     def __init__(self, base_layer: BaseLayer, task: TaskDistribution, **settings: Any) -> None:
         require_features(base_layer, type(self).__name__)

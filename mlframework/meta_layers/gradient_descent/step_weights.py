@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 
 from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
+from mlframework.inner_loop.inner_update import at_least
 
 __all__ = ["LastStep", "MultiStep", "StepWeights"]
 
 
 class StepWeights(KeepsArguments, ABC):
-    """The weights of the query losses after 1, 2, ..., `inner_steps` inner steps; what weighs 0 is not computed."""
+    """The weights of the query losses after 1, 2, ..., `inner_steps` steps; a loss of weight 0 is not computed."""
 
     @abstractmethod
     def __call__(self, inner_steps: int, outer_step: int) -> list[float]:
@@ -37,7 +38,7 @@ class MultiStep(StepWeights):
 
     Args:
         steps: outer steps until only the last inner step counts.
-        floor: what the weight of an earlier step does not fall below until then, as a share of its initial `1/S`.
+        floor: least weight of an earlier step until then, as a share of its initial `1/S`.
 
     Reference: Antoniou, Edwards, Storkey, How to train your MAML, 2019, arXiv:1810.09502, section 4 (multi-step loss).
         The paper says that weights start equal and are annealed towards the last step, and gives no schedule; this is
@@ -50,11 +51,9 @@ class MultiStep(StepWeights):
     """
 
     def __init__(self, steps: int, floor: float = 0.03) -> None:
-        if steps < 1:
-            raise InvalidValue("steps", steps, "must be at least 1")
         if not 0 <= floor <= 1:
             raise InvalidValue("floor", floor, "must be at least 0 and at most 1")
-        self.steps, self.floor = steps, floor
+        self.steps, self.floor = at_least("steps", steps, 1), floor
 
     def __call__(self, inner_steps: int, outer_step: int) -> list[float]:
         if outer_step >= self.steps:

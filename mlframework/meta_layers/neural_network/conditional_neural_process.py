@@ -20,7 +20,7 @@ __all__ = ["Codes", "ConditionalNeuralProcess"]
 
 
 class Codes(NamedTuple):
-    """What the decoder is told of a task; in a regression and in a sequence the task is as one class.
+    """The code of a task, which the decoder reads; a regression and a sequence have one class.
 
     Attributes:
         means: the mean code of each class `[tasks, classes, code]`.
@@ -46,7 +46,7 @@ class ConditionalNeuralProcess(FeatureMetaLayer):
     In a sequence a code is that of a position's feature with the token that followed, and what is decoded is a change
     of the feature, from which the prior then predicts; it starts as none.
 
-    Other deviations: the decoder predicts the mean alone, since tasks judge by squared error, and no variance; and
+    Other deviations: the decoder predicts the mean alone, as the loss is the squared error, and no variance; and
     besides the mean code it is given the query's projected features, not its bare input, and their product with the
     code, by which it learns to compare much faster.
 

@@ -121,7 +121,7 @@ class EmitsHead(nn.Module):
 
 
 class EmitsRowPerToken(nn.Module):
-    """What is added to the row of every token, from what the support set has of it.
+    """Adds to the row of every token a correction that it reads from the token's support positions.
 
     The network sees the mean of the token's encoded positions (0 for a token that the support set does not hold), the
     mean over all positions, the logarithm of the token's count, and an embedding of the token; it starts as 0.

@@ -30,16 +30,14 @@ class Prompt(NamedTuple):
 class InContext(MetaLayer):
     """Adapts by reading: the support set's sequences are put before each query sequence, and nothing else changes.
 
-    The base layer, a causal sequence model, is the meta layer too: what it has read of a task is the task's model. The
+    The base layer, a causal sequence model, is the meta layer too: its memory of the prompt is the task's model. The
     family's loop: `__init__` initialises; the trainer draws episodes; `adapt` lines the support set up; the base layer
     reads it, then predicts on unseen data (`predict`); the outer loop turns the error into a gradient and an update. A
     support set is read once for all queries by a network that `Recalls`, and once for each by others.
 
     Args:
         base_layer: must take sequences longer than the task's, and leave out what a mask leaves out.
-        task: says what the loss and the metrics are.
-        frozen: see `MetaLayer`.
-        batch_norm: see `MetaLayer`.
+        task, frozen, batch_norm: see `MetaLayer`.
 
     Reference: Brown et al., Language Models are Few-Shot Learners, 2020, arXiv:2005.14165, section 2; meta-trained for
         it as in Min et al., MetaICL, 2022, arXiv:2110.15943, section 3.

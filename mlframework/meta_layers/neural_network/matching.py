@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
-from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import at_least, positive
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import attention, cosines
@@ -18,7 +18,7 @@ from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["FullContext", "Matching", "Memory"]
 
-#: Added to probabilities, so that the logarithm of a class that nothing in the support resembles stays finite.
+#: Added to probabilities: the logarithm stays finite for a class that the query does not resemble.
 FLOOR = 1e-6
 
 
@@ -77,12 +77,9 @@ class Matching(FeatureMetaLayer):
         batch_norm: BatchNormPolicy = "support",
     ) -> None:
         super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
-        if not scale > 0:
-            raise InvalidValue("scale", scale, "must be above 0")
-        if reads < 1:
-            raise InvalidValue("reads", reads, "must be at least 1")
-        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.scale = nn.Parameter(torch.tensor(float(positive("scale", scale))))
         self.gate = nn.Linear(self.feature_size, 1) if task.spec.kind == "sequence" else None
+        reads = at_least("reads", reads, 1)
         self.context = FullContext(self.feature_size, reads) if full_context else None
         self.support_order_matters = full_context
 

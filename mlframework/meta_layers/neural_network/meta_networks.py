@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
-from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.neural_network.networks import attention, check_hidden, cosines, fully_connected, set_mean
@@ -21,7 +21,7 @@ __all__ = ["FastWeights", "MakesFastWeights", "MetaNetworks"]
 
 
 class FastWeights(NamedTuple):
-    """What a task adds to the slow weights.
+    """The weights that a task adds to the slow ones.
 
     Attributes:
         representation: of the representation learner (the paper's `Q*`), `[tasks, size, d + 1]`.
@@ -79,8 +79,7 @@ class MetaNetworks(FeatureMetaLayer):
     ) -> None:
         super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
         check_hidden(hidden)
-        if size < 1:
-            raise InvalidValue("size", size, "must be at least 1")
+        at_least("size", size, 1)
         inputs, out = self.feature_size + 1, task.spec.out_features
         self.learner = nn.Linear(inputs, out, bias=False)
         self.representation = nn.Linear(inputs, size, bias=False)

@@ -1,4 +1,4 @@
-"""What the family's networks are made of: fully connected layers, means over sets, attention."""
+"""Parts of the family's networks: fully connected layers, means over sets, attention."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["attention", "check_hidden", "cosines", "fully_connected", "pairs", "
 def fully_connected(inputs: int, hidden: Sequence[int], outputs: int, *, zero: bool = False) -> nn.Sequential:
     """Linear layers with SiLUs between them: `[..., inputs]` to `[..., outputs]`.
 
-    They start by He et al. 2015, arXiv:1502.01852, equation 10: from torch's own, smaller start hardly a difference
-    between two tasks reaches the end of a network that reads a whole set.
+    They start by He et al. 2015, arXiv:1502.01852, equation 10: under torch's smaller initial values hardly any
+    difference between two tasks reaches the end of a network that reads a whole set.
 
     Args:
         inputs, outputs: sizes at either end.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import positive
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -55,8 +56,7 @@ class Prototypes(FeatureMetaLayer):
         super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
         if distance not in ("euclidean", "cosine"):
             raise InvalidValue("distance", distance, "must be euclidean or cosine")
-        if not scale > 0:
-            raise InvalidValue("scale", scale, "must be above 0")
+        positive("scale", scale)
         self.scale = nn.Parameter(torch.tensor(float(scale))) if distance == "cosine" else None
         if task.spec.kind == "sequence":
             self.tokens = TokenPrototypes(self.feature_size, task.spec.out_features)
@@ -119,12 +119,12 @@ class TokenPrototypes(nn.Module):
         self.of_frequency = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor, targets: Tensor, normalised: Callable[[Tensor], Tensor]) -> Head:
-        """What the support set adds to the logits.
+        """The head that the support set adds to the prior.
 
         Args:
             features: `[tasks, n, d]`.
             targets: one-hot `[tasks, n, vocabulary]`, 0 in rows that do not count.
-            normalised: what features have gone through, and prototypes have to.
+            normalised: the map that features went through; prototypes go through it too.
         """
         counts = targets.sum(1)
         pseudo, pseudo_of_frequency = self.log_pseudo_counts.exp()

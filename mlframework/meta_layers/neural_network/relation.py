@@ -26,7 +26,7 @@ class RelationNetwork(FeatureMetaLayer):
     gradient and an update of both networks.
 
     Deviations: features are vectors, so the comparator is fully connected where the paper's convolves the two feature
-    maps; scores are judged by the task's loss, not by squared error after a sigmoid; a class is the mean of its
+    maps; scores go into the task's loss, not by squared error after a sigmoid; a class is the mean of its
     features, not their sum, so that the number of shots may vary.
 
     Args:

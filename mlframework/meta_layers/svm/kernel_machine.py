@@ -1,4 +1,4 @@
-"""What the family shares: a task's model is the optimum of a convex problem on its support features."""
+"""The base of the Meta-SVMs: a task's model is the optimum of a convex problem on its support features."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class KernelMachine(FeatureMetaLayer):
     episodes; `features_of` gives base features; `fit` solves for the task's model; `outputs` predicts on unseen data;
     the outer loop turns the error into a gradient, through the optimum by the implicit function theorem, and an update.
 
-    In a sequence the prior predicts first, and what it leaves is fitted: the targets are one-hot tokens minus the
-    prior's probabilities, and the prediction is added to the prior's logits.
+    In a sequence the model is fitted to the prior's errors: the targets are one-hot tokens minus the prior's
+    probabilities, and the prediction is added to the prior's logits.
 
-    Every step reports `solver_residual` and `solver_converged` (1 or 0, so the mean is the share of tasks), and what is
-    learned beside the base layer. A task that did not converge is used as it is; the first time, a warning says so.
+    Every step reports `solver_residual`, `solver_converged` (1 or 0, so the mean is the share of tasks) and the learned
+    numbers beside the base layer. A task that did not converge is used as it is; the first time, a warning says so.
 
     Args:
         base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features.
         positive: the problem's numbers by name, each above 0; `scale`, if there is one, multiplies the outputs.
-        learn: names of those that the outer loop learns.
+        learn: names of the numbers that the outer loop learns.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class KernelMachine(FeatureMetaLayer):
     def fit(self, features: Tensor, support: Examples) -> Fitted:
         features = features.masked_fill(support.mask.unsqueeze(-1) == 0, 0)
         kernel = self.kernel(features, features)
-        # A solver may refuse what is not finite, and with it the other tasks; so this task's loss alone is not finite.
+        # A solver may refuse numbers that are not finite, and all tasks with them: only the broken task's loss is nan.
         broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
         targets = self.left_by_prior(features, support)
         solution = self.solve(kernel.masked_fill(broken, 0), targets, self.mask_or_none(support.mask))
@@ -101,7 +101,7 @@ class KernelMachine(FeatureMetaLayer):
         return found if self.prior is None else self.prior(features) + found
 
     def left_by_prior(self, features: Tensor, support: Examples) -> Tensor:
-        """What is fitted, `[tasks, n, out_features]`: the targets, less the prior's probabilities if there is one."""
+        """The targets, less the prior's probabilities if there is a prior: `[tasks, n, out_features]`."""
         targets = self.targets(support)
         if self.prior is None:
             return targets
@@ -165,7 +165,7 @@ class RegularisedFit(KernelMachine):
 
 
 def spoilt(solution: Solution, broken: Tensor) -> Solution:
-    """A solution that is not a number in some tasks `[tasks, 1, 1]`, where it has no meaning."""
+    """A solution with nan in the broken tasks `[tasks, 1, 1]`."""
     tasks = broken.flatten()
     residual = solution.residual.masked_fill(tasks, torch.inf)
     return Solution(solution.dual.masked_fill(broken, torch.nan), residual, solution.converged & ~tasks)

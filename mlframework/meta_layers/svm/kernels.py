@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.svm.positive import Positive
 
 __all__ = ["Kernel", "LinearKernel", "RBFKernel"]
@@ -39,9 +39,7 @@ class LinearKernel(Kernel):
 
     def __init__(self, constant: float = 0.0) -> None:
         super().__init__()
-        if not constant >= 0:
-            raise InvalidValue("constant", constant, "must be at least 0")
-        self.constant = constant
+        self.constant = at_least("constant", constant, 0)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT + self.constant
