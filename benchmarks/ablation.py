@@ -166,20 +166,12 @@ def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 MECHANISMS: dict[str, Mechanism] = {
     "stacked layers": Mechanism(
-        {"backend.stacked:knows": returning(False)}, ("backend.stacked",), workloads=(*MLPS, *TEXT)
+        {"backend.stacked:supports": returning(False)}, ("backend.stacked",), workloads=(*MLPS, *TEXT)
     ),
     "transposed weights": Mechanism(
-        {"backend.stacked:expanded": constant(plain_stacks)}, ("backend.stacked:expanded",), workloads=(*MLPS, *TEXT)
-    ),
-    "shared first step": Mechanism(
-        {"meta_layers.gradient_descent.maml:MAML.starts_shared": returning(False)},
-        (
-            "backend.shared_start",
-            "meta_layers.gradient_descent.maml:MAML.starts_shared",
-            "meta_layers.gradient_descent.maml:MAML.first_gradients",
-        ),
-        modes=(EAGER, FIRST_ORDER),
-        workloads=MLPS,
+        {"meta_layers.gradient_descent.maml:repeated": constant(plain_stacks)},
+        ("backend.stacked:repeated",),
+        workloads=(*MLPS, *TEXT),
     ),
     "unfolded convolutions": Mechanism(
         {"backend.convolve:pays_unfolded": returning(False)},
@@ -198,7 +190,6 @@ MECHANISMS: dict[str, Mechanism] = {
             f"{TRANSFORMER}:gelu": constant(F.gelu),
             f"{TRANSFORMER}:to_unit_mean_square": constant(plain_unit),
             "backend.stacked:across": constant(lambda a, b: a @ b.mT),
-            "backend.stacked:to_unit_mean_square": constant(plain_unit),
         },
         (OPERATORS,),
         workloads=TEXT,
