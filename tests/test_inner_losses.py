@@ -13,7 +13,7 @@ from mlframework.inner_loop import SGD, Proximal
 from mlframework.meta_layers import MAML, Exact, FirstOrder, Implicit, LearnedLoss, SupportLoss
 from mlframework.tasks import Digits, Sinusoid
 from mlframework.testing import directional_errors, in_float64
-from mlframework.training.outer_loop import MissingGradient, meta_gradient
+from mlframework.training.meta_gradient import MissingGradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -23,7 +23,7 @@ from mlframework.meta_layers import (
     Shift,
 )
 from mlframework.tasks import Digits, Sinusoid
-from mlframework.training.outer_loop import meta_gradient
+from mlframework.training.meta_gradient import meta_gradient
 
 RULE = partial(SGD, lr=0.05)
 WAYS = {"maml": Exact(), "fomaml": FirstOrder(), "reptile": ParameterDifference()}
