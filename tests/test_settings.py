@@ -131,7 +131,8 @@ def test_a_part_that_is_null_is_refused_in_one_line_or_left_out(tmp_path, typed)
     config = resolved(*typed)
     for key, part in list(parts(config)):
         OmegaConf.update(config, key, None)
-        left_out = key.startswith(("evaluation", "display.")) or key in ("algorithm.step_weights", "algorithm.norm")
+        optional = ("algorithm.step_weights", "algorithm.norm", "algorithm.inner_loss")
+        left_out = key.startswith(("evaluation", "display.")) or key in optional
         assert refusal(config, tmp_path / "run") is not None or left_out, key
         OmegaConf.update(config, key, part)
 

@@ -114,7 +114,7 @@ def rules(*, adam: Iterable[float], sgd: Iterable[float]) -> list[Rule]:
 
 
 def steps_by_rule(meta_layer: MetaLayer) -> bool:
-    """Whether the inner loop of an algorithm follows an update rule that another can stand in for."""
+    """True if the inner loop of an algorithm follows an update rule that another rule can replace."""
     return hasattr(meta_layer, "update") and hasattr(meta_layer, "adapted_names")
 
 

@@ -42,7 +42,7 @@ class Evaluation:
             it was trained without adapting, so that its rule was chosen by nobody.
         chunk: tasks at a time.
         baseline: methods that are judged beside the algorithm, by name.
-        measure: what else is measured of the algorithm, by name.
+        measure: further tables about the algorithm, by name.
     """
 
     def __init__(

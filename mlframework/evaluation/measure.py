@@ -13,7 +13,7 @@ __all__ = ["Measure"]
 
 
 class Measure(EvaluationPart, ABC):
-    """Measures what query metrics do not tell, as the quality of generated texts."""
+    """Measures a quality that no query metric shows, as that of generated texts."""
 
     @abstractmethod
     def measure(self, meta_layer: MetaLayer, split: Split, steps: int) -> Measured | None:

@@ -48,5 +48,5 @@ def shown_interval(mean: float, half_width: float | None) -> str:
 
 
 def power_of(value: float, digits: int) -> int:
-    """The power of ten of a number's first digit, once it is rounded to some digits; zero has that of one."""
+    """The power of ten of a number's first digit, once it is rounded to some digits; 0 for zero."""
     return int(f"{value:.{digits - 1}e}".partition("e")[2])

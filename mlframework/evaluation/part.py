@@ -1,4 +1,4 @@
-"""What baselines, measures and displays have in common: they are chosen by config, and go with some tasks."""
+"""The common base of baselines, measures and displays: config chooses them, and each is for some tasks."""
 
 from __future__ import annotations
 

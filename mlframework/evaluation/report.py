@@ -1,4 +1,4 @@
-"""What an evaluation found: a row for each method, on one frozen set of tasks."""
+"""The report of an evaluation: a row for each method, on one frozen set of tasks."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Report(NamedTuple):
 
 
 def difference(row: MethodResult, first: MethodResult, sources: Sources | None) -> dict[str, Interval]:
-    """Each metric of a row minus that of the first row on the same tasks."""
+    """Each metric of a row minus the first row's on the same tasks."""
     found = {}
     for name in row.values.keys() & first.values.keys():
         ours, theirs = (torch.tensor(each.values[name][: row.tasks], dtype=torch.float64) for each in (row, first))

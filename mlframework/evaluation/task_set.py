@@ -22,7 +22,7 @@ VALIDATION_SEED = 1
 class TaskSet:
     """A frozen set of tasks: same seed, same tasks, on any machine, whatever the training drew.
 
-    Tasks are drawn one at a time, so neither their number nor the chunk changes those that come first.
+    Tasks are drawn one at a time, so neither their number nor the chunk changes the first ones.
 
     Args:
         task: the distribution.
@@ -91,7 +91,7 @@ def judge_by_step(
     """Query metrics after 0, 1, ..., `steps` inner steps, each `[steps + 1, tasks]` (one row if nothing is stepped).
 
     Args:
-        meta_layer: what adapts.
+        meta_layer: the algorithm.
         episode: the tasks.
         steps: inner steps.
         batch_norm: the policy; None takes the algorithm's own.

@@ -19,7 +19,7 @@ __all__ = ["Trial"]
 
 
 class Trial(NamedTuple):
-    """What a method is given to choose its setting and to be judged.
+    """The tasks and tools with which a method chooses its setting and is judged.
 
     Attributes:
         meta_layer: the trained algorithm.

@@ -1,4 +1,4 @@
-"""What text needs beyond other domains: generating it, judging what was generated, and n-grams to judge models by."""
+"""Generation of text, measures of generated texts, and n-gram models."""
 
 import lazy_loader
 

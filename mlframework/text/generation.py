@@ -34,7 +34,7 @@ class Sampling(NamedTuple):
     stop: str | None = None
 
     def check(self) -> None:
-        """Refuses what makes no sense."""
+        """Refuses settings out of range."""
         if self.length < 1:
             raise InvalidValue("length", self.length, "must be at least 1")
         if self.temperature < 0:
@@ -85,7 +85,7 @@ def sample_rows(
 ) -> list[list[int]]:
     """Rows of tokens that begin with `start` and end with the first boundary that is drawn, or at the full length.
 
-    What the base layer has read it remembers, so that every step reads one token; one that cannot reads all again.
+    A base layer that can recall reads one token at each step; any other reads the whole row again.
     """
     boundary = as_text(meta_layer.task).tokens.boundary
     device = next(meta_layer.parameters()).device
@@ -93,7 +93,7 @@ def sample_rows(
     ended = torch.zeros(count, dtype=torch.bool)
     was_training, engine = meta_layer.training, meta_layer.engine
     meta_layer.eval()
-    meta_layer.engine = "loop"  # one task; what is remembered must not be a vmapped tensor
+    meta_layer.engine = "loop"  # one task; a memory must not be a vmapped tensor
     remembers = can_recall(meta_layer.base_layer)
     try:
         with torch.no_grad(), recalling(meta_layer.base_layer) if remembers else nullcontext():

@@ -1,4 +1,4 @@
-"""What generated texts are worth: likeness to real text, copies of the support set, variety, and whose they seem."""
+"""Measures of generated texts: likeness to real text, copies of the support set, variety, recognition of the source."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Recognition", "TaskFit", "copied_ngrams", "copied_share", "distinct_
 
 #: Stand for a text's begin and end, so that how texts begin and end counts, and no n-gram spans two texts.
 BEGIN, END = "\x02", "\x03"
-#: The most frequent character n-grams by which sources are told apart; more made no difference to what is recognised.
+#: The most frequent character n-grams by which the classifier tells sources apart; more made no difference.
 FEATURES = 20_000
 
 
@@ -94,7 +94,7 @@ def copied_share(samples: Sequence[str], support: Sequence[str]) -> float:
 
 
 def copied_ngrams(samples: Sequence[str], support: Sequence[str], n: int = 10) -> float:
-    """The share of the samples' character n-grams that stand in the support: what long texts copy by the piece.
+    """The share of the samples' character n-grams that stand in the support: long texts copy pieces.
 
     Texts shorter than `n` characters have none; their begin and end do not count as characters here.
 
@@ -127,7 +127,7 @@ class Recognition(NamedTuple):
 
 
 class TaskFit:
-    """Whether texts seem to come from their source, by a classifier trained on real text of all sources.
+    """The share of texts that a classifier, trained on real text of all sources, takes for their source's.
 
     The classifier is naive Bayes (multinomial, all sources equally likely) on tf-idf of character 1- to 4-grams: on
     pieces of 64 characters of Shakespeare's roles and of the world's languages it recognises about as many as a linear
@@ -137,8 +137,8 @@ class TaskFit:
     nothing (`chance`). Copies of the support set are recognised best of all: read it beside `copied_share`.
 
     Args:
-        texts: real text by source; what a source says twice counts once.
-        length: texts are cut into pieces of so many characters, which should be as long as what is to be judged; None
+        texts: real text by source; a text that a source repeats counts once.
+        length: texts are cut into pieces of so many characters, which should be as long as the texts to judge; None
             leaves them whole.
         held_out: share of each source's pieces that make the ceiling; at least one, and one is left to train on.
         seed: of the draw of these.
@@ -203,18 +203,18 @@ class TaskFit:
 
     @cached_property
     def ceiling(self) -> Recognition:
-        """What is recognised of real text that was held out, of each source in the order of `names`."""
+        """The recognition of held-out real text of each source, in the order of `names`."""
         return self.score(self.parts[1])
 
     @property
     def chance(self) -> Recognition:
-        """What guessing would give, of each source."""
+        """The recognition by guessing, of each source."""
         count = len(self.names)
         places = torch.arange(1, count + 1, dtype=torch.get_default_dtype())
         return Recognition(torch.full((count,), 1 / count), places.reciprocal().mean().expand(count))
 
     def score(self, samples: Mapping[str, Sequence[str]]) -> Recognition:
-        """What is recognised of samples by the source that they should resemble, in the order of these."""
+        """The recognition of samples, by the source that they should resemble."""
         return Recognition(
             *torch.tensor([self.recognised(name, texts) for name, texts in samples.items()]).reshape(-1, 2).unbind(1)
         )

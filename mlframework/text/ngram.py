@@ -1,4 +1,4 @@
-"""An n-gram language model of a task's support set and of all training text: what learned text models must beat."""
+"""An n-gram language model of a task's support set and of all training text: the bar for learned text models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = 3
 BUCKETS = 11
 #: No discount is closer than this to nothing or to the whole count, so that shorter contexts always keep a share.
 MARGIN = 0.01
-#: Standard deviation of the Gaussian prior on what is tuned; it matters only to what the tasks hardly tell.
+#: Standard deviation of the Gaussian prior on the tuned weights; it matters only where tasks give little evidence.
 PRIOR_SCALE = 2.0
 
 
@@ -47,7 +47,7 @@ class Text(NamedTuple):
 
     @property
     def targets(self) -> np.ndarray:
-        """Which tokens are predicted, `[rows, length + 1]`: those that count, but for the first of each row."""
+        """The tokens to predict, `[rows, length + 1]`: all that count, but for the first of each row."""
         targets = self.known.copy()
         targets[:, 0] = False
         return targets
@@ -58,7 +58,7 @@ class Text(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was counted of the n-grams of one order that end in given targets.
+    """The counts of the n-grams of one order that end in given targets.
 
     Attributes:
         times: the count of the n-gram itself, `[targets]`.
@@ -106,7 +106,7 @@ class Order(NamedTuple):
         return np.where(self.keys[place] == keys, place, -1)
 
     def found(self, contexts: np.ndarray, grams: np.ndarray) -> Found:
-        """What was counted, by the numbers of contexts and n-grams `[targets]`, -1 being none."""
+        """The counts, by the numbers of contexts and n-grams `[targets]`; -1 is none."""
         if not len(self.keys):
             return Found(np.zeros_like(grams), np.zeros_like(grams), np.zeros((CLASSES, len(grams)), dtype=np.int64))
         counts = np.where(grams >= 0, self.counts[grams], 0)
@@ -118,7 +118,7 @@ class Counts:
     """The n-grams of some text, of all orders up to one.
 
     Args:
-        text: what is counted, each owner's by itself.
+        text: the tokens, each owner's counted by themselves.
         owners: how many there are.
         order: tokens of the longest n-grams.
         vocabulary: different tokens.
@@ -146,7 +146,7 @@ class Counts:
         return keys, grams
 
     def find(self, text: Text) -> Iterator[Found]:
-        """What was counted of the n-grams of order 1, 2, ... that end in a text's targets."""
+        """The counts of the n-grams of order 1, 2, ... that end in a text's targets."""
         contexts, targets = np.broadcast_to(text.owner[:, None], text.tokens.shape), text.targets
         for order in self.orders:
             usable = text.known & (contexts >= 0)
@@ -157,7 +157,7 @@ class Counts:
 
 
 def one_further(grams: np.ndarray) -> np.ndarray:
-    """What ends at each token as the context of the next: `[rows, length + 1]`, -1 at the beginning."""
+    """The n-gram before each token, its context: `[rows, length + 1]`, -1 at the beginning."""
     return np.concatenate([np.full((len(grams), 1), -1), grams[:, :-1]], axis=1)
 
 
@@ -209,7 +209,7 @@ class Background:
 
 
 def modified_discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from counts of one, two, and three or more, `[CLASSES]` (Chen & Goodman 1999, equation 26)."""
+    """The discounts of counts of one, two, and three or more, `[CLASSES]` (Chen & Goodman 1999, equation 26)."""
     whole = np.arange(1.0, CLASSES + 1)
     ones, twos, threes, fours = (np.count_nonzero(counts == times) for times in range(1, 5))
     if not (ones and twos and threes and fours):
@@ -305,7 +305,7 @@ class NGramModel:
         self.weights = Weights(order, vocabulary)
 
     def fit_background(self, rows: Tensor, targets: Tensor, mask: Tensor) -> None:
-        """Counts all training text, in the place of what was counted before.
+        """Counts all training text anew.
 
         Args:
             rows: tokens `[rows, length]`; the longer the rows, the fewer contexts are cut.
@@ -343,7 +343,7 @@ class NGramModel:
         """Logarithms (in nats) of the probabilities of queries' targets, each given the tokens before it in its row.
 
         Args:
-            support: what each task may be counted from, leaves `[tasks, n_support, length]`.
+            support: the text that each task may count, leaves `[tasks, n_support, length]`.
             query: leaves `[tasks, n, length]`.
 
         Returns:
@@ -355,7 +355,7 @@ class NGramModel:
         return values
 
     def evidence(self, support: Examples, query: Examples) -> Evidence:
-        """What was counted in the background and in support sets of the n-grams that end in queries' targets."""
+        """The counts in the background and in support sets of the n-grams that end in queries' targets."""
         text = Text.of(*query)
         counts = Counts(Text.of(*support), owners=len(support.mask), order=self.order, vocabulary=self.vocabulary)
         times, total, kinds = (torch.from_numpy(np.stack(leaf)) for leaf in zip(*counts.find(text), strict=True))

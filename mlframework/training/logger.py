@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorBoardLogger", "hyperparameters"]
 
-#: Parts of the config that say where and how to look, not what is trained.
+#: Parts of the config that do not change what is learned.
 NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "display", "suggested")
 
 #: TensorBoard takes the columns of a whole sweep from one of its runs: every run names the metrics of the others too.
@@ -35,7 +35,7 @@ class TensorBoardLogger:
 
     Args:
         folder: the run folder.
-        start: the step from which this process writes; what an interrupted process wrote beyond it is dropped.
+        start: the step from which this process writes; later points of an interrupted process are dropped.
         figures: whether displays write here, which takes about half a second each.
     """
 
@@ -52,7 +52,7 @@ class TensorBoardLogger:
         Args:
             config: the whole config.
             choices: the option chosen of each config group.
-            overrides: what the user typed, as in `algorithm.inner_steps=3`; HParams shows these columns first.
+            overrides: the user's, as in `algorithm.inner_steps=3`; HParams shows these columns first.
         """
         if self.start:
             return
@@ -115,7 +115,7 @@ def rendered(figure: Figure) -> np.ndarray:
 
 
 def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str, float | str]:
-    """What tells a run from others: the chosen options by group, then every leaf of the config by its dotted key.
+    """The hyperparameters of a run: the chosen options by group, then every leaf of the config by its dotted key.
 
     Numbers stay numbers; anything else is written as on the command line.
 
@@ -140,7 +140,7 @@ def show_first(experiment: Summary, names: Collection[str]) -> None:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a list is a leaf, and what Hydra needs to build an object is left out."""
+    """Dotted keys and values; a list is a leaf; Hydra's own keys are left out."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What a person sees while a training runs."""
+"""The progress bar of a training."""
 
 from __future__ import annotations
 

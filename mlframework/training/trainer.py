@@ -60,7 +60,7 @@ class Training(NamedTuple):
         generator: draws the training episodes.
         device: where episodes go.
         folder: where weights are written.
-        displays: what is shown of validations, by name.
+        displays: show validations, by name.
     """
 
     task: TaskDistribution
@@ -193,7 +193,7 @@ class Trainer:
             raise InvalidValue("monitor_step", self.monitor_step, why if most else "must be null: nothing is stepped")
 
     def check_monitor(self, metrics: Collection[str]) -> None:
-        """Refuses to monitor what is not among the metrics."""
+        """Refuses a monitored metric that does not exist."""
         if self.monitor not in metrics:
             why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
             raise InvalidValue("monitor", self.monitor, why)
@@ -214,8 +214,8 @@ class Trainer:
         try:
             return training.outer.step(episode)
         except NotFinite as error:
-            who = culprits(episode, error.tasks)
-            raise FailedRun(f"step {step}: {error} ({who}); {last_good(training.folder)}") from error
+            tasks = culprits(episode, error.tasks)
+            raise FailedRun(f"step {step}: {error} ({tasks}); {last_good(training.folder)}") from error
 
     def report(
         self,
@@ -239,7 +239,7 @@ class Trainer:
         validation = self.validation(training)
         logger.intervals("validation", validation.metrics, progress.step)
         logger.by_step("validation", validation.by_step, progress.step)
-        # What an algorithm tells about itself, a solver's residual say, is a curve; people are shown how well it does.
+        # Diagnostics of an algorithm, such as a solver's residual, are curves only.
         shown = {name: steps for name, steps in validation.by_step.items() if name.startswith("query_")}
         if logger.figures and self.shows_at(progress.step):
             self.show(training, logger, shown, progress.step)
@@ -275,7 +275,7 @@ class Trainer:
                 log.warning("display.%s is left out at step %d: %s: %s", name, step, type(error).__name__, error)
 
     def better(self, task: TaskDistribution, value: float, than: float | None) -> bool:
-        """Whether a monitored value replaces the best so far: a finite value does where there is no finite one."""
+        """True if a monitored value replaces the best so far; the first finite value always does."""
         if not math.isfinite(value):
             return False
         if than is None or not math.isfinite(than):

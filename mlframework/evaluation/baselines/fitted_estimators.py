@@ -49,7 +49,7 @@ class FittedEstimators(FeatureMetaLayer):
 
     Args:
         base_layer: only its `features` are used.
-        task: says what the loss and the metrics are.
+        task: defines the loss and the metrics.
         estimator: cloned for every task.
         batch_norm: see `FeatureMetaLayer`.
 
@@ -98,12 +98,12 @@ def raw_inputs() -> BaseLayer:
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """What scikit-learn reads."""
+    """A numpy array on the CPU."""
     return tensor.detach().cpu().numpy()
 
 
 def scores(estimator: Any, x: np.ndarray, width: int) -> np.ndarray:
-    """What a fitted estimator predicts: values or, of a classifier, a score per class, more being likelier.
+    """The predictions of a fitted estimator: values, or a score per class; the likeliest class has the highest.
 
     Args:
         estimator: fitted.

@@ -60,7 +60,7 @@ class TrainedFromScratch(MetaLayer):
 
     Args:
         make_base_layer: draws a newly initialised network from torch's global generator.
-        task: says what the loss and the metrics are.
+        task: defines the loss and the metrics.
         update: builds the optimizer's rule from the parameters.
         steps: of it, on the whole support set.
     """

@@ -1,4 +1,4 @@
-"""n-grams of the support set and of all training text: what learned text models must beat."""
+"""n-grams of the support set and of all training text: the bar for learned text models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scikit-learn on the trained features: the model is another, the features are those that were meta-trained."""
+"""scikit-learn on the meta-trained features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scikit-learn on raw inputs: what conventional learning makes of each support set."""
+"""scikit-learn on raw inputs: conventional learning from each support set."""
 
 from __future__ import annotations
 

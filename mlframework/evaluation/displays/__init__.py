@@ -1,1 +1,1 @@
-"""What people see of a training in TensorBoard, one file each."""
+"""Figures, texts and curves of validations for TensorBoard, one file each."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ContactSheet", "contact_sheet"]
 
-#: What a contact sheet shows at most: classes, and images of each class in the support set and in the query set.
+#: The most classes of a contact sheet, and the most images of each class in the support set and in the query set.
 MOST_CLASSES, MOST_SHOTS, MOST_QUERIES = 10, 5, 8
 
 
@@ -101,7 +101,7 @@ def draw_support(axes: Axes, examples: Examples, rows: Sequence[Sequence[int]], 
 def draw_queries(
     axes: Axes, examples: Examples, rows: Sequence[Sequence[int]], columns: int, probabilities: Tensor
 ) -> None:
-    """Query images with what was predicted for them; `probabilities` `[n, classes]`."""
+    """Query images with their predictions; `probabilities` `[n, classes]`."""
     prepare_sheet(axes, "query: predicted class, its probability", len(rows), columns)
     for label, images in enumerate(rows):
         for column, image in enumerate(images[:columns]):

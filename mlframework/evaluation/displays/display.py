@@ -1,4 +1,4 @@
-"""The interface of a display: what people see of a training, at some of its validations."""
+"""The interface of a display: figures, texts or curves of some validations of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What figures share: colours, axes, and the models before and after adaptation."""
+"""Shared by figures: colours, axes, and the models before and after adaptation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tidy(axes: Axes, x: str, y: str) -> None:
 
 
 def after_steps(step: int, last: int) -> str:
-    """What the legend calls the prediction after `step` of `last` inner steps."""
+    """The legend of the prediction after `step` of `last` inner steps."""
     if last == 0:
         return "prediction"
     return "before adaptation" if step == 0 else f"after {step} inner step{'s' * (step > 1)}"
@@ -51,6 +51,6 @@ def some_models(meta_layer: MetaLayer, episode: Episode) -> dict[int, Adapted]:
 
 
 def predictions(meta_layer: MetaLayer, adapted: Adapted, episode: Episode) -> Tensor:
-    """What adapted models predict for the query set: `[tasks, n, out_features]`."""
+    """The predictions of adapted models for the query set: `[tasks, n, out_features]`."""
     with torch.no_grad():
         return meta_layer.predict_query(adapted, episode, meta_layer.batch_norm)

@@ -50,7 +50,7 @@ class SourceTexts(NamedTuple):
 
     Attributes:
         name: of the source.
-        support: what was adapted to.
+        support: the support set.
         real: other text of it.
         reference: more of that, to compare with.
         before, after: generated before and after adapting.
@@ -108,13 +108,13 @@ class TextQuality(Measure, Display):
         if len(texts) < 2:
             logger.warning("generated texts are not judged: there are not two sources with two pieces of text each")
             return None
-        # Pieces as long as what is generated; the texts of a list are mostly shorter, and are whole then.
+        # Pieces as long as the generated texts; the texts of a list are mostly shorter, and stay whole.
         fit = TaskFit(texts, length=task.length)
         numbers = [number for number, source in enumerate(task.sources(split)) if source.name in texts]
         found = [self.texts_of(meta_layer, split, number, steps) for number in numbers[: self.sources]]
         before = {each.name: each.before for each in found}
         after = {each.name: each.after for each in found}
-        # Of real text only what the classifier was not trained on can be recognised fairly.
+        # The classifier knows the real text that it was trained on: only the rest is a fair ceiling.
         places = torch.tensor([fit.names.index(each.name) for each in found])
         ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))
         columns = {}
@@ -125,7 +125,7 @@ class TextQuality(Measure, Display):
         return Measured(f"generated texts of {split} sources", columns)
 
     def texts_of(self, meta_layer: MetaLayer, split: Split, number: int, steps: int) -> SourceTexts:
-        """The support set of one source, other real text of it, and what is generated before and after adapting."""
+        """The support set of one source, other real text of it, and texts generated before and after adapting."""
         task, device = as_text(meta_layer.task), next(meta_layer.parameters()).device
         generator = torch.Generator().manual_seed(self.seed)
         support = task.draw(torch.tensor([number]), split, generator).support
