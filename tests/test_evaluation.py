@@ -155,6 +155,7 @@ def test_a_layer_trained_by_the_support_policy_is_judged_by_it_first(images):
     assert [row.batch_norm for row in report.rows] == ["support", "transductive"]
 
 
+@pytest.mark.slow
 def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_not(images):
     evaluation = Evaluation(tasks=6, seed=0, validation_tasks=2, baseline=conventional(tasks=2, steps=2))
     for norm, policies in (("batch", ["transductive", "inductive"]), ("group", ["none"])):

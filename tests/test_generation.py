@@ -67,7 +67,7 @@ def until_the_end(row, boundary):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_generating_with_a_memory_is_generating_without(float64, algorithm, network, temperature):
     meta_layer, support = made(algorithm, network)
     adapted = meta_layer.adapt(support)

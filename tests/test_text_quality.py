@@ -237,6 +237,7 @@ def test_an_evaluation_of_text_has_its_baselines_and_tensorboard_the_samples(tmp
     assert "| support | before | after" in sheet
 
 
+@pytest.mark.slow
 def test_positions_that_know_no_longer_sequence_leave_in_context_out_and_nothing_else(tmp_path, caplog):
     (tmp_path / "mine").mkdir()
     for letters in ALPHABETS:
