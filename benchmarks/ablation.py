@@ -209,7 +209,7 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "allocator": Mechanism({"backend.allocator:tune": returning(False)}, ("backend.allocator",)),
     "merged products": Mechanism(
-        {"backend.compiled:merge_products": returning(None)},
+        {"backend.whole_step:merge_products": returning(None)},
         ("backend.graph_passes",),
         modes=(CAPTURED,),
         workloads=(*MLPS, "W5"),
@@ -221,13 +221,13 @@ MECHANISMS: dict[str, Mechanism] = {
         {"backend.regions:sink": returning(None)},
         ("backend.graph_passes:sink",),
         modes=(CAPTURED,),
-        workloads=("W2", "W4"),
+        workloads=("W2", "W3", "W4"),
     ),
     "recomputation": Mechanism(
         {"backend.regions:parted": lambda parted: lambda graph, count, once: parted(graph, count, True)},
         (),
         modes=(CAPTURED,),
-        workloads=("W2", "W4"),
+        workloads=("W2", "W3", "W4"),
     ),
     "regions": Mechanism(
         {"backend.capture:MOST_OPERATIONS": constant(10**9)},
@@ -236,8 +236,8 @@ MECHANISMS: dict[str, Mechanism] = {
         workloads=("W1-sinusoid-25x20", "W2-strided-32x1"),
     ),
     "tasks that fit in cache": Mechanism(
-        {"training.outer_loop:CACHE_BYTES": constant(1e15)},
-        ("training.outer_loop:OuterLoop.near_pace",),
+        {"backend.plan:CACHE_BYTES": constant(1e15)},
+        ("backend.plan:Planner.for_compiled_steps",),
         modes=(CAPTURED,),
         workloads=("W1-sinusoid-256", "W2", "W4", "W5"),
     ),
@@ -248,10 +248,10 @@ MECHANISMS: dict[str, Mechanism] = {
         {"backend.compiled:inductor_settings": without_setting("cpp.enable_floating_point_contract_flag")},
         (),
         (CAPTURED,),
-        ("W1", "W2-strided-4"),
+        ("W1", "W2", "W3", "W4"),
     ),
     "vectorising flag": Mechanism(
-        {"backend.compiled:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2-strided-4")
+        {"backend.compiled:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2", "W3", "W4")
     ),
     "direct call of compiled code": Mechanism(
         {
@@ -276,7 +276,7 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "remembered indices": Mechanism(
         {"backend.compiled:remember_indices": returning(None)},
-        ("backend.compiled:remember_indices",),
+        ("backend.private:remember_indices",),
         (CAPTURED,),
         ("W2-strided-4", "W4"),
     ),

@@ -1,8 +1,8 @@
 """Writes the tables and plots of docs/performance.md from results/benchmarks/*.json: nothing there is typed by hand.
 
 `python scripts/performance.py` after `benchmarks/outer_step.py`, `scaling.py`, `inner_loop_memory.py`, `costs.py`,
-`captured.py` and `profile_step.py` have written outer_step*.json (on a GPU, gpu_outer_step*.json), scaling*.json,
-inner_loop_memory.json, costs.json, captured.json and profile*.json there, by their `--json`. What is not there is left
+`captured.py`, `ablation.py` and `profile_step.py` have written outer_step*.json (on a GPU, gpu_outer_step*.json), scaling*.json,
+inner_loop_memory.json, costs.json, captured.json, ablation.json and profile*.json there, by their `--json`. What is not there is left
 out, with a line that says so.
 """
 
@@ -283,6 +283,34 @@ def captured(runs: Sequence[Record]) -> str:
     return table(("`algorithm=`", "on", "captured", largest, "in float64"), rows)
 
 
+def ablation(runs: Sequence[Record]) -> str:
+    """A table for each mode of steps: mechanisms, their lines, and by how much a step is slower without each."""
+    if not runs:
+        return absent("ablation")
+    tables = []
+    for mode in ("eager", "first order", "captured"):
+        here = [cell for cell in runs[0]["cells"] if cell["mode"] == mode]
+        names = list(dict.fromkeys(cell["workload"] for cell in here))
+        gains = {(cell["mechanism"], cell["workload"]): cell for cell in here}
+        rows = [
+            (
+                mechanism,
+                str(runs[0]["lines"].get(mechanism) or ""),
+                *(gain_of(gains.get((mechanism, name))) for name in names),
+            )
+            for mechanism in dict.fromkeys(cell["mechanism"] for cell in here)
+        ]
+        tables.append(table((f"{mode}, without", "lines", *names), rows))
+    return "\n\n".join([f"{runs[0]['machine']['processor']}; one thread, at {runs[0]['commit']}.", *tables])
+
+
+def gain_of(cell: Record | None) -> str:
+    """The time without a mechanism divided by the time with everything; the time itself where nothing is left out."""
+    if cell is None or "gain" not in cell:
+        return ""
+    return f"{digits(cell['seconds'] * 1e3)} ms" if cell["mechanism"] == "everything" else f"{cell['gain']:.2f}x"
+
+
 def profile(runs: Sequence[Record]) -> str:
     """A column for each profiled step: the share of each kind of work."""
     if not runs:
@@ -543,6 +571,7 @@ def parts() -> Iterator[tuple[str, str]]:
     yield "memory", memory(results("inner_loop_memory"))
     yield "costs", costs(results("costs"))
     yield "captured", captured(results("captured"))
+    yield "ablation", ablation(results("ablation"))
     yield "profile", profile(results("profile"))
     yield "gpu", outer_step(results("gpu_outer_step"))
     yield "model", model(measured)
