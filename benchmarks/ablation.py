@@ -224,7 +224,11 @@ MECHANISMS: dict[str, Mechanism] = {
         workloads=("W2", "W3", "W4"),
     ),
     "recomputation": Mechanism(
-        {"backend.regions:parted": lambda parted: lambda graph, count, once: parted(graph, count, True)},
+        {
+            "backend.regions:partition": lambda partition: (
+                lambda graph, outputs, keep_all: partition(graph, outputs=outputs, keep_all=True)
+            )
+        },
         (),
         modes=(CAPTURED,),
         workloads=("W2", "W3", "W4"),
@@ -256,7 +260,7 @@ MECHANISMS: dict[str, Mechanism] = {
     "direct call of compiled code": Mechanism(
         {
             "backend.compiled:CompiledGraph.__init__": lambda init: (
-                lambda self, code, settings: vars(self).update(code=code, settings=settings, function=code)
+                lambda self, code, function, settings: vars(self).update(code=code, settings=settings, function=code)
             )
         },
         (),
@@ -265,12 +269,12 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "remembered places": Mechanism(
         {
-            "backend.compiled:places_of": constant(lambda module: [module]),
-            "backend.compiled:found_at": constant(
+            "backend.whole_step:places_of": constant(lambda module: [module]),
+            "backend.whole_step:found_at": constant(
                 lambda places: [*dict(places[0].named_parameters()).values(), *dict(places[0].named_buffers()).values()]
             ),
         },
-        ("backend.compiled:places_of", "backend.compiled:found_at"),
+        ("backend.module_tensors:places_of", "backend.module_tensors:found_at"),
         (CAPTURED,),
         MLPS,
     ),

@@ -1,9 +1,9 @@
 """Writes the tables and plots of docs/performance.md from results/benchmarks/*.json: nothing there is typed by hand.
 
 `python scripts/performance.py` after `benchmarks/outer_step.py`, `scaling.py`, `inner_loop_memory.py`, `costs.py`,
-`captured.py`, `ablation.py` and `profile_step.py` have written outer_step*.json (on a GPU, gpu_outer_step*.json), scaling*.json,
-inner_loop_memory.json, costs.json, captured.json, ablation.json and profile*.json there, by their `--json`. What is not there is left
-out, with a line that says so.
+`captured.py`, `ablation.py` and `profile_step.py` have written outer_step*.json (on a GPU, gpu_outer_step*.json),
+scaling*.json, inner_loop_memory.json, costs.json, captured.json, ablation.json and profile*.json there, by their
+`--json`. A file that is not there is left out, with a line that says so.
 """
 
 from __future__ import annotations
