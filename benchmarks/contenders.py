@@ -31,10 +31,8 @@ from mlframework.backend import allocator
 from mlframework.base_layers import BaseLayer
 from mlframework.episode import Episode
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
+from mlframework.meta_layers import MAML, CrammerSingerSVM, Exact, FirstOrder, LinearKernel, Prototypes, Ridge
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.meta_layers.neural_network import Prototypes
-from mlframework.meta_layers.svm import CrammerSingerSVM, LinearKernel, Ridge
 from mlframework.tasks import TaskDistribution
 from mlframework.training.outer_loop import OuterLoop
 

@@ -26,7 +26,7 @@ from steps import INNER_LR
 
 from mlframework.files import write_json
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.training.meta_gradient import meta_gradient
 
 #: Times the memory of one inner step that many checkpointed ones may take, beside the parameters that they keep.

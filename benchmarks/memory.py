@@ -29,7 +29,7 @@ from mlframework.base_layers import Transformer
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.files import write_json, write_part
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, Truncated
+from mlframework.meta_layers import MAML, Exact, FirstOrder, Truncated
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, Shift
 from mlframework.meta_layers.gradient_descent.lora import LoRA
 from mlframework.tasks import TaskDistribution

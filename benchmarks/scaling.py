@@ -35,7 +35,7 @@ from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.episode import Episode
 from mlframework.files import write_json
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid, TaskDistribution
 
 OURS = "ours"

@@ -10,7 +10,7 @@ from mlframework.backend.graphs import NotCapturable
 from mlframework.backend.verify import TOLERANCES, differences, perturbed, verify_against_eager
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 
 

@@ -15,7 +15,7 @@ from mlframework.base_layers.transformer import angles
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, UserError
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import TaskDistribution
 from mlframework.testing import check_meta_layer, directional_errors
 

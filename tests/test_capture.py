@@ -18,8 +18,7 @@ from mlframework.backend.verify import Undecided, verify_against_eager
 from mlframework.base_layers import MLP, Conv4
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, LayerStepRates
-from mlframework.meta_layers.gradient_descent import MAML, AnnealedOrder, Exact, FirstOrder
-from mlframework.meta_layers.neural_network import Prototypes
+from mlframework.meta_layers import MAML, AnnealedOrder, Exact, FirstOrder, Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.training.meta_gradient import meta_gradient
 

@@ -11,7 +11,7 @@ from torch import nn
 from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
+from mlframework.meta_layers import MAML, Exact, FirstOrder
 from mlframework.meta_layers.gradient_descent.cavia import CAVIA, FiLM, Shift
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors

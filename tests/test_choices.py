@@ -17,7 +17,7 @@ from mlframework.evaluation.choices import Candidate, Rule, choose, following
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
+from mlframework.meta_layers import MAML, Exact, Joint
 from mlframework.tasks import Sinusoid
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from mlframework.episode import Episode, Examples
 from mlframework.errors import EXAMPLES, IncompatibleTask
 from mlframework.evaluation.task_set import judge_by_step
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
+from mlframework.meta_layers import MAML, Exact, FirstOrder
 from mlframework.runs import build
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer, check_task_distribution

@@ -13,7 +13,7 @@ from mlframework.backend.tracing import while_traced
 from mlframework.base_layers import Conv4
 from mlframework.episode import Episode
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import ArrayTasks, ClassIndexed
 from mlframework.training.meta_gradient import meta_gradient
 

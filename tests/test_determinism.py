@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from mlframework.backend.plan import ExecutionPlan
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.runs.run import train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid

@@ -13,7 +13,7 @@ from mlframework.backend.engine import over_tasks
 from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors, in_float64
 from mlframework.training.meta_gradient import meta_gradient

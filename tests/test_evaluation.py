@@ -25,8 +25,7 @@ from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.interval import Interval, half_width_over_sources
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_by_step, judge_tasks
 from mlframework.inner_loop import SGD, Adam
-from mlframework.meta_layers.gradient_descent import MAML, Exact
-from mlframework.meta_layers.neural_network import Prototypes
+from mlframework.meta_layers import MAML, Exact, Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from mlframework.evaluation.displays.drawing import GREEN, RED
 from mlframework.evaluation.displays.fits import POINTS, Fits, fits
 from mlframework.evaluation.interval import Interval
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks import ArrayTasks, ClassIndexed, Digits, Sinusoid, TaskDistribution
 

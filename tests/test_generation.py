@@ -21,7 +21,7 @@ from mlframework.cli.generate import main as generate_command
 from mlframework.cli.train import main as train
 from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation.displays.samples import sample_sheet
-from mlframework.tasks.text import Source, TextTasks
+from mlframework.tasks import Source, TextTasks
 from mlframework.text.generation import Sampling, draw, generate, sample_rows
 
 NETWORKS = {"transformer": partial(Transformer, width=8, depth=2, heads=2), "gru": partial(GRU, width=8)}

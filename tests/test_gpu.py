@@ -20,7 +20,7 @@ from mlframework.base_layers import MLP
 from mlframework.episode import Episode
 from mlframework.errors import IncompatibleKind
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.runs import build
 from mlframework.runs.run import train_run
 from mlframework.runs.run_folder import RunFolder

@@ -14,7 +14,7 @@ from mlframework.backend.graphs import traced
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode, Examples
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 
 TASKS, EXAMPLES, IN, OUT = 4, 6, 5, 3

@@ -11,7 +11,7 @@ from mlframework.backend import capture as capture_module
 from mlframework.backend.capture import Capture
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 from mlframework.testing import in_float64
 from mlframework.training.meta_gradient import meta_gradient

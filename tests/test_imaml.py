@@ -15,7 +15,7 @@ from mlframework.base_layers import MLP, BaseLayer
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
 from mlframework.inner_loop import SGD, Adam, BarzilaiBorwein, Momentum, Proximal
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.meta_layers.gradient_descent.imaml import Implicit
 from mlframework.solvers.conjugate_gradient import conjugate_gradient
 from mlframework.tasks import Sinusoid

@@ -9,7 +9,7 @@ from mlframework.backend.peak_memory import PeakMemory
 from mlframework.base_layers import MLP
 from mlframework.evaluation.baselines.from_scratch import TrainedFromScratch
 from mlframework.inner_loop import SGD, Proximal
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
+from mlframework.meta_layers import MAML, Exact, FirstOrder, ParameterDifference
 from mlframework.meta_layers.gradient_descent.imaml import Implicit
 from mlframework.runs.trained import Trained
 from mlframework.tasks import Sinusoid

@@ -18,7 +18,7 @@ from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.graph_cache import GraphCache, file_of
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 
 pytestmark = pytest.mark.slow  # every test compiles with an empty cache

@@ -17,7 +17,7 @@ from mlframework.evaluation.displays.by_inner_step import ByInnerStep
 from mlframework.evaluation.displays.fits import Fits
 from mlframework.evaluation.interval import Interval
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.training.checkpoint import Progress

@@ -13,7 +13,7 @@ from mlframework.base_layers import MLP, Conv4
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, LayerStepRates
 from mlframework.inner_loop.inner_loop import inner_loop
-from mlframework.meta_layers.gradient_descent import (
+from mlframework.meta_layers import (
     MAML,
     AnnealedOrder,
     Exact,

@@ -19,7 +19,7 @@ from mlframework.inner_loop import (
     Momentum,
     RMSprop,
 )
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference, Truncated
+from mlframework.meta_layers import MAML, Exact, FirstOrder, ParameterDifference, Truncated
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import directional_errors, flat, in_float64
 from mlframework.training.meta_gradient import meta_gradient

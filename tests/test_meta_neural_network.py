@@ -13,7 +13,7 @@ from torch import nn
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode, Examples
 from mlframework.errors import IncompatibleKind, InvalidValue
-from mlframework.meta_layers.neural_network import (
+from mlframework.meta_layers import (
     ConditionalNeuralProcess,
     Hypernetwork,
     Matching,

@@ -20,7 +20,7 @@ from mlframework.base_layers import MLP, BaseLayer
 from mlframework.cli import evaluate, train
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
-from mlframework.meta_layers.svm import (
+from mlframework.meta_layers import (
     CrammerSingerSVM,
     KernelMachine,
     LinearKernel,

@@ -13,7 +13,7 @@ from mlframework.base_layers import BaseLayer
 from mlframework.errors import UserError
 from mlframework.evaluation.task_set import judge_by_step
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder
+from mlframework.meta_layers import MAML, Exact, FirstOrder
 from mlframework.tasks import Sinusoid
 from mlframework.training.meta_gradient import MissingGradient, meta_gradient
 from mlframework.training.outer_loop import OuterLoop

@@ -12,7 +12,7 @@ from mlframework.backend.plan import ExecutionPlan
 from mlframework.base_layers import MLP
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, LearnedRates
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 from mlframework.training.meta_gradient import MissingGradient, meta_gradient
 from mlframework.training.outer_loop import NotFinite, OuterLoop

@@ -11,9 +11,8 @@ from torch.func import functional_call
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.inner_loop import SGD, Adam, LearnedRates
-from mlframework.meta_layers.gradient_descent import Exact
+from mlframework.meta_layers import Exact, Prototypes
 from mlframework.meta_layers.gradient_descent.proto_maml import ProtoMAML
-from mlframework.meta_layers.neural_network import Prototypes
 from mlframework.runs import build
 from mlframework.runs.check_config import check_config
 from mlframework.tasks import Sinusoid

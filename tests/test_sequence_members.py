@@ -13,16 +13,18 @@ from torch import nn
 from mlframework.base_layers import GRU, BaseLayer, Stack, TakesMask, Transformer
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact, Joint
-from mlframework.meta_layers.gradient_descent.lora import LoRA, LowRank
-from mlframework.meta_layers.neural_network import (
+from mlframework.meta_layers import (
+    MAML,
     ConditionalNeuralProcess,
+    Exact,
     Hypernetwork,
     InContext,
+    Joint,
     Matching,
     Prototypes,
+    Ridge,
 )
-from mlframework.meta_layers.svm import Ridge
+from mlframework.meta_layers.gradient_descent.lora import LoRA, LowRank
 from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.tasks import Sinusoid, TaskDistribution
 

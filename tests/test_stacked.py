@@ -13,7 +13,7 @@ from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack, Transformer
 from mlframework.base_layers.transformer import Block
 from mlframework.episode import TaskSpec
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 from mlframework.training.meta_gradient import meta_gradient
 

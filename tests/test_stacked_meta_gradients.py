@@ -9,7 +9,7 @@ from torch import nn
 from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.inner_loop import SGD, Adam
-from mlframework.meta_layers.gradient_descent import MAML, Exact, FirstOrder, ParameterDifference
+from mlframework.meta_layers import MAML, Exact, FirstOrder, ParameterDifference
 from mlframework.tasks import TaskDistribution
 from mlframework.training.meta_gradient import meta_gradient
 

@@ -16,7 +16,7 @@ from PIL import Image
 from mlframework.base_layers import Conv4
 from mlframework.errors import InvalidValue, UserError
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import ImageFolder
 from mlframework.training.meta_gradient import meta_gradient
 

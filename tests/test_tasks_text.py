@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks import TextLanguages, TextRoles
-from mlframework.tasks.text import Bytes, PretrainedTokenizer, Source, TextTasks
+from mlframework.tasks import Bytes, PretrainedTokenizer, Source, TextLanguages, TextRoles, TextTasks
 from mlframework.tasks.text.text_lists import TextLists, language_of
 from mlframework.tasks.text.text_roles import by_speaker
 from mlframework.testing import check_task_distribution

@@ -18,7 +18,7 @@ from mlframework.evaluation.displays.text_quality import TextQuality
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.tasks.text import Source, TextTasks
+from mlframework.tasks import Source, TextTasks
 
 ALPHABETS = ("abcde", "fghij", "klmno", "pqrst", "uvwxy")
 

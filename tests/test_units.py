@@ -11,7 +11,7 @@ from mlframework.backend.graphs import NotCapturable
 from mlframework.backend.regions import NotCompiled, RegionCompiler
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers.gradient_descent import MAML, Exact
+from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
 
 pytestmark = pytest.mark.slow  # every test compiles

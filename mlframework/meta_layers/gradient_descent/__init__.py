@@ -1,5 +1,1 @@
 """Meta-Gradient-Descent: MAML and its relatives."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,1 @@
 """Tasks of text: predict how a source goes on from what it has said."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
