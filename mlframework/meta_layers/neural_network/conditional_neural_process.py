@@ -34,10 +34,8 @@ class Codes(NamedTuple):
 class ConditionalNeuralProcess(FeatureMetaLayer):
     """Encodes every example, averages the codes, and decodes query features beside their mean.
 
-    The base layer is the features; the meta layer is the encoder `h` and the decoder `g`. The family's loop: `__init__`
-    initialises; the trainer draws episodes; `features_of` gives base features; `fit` learns the task's model, which is
-    the mean code; `outputs` decodes it at unseen data; the outer loop turns the error into a gradient and an update of
-    all three networks.
+    The base layer is the features; the meta layer is the encoder `h` and the decoder `g`. A task's model is the mean
+    code, which `outputs` decodes at every query.
 
     In a regression a code is that of a feature with its target. In a classification examples are averaged class by
     class, as in the paper's Omniglot experiment; but where the paper concatenates the means of all classes, one decoder

@@ -21,10 +21,8 @@ __all__ = ["EmitsHead", "EmitsRowPerClass", "EmitsRowPerToken", "Hypernetwork"]
 class Hypernetwork(FeatureMetaLayer):
     """Emits each task's linear head from its support set, in one forward pass.
 
-    The base layer is the features and the head that is emitted; the meta layer is the network that emits it. The
-    family's loop: `__init__` initialises; the trainer draws episodes; `features_of` gives base features; `fit` lets the
-    meta layer emit the task's head; `outputs` applies it to unseen data; the outer loop turns the error into a gradient
-    and an update of both networks.
+    The base layer is the features and the head that is emitted; the meta layer is the network that emits it. A task's
+    model is its head.
 
     In a classification the same network emits every class's row, so that permuted labels permute the rows; it starts as
     the head of prototypical networks. In a regression one network emits the whole head from the mean of encoded

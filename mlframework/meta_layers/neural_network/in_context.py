@@ -30,10 +30,9 @@ class Prompt(NamedTuple):
 class InContext(MetaLayer):
     """Adapts by reading: the support set's sequences are put before each query sequence, and nothing else changes.
 
-    The base layer, a causal sequence model, is the meta layer too: its memory of the prompt is the task's model. The
-    family's loop: `__init__` initialises; the trainer draws episodes; `adapt` lines the support set up; the base layer
-    reads it, then predicts on unseen data (`predict`); the outer loop turns the error into a gradient and an update. A
-    support set is read once for all queries by a network that `Recalls`, and once for each by others.
+    The base layer, a causal sequence model, is the meta layer too: its memory of the prompt is the task's model.
+    `adapt` lines the support set up, `predict` lets the base layer read it and go on with the queries: once for all of
+    them if the network `Recalls`, else once for each.
 
     Args:
         base_layer: must take sequences longer than the task's, and leave out what a mask leaves out.

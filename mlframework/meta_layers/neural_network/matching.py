@@ -40,9 +40,8 @@ class Matching(FeatureMetaLayer):
     """Predicts by cosine attention over the support set: a mean of its labels, weighted by likeness.
 
     The base layer is the embedding network; the meta layer is the attention and, with `full_context`, the two recurrent
-    networks that embed every example in sight of the support set. The family's loop: `__init__` initialises; the
-    trainer draws episodes; `features_of` gives base features; `fit` learns the task's model, a memory of embeddings and
-    labels; `outputs` attends to it from unseen data; the outer loop turns the error into a gradient and an update.
+    networks that embed every example in sight of the support set. A task's model is a memory of embeddings and labels,
+    to which `outputs` attends from every query.
 
     In a classification predictions are logarithms of the class probabilities; in a regression, which is beyond the
     paper, the weighted mean of the values itself. In a sequence the support set is a cache of states with the tokens

@@ -40,13 +40,11 @@ class MetaNetworks(FeatureMetaLayer):
     """Slow weights are learned by the outer loop; fast weights are made of the support examples' loss gradients.
 
     The base layer is the features with the base learner `b`, a linear head; the meta layer is the representation
-    learner `u` and the two networks `d` and `m` that turn gradients into fast weights. The family's loop: `__init__`
-    initialises; the trainer draws episodes; `features_of` gives base features; `fit` learns the task's model (gradients
-    of the slow representation's loss make its fast weights; each example's gradient of the base learner's loss makes
-    fast weights that are kept in a memory, beside the example's representation); `outputs` represents unseen data,
-    reads the memory by cosine attention, and predicts with slow and fast weights; the outer loop turns the error into a
-    gradient and an update of everything slow. Slow and fast weights are put together by layer augmentation: each gives
-    its own activation, and these are added.
+    learner `u` and the two networks `d` and `m` that turn gradients into fast weights. `fit` makes the representation's
+    fast weights from gradients of its loss. Each example's gradient of the base learner's loss makes fast weights that
+    go into a memory, beside the example's representation. `outputs` represents a query, reads the memory by cosine
+    attention, and predicts with slow and fast weights. These are put together by layer augmentation: each gives its own
+    activation, and the activations are added.
 
     Deviations: `b` and `u` share the base layer's features, and only what stands above those has fast weights, one
     layer of each (in the paper they are two whole networks); `d` averages over the gradients, where the paper's is an

@@ -25,9 +25,7 @@ class Prototypes(FeatureMetaLayer):
     """Classifies a query by its distance to the mean support feature of each class.
 
     The base layer is the embedding network; the meta layer is the mean, which has nothing to learn but, for cosines,
-    their scale. The family's loop: `__init__` initialises; the trainer draws episodes; `features_of` gives base
-    features; `fit` learns the task's model, one prototype per class; `outputs` predicts on unseen data; the outer loop
-    turns the error into a gradient and an update of the embedding.
+    their scale. A task's model is one prototype per class.
 
     In a sequence a prototype is of a token, the mean feature of the positions that it followed; `TokenPrototypes` says
     how it corrects the prior. That is beyond the paper.

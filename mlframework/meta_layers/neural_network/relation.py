@@ -20,10 +20,8 @@ __all__ = ["RelationNetwork"]
 class RelationNetwork(FeatureMetaLayer):
     """Scores a query against each class by a network that compares their features.
 
-    The base layer is the embedding network; the meta layer is the comparator, the paper's relation module. The family's
-    loop: `__init__` initialises; the trainer draws episodes; `features_of` gives base features; `fit` learns the task's
-    model, one mean feature per class; `outputs` compares unseen data with each; the outer loop turns the error into a
-    gradient and an update of both networks.
+    The base layer is the embedding network; the meta layer is the comparator, the paper's relation module. A task's
+    model is one mean feature per class, with which `outputs` compares every query.
 
     Deviations: features are vectors, so the comparator is fully connected where the paper's convolves the two feature
     maps; scores go into the task's loss, not by squared error after a sigmoid; a class is the mean of its

@@ -40,10 +40,9 @@ class Fitted(NamedTuple):
 class KernelMachine(FeatureMetaLayer):
     """Predicts `sum_i dual_i k(x_i, x)` over the support examples `x_i`; the duals solve a convex problem.
 
-    A subclass says which problem: `solve`. The base layer is the embedding network; the meta layer is the problem, and
-    its kernel and its few numbers may be learned too. The family's loop: `__init__` initialises; the trainer draws
-    episodes; `features_of` gives base features; `fit` solves for the task's model; `outputs` predicts on unseen data;
-    the outer loop turns the error into a gradient, through the optimum by the implicit function theorem, and an update.
+    A subclass implements `solve`. The base layer is the embedding network. The meta layer is the convex problem,
+    whose kernel and few numbers may be learned too. The meta-gradient goes through the optimum by the implicit function
+    theorem.
 
     In a sequence the model is fitted to the prior's errors: the targets are one-hot tokens minus the prior's
     probabilities, and the prediction is added to the prior's logits.
