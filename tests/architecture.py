@@ -19,8 +19,9 @@ GROUND = ("episode", "errors", "files")
 #: What stands outside the backend may import of it, and which rooms may use the upper door.
 LOWER_DOOR, UPPER_DOOR = "backend.forward", "backend.step"
 ABOVE_THE_STEP = ("testing", "cli", "runs", "training")
-#: The one file with private names of these packages.
-PRIVATE, FOREIGN = "backend.private", ("torch", "hydra", "omegaconf")
+#: The files with private names of other packages, and the packages.
+PRIVATE = {"backend.private": ("torch",), "cli.private": ("hydra", "omegaconf")}
+FOREIGN = tuple(package for packages in PRIVATE.values() for package in packages)
 #: Private by their spelling, public by their documentation.
 DOCUMENTED = ("_replace", "_asdict", "_fields", "_make", "_field_defaults")
 #: Rooms in which no domain is known, and the rooms of the domains.
@@ -138,8 +139,10 @@ def private_names(modules: dict[str, Module]) -> set[str]:
     own = {name for module in modules.values() for name in _defined_attributes(module.tree)}
     found = set()
     for module in modules.values():
-        if module.name != PRIVATE:
-            found |= {f"{module.name}: {name}" for name in _foreign_private(module.tree, own)}
+        names = _foreign_private(module.tree, own)
+        if module.name in PRIVATE:
+            names = {name for name in names if name.partition(".")[0] in {*FOREIGN} - {*PRIVATE[module.name]}}
+        found |= {f"{module.name}: {name}" for name in names}
     return found
 
 

@@ -74,8 +74,12 @@ PLANTED = {
     ),
     "a private name of Hydra under an alias": (
         "private",
-        {"cli/a.py": "import hydra.utils as u\nu._locate('x')"},
-        {"cli.a: hydra.utils._locate"},
+        {
+            "cli/a.py": "import hydra.utils as u\nu._locate('x')",
+            "cli/private.py": "import hydra._internal",
+            "backend/private.py": "import hydra._internal",
+        },
+        {"cli.a: hydra.utils._locate", "backend.private: hydra._internal"},
     ),
     "a private attribute of an object": (
         "private",

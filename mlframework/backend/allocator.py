@@ -5,12 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from typing import Literal
 
-__all__ = ["Allocator", "give_back", "tune"]
-
-#: As its makers ship it, or told by `tune` what a training needs.
-Allocator = Literal["tuned", "system"]
+__all__ = ["give_back", "tune"]
 
 MIB = 2**20
 

@@ -1,7 +1,7 @@
-"""Every private name of torch and Hydra that this package uses; no other file names one.
+"""Every private name of torch that this package uses; no other file names one. Hydra's are in `cli/private.py`.
 
-Each stands with its reason and what happens without it. Tried with torch 2.13.0 and hydra-core 1.3.8; the oldest torch
-that was tried is the one in pyproject.toml. Where torch lacks a name of the first part, importing the package fails.
+Each stands with its reason and what happens without it. Tried with torch 2.13.0; the oldest torch that was tried is the
+one in pyproject.toml. Where torch lacks a name of the first part, importing the package fails.
 The compiler's names are looked up when a step is captured: without them steps are eager, and one line says why.
 """
 
@@ -11,7 +11,6 @@ import functools
 import gc
 import importlib
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -263,32 +262,3 @@ def import_compiler() -> None:
     finally:
         gc.freeze()
         gc.enable()
-
-
-# --- Hydra -----------------------------------------------------------------------------------------------------------
-
-
-def hydra_parser() -> ArgumentParser:
-    """The parser of Hydra's flags; without it an unknown flag prints a page of usage before its one line."""
-    from hydra._internal.utils import get_args_parser
-
-    parser: ArgumentParser = get_args_parser()
-    return parser
-
-
-def list_options_quickly() -> None:
-    """A patch for `--help`: for every group Hydra copies all configs it knows, two thirds of the time it takes.
-
-    hydra-core 1.3.8 does so still. Without the patch `--help` is slower, and prints the same.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.object_type import ObjectType
-
-    slow = ConfigLoaderImpl.get_group_options
-
-    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **rest: Any) -> Any:
-        if rest:
-            return slow(loader, group_name, results_filter, **rest)
-        return loader.repository.get_group_options(group_name, results_filter)
-
-    ConfigLoaderImpl.get_group_options = quick  # type: ignore[assignment, method-assign]

@@ -6,17 +6,16 @@ Training, runs, command lines and `mlframework.testing` import it; layers and al
 
 from __future__ import annotations
 
-from mlframework.backend.allocator import Allocator, tune
+from mlframework.backend.allocator import tune
 from mlframework.backend.capture import Capture
 from mlframework.backend.choose_engine import choose_engine
 from mlframework.backend.gradients import Gradients, StepSummary, averaged, summarised
 from mlframework.backend.optimizer_step import optimizer_step
 from mlframework.backend.peak_memory import PeakMemory
 from mlframework.backend.plan import ExecutionPlan, Planner
-from mlframework.backend.private import event_writer, hydra_parser, import_compiler, list_options_quickly, version_of
+from mlframework.backend.private import event_writer, import_compiler, version_of
 
 __all__ = [
-    "Allocator",
     "Capture",
     "ExecutionPlan",
     "Gradients",
@@ -26,9 +25,7 @@ __all__ = [
     "averaged",
     "choose_engine",
     "event_writer",
-    "hydra_parser",
     "import_compiler",
-    "list_options_quickly",
     "optimizer_step",
     "summarised",
     "tune",

@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlframework.backend.step import hydra_parser, list_options_quickly
 from mlframework.cli import plugins
+from mlframework.cli.private import hydra_parser, list_options_quickly
 from mlframework.errors import UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlframework.backend.step import Allocator
 from mlframework.cli.command_line import command, job
 from mlframework.runs.run_folder import PARTS, RunFolder
 
@@ -17,7 +16,7 @@ __all__ = ["train_command"]
 SETTINGS = {
     "seed": int,
     "threads": int | None,
-    "allocator": Allocator,
+    "allocator": Literal["tuned", "system"],
     "device": str,
     "run_dir": str,
     "init": str | None,
