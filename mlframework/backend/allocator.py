@@ -1,4 +1,4 @@
-"""The C library's allocator of memory, told to keep the large blocks that every step asks for anew."""
+"""The C library's memory allocator, set to keep the large blocks that every step allocates anew."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tune() -> bool:
 
 
 def give_back() -> None:
-    """Returns to the system what is kept and not in use: after something that took far more than a step does."""
+    """Returns unused memory to the system, after work that took far more than a step does."""
     libc = glibc()
     if libc is not None:
         libc.malloc_trim(0)

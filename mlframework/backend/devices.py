@@ -1,4 +1,4 @@
-"""What differs between the CPU and an accelerator, beside where tensors are."""
+"""Differences between the CPU and an accelerator, beside where tensors are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["UNDISTURBED", "fork_rng", "name_of", "synchronise"]
 
-#: Held while a GPU is told what to do by one thread alone.
+#: Held while only one thread may give the GPU work.
 UNDISTURBED = threading.Lock()
 
 
@@ -19,12 +19,12 @@ def fork_rng(device: torch.device) -> AbstractContextManager[None]:
 
 
 def synchronise() -> None:
-    """Waits until the GPU has done what it was asked to, which returns before: for whoever looks at a clock."""
+    """Waits until the GPU has finished its work, before a clock is read."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def name_of(device: torch.device) -> str:
-    """What a device is called by who made it, where that is no CPU."""
+    """The product name of a GPU; the kind of any other device."""
     there = device.type == "cuda" and torch.cuda.is_available()
     return torch.cuda.get_device_name(device) if there else device.type

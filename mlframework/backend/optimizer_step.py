@@ -1,4 +1,4 @@
-"""A step of the optimizer, with little python around its kernel."""
+"""A step of the optimizer, with little Python around its kernel."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["optimizer_step"]
 def optimizer_step(optimizer: Optimizer) -> None:
     """Does what `optimizer.step()` does.
 
-    In torch, a step of a fused Adam on a small network is mostly python, a good part of a captured outer step. From its
-    second step on its kernel is called here, unless somebody has hooked into it, or asks for a variant.
+    A step of fused Adam on a small network is mostly Python: an eighth of a captured outer step. From the second step
+    on its kernel is called here, unless there are hooks on its steps, or it is a variant such as amsgrad.
     """
     if not may_be_called_directly(optimizer):
         optimizer.step()

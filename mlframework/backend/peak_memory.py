@@ -1,4 +1,4 @@
-"""How much memory a computation takes, counted where torch makes its tensors."""
+"""The peak memory of a computation, counted where torch makes its tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PeakMemory"]
 
 
 class PeakMemory(TorchDispatchMode):
-    """Follows the bytes of all tensors that were made within it and are still held, and of no others.
+    """Counts the bytes of all tensors that are made within it and still held.
 
     Attributes:
         held, peak: bytes, now and at most.

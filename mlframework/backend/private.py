@@ -219,19 +219,13 @@ def tracing_context(mode: Any) -> AbstractContextManager[Any]:
     return torch._guards.tracing(torch._guards.TracingContext(mode))
 
 
-@contextmanager
-def _recomputing() -> Iterator[None]:
-    """Lets the partitioner compute elementwise results anew wherever that keeps less."""
-    with torch._functorch.config.patch(aggressive_recomputation=True):
-        yield
-
-
 def partition(graph: fx.GraphModule, *, outputs: int, keep_all: bool) -> tuple[fx.GraphModule, fx.GraphModule]:
     """A joint graph as a forward and a backward pass; without it no region can be compiled."""
     from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 
     parts = default_partition if keep_all else min_cut_rematerialization_partition
-    with _recomputing():
+    # Elementwise results are computed anew wherever that keeps less: a step waits for memory more than for arithmetic.
+    with torch._functorch.config.patch(aggressive_recomputation=True):
         return parts(graph, (), num_fwd_outputs=outputs)
 
 

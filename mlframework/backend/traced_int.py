@@ -1,7 +1,7 @@
-"""Numbers that know whether anybody has computed with them, which a graph would take for constants.
+"""Numbers that notice when Python code computes with them, since a graph would hold them as constants.
 
-They cannot know all: torch and the C language read a number without asking it, as `tensor * n` does. So what is traced
-is traced with another number as well.
+They do not notice everything: torch and C code read a number directly, as `tensor * n` does. So functions are traced
+with another number as well.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ __all__ = ["TracedInt", "traced_int"]
 
 
 class TracedInt(int):
-    """A number that knows whether anybody has computed or compared with it."""
+    """A number that notices when code computes or compares with it."""
 
     touched = False
 
 
 def traced_int(value: Any, ahead: int = 0) -> Any:
-    """A whole number to be watched, or one that is so much larger; anything else as it is."""
+    """An int as a `TracedInt`, increased by `ahead`; any other value as it is."""
     return TracedInt(value + ahead) if type(value) is int else value
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, heeded where nothing is half done."""
+"""Ctrl-C, obeyed only between steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STDERR = 2
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed; the second time, `KeyboardInterrupt` is raised where the program is."""
+    """Whether Ctrl-C was pressed; pressed again, it raises `KeyboardInterrupt` at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -24,17 +24,17 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        # Not print: whom the signal has interrupted may be printing. Who was reading may have been interrupted as well.
+        # Not print: the signal may have come in the middle of a print. Nor may the reader of stderr still be there.
         with suppress(OSError):
             os.write(STDERR, b"\ninterrupted: stops after this step, or at once if interrupted again\n")
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Keeps Ctrl-C for the caller to heed, instead of raising it in the middle of anything.
+    """Notes Ctrl-C for the caller, instead of raising it in the middle of a step.
 
-    Raised in python's own queues and semaphores it loses a wake-up: then a thread that waits for work is joined in
-    vain. Where Ctrl-C is ignored or another's, and outside the main thread, nothing is changed.
+    Raised inside Python's queues and semaphores it loses a wake-up, and joining a thread that waits for work hangs.
+    Where Ctrl-C is ignored or handled by other code, and outside the main thread, nothing is changed.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread() or (
