@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from contenders import CONTENDERS, ours
 from rich.console import Console
 from rich.table import Table
@@ -121,19 +120,10 @@ def plain_stacks(base_layer: nn.Module, names: Sequence[str], num_tasks: int) ->
     return {name: held[name].expand(num_tasks, *held[name].shape) for name in names}
 
 
-def plain_turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-
-
-def plain_unit(x: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-
-
-def plain_rotations(x: Tensor, count: int, base: float) -> tuple[Tensor, Tensor]:
-    rates = base ** -(torch.arange(0, x.shape[-1], 2, device=x.device, dtype=x.dtype) / x.shape[-1])
+def plain_rotations(x: Tensor, count: int, width: int, base: float) -> Tensor:
+    rates = base ** -(torch.arange(0, width, 2, device=x.device, dtype=x.dtype) / width)
     turns = torch.arange(count, device=x.device).unsqueeze(-1) * rates
-    return turns.cos(), turns.sin()
+    return torch.stack([turns.cos(), turns.sin()])
 
 
 def plain_causal(x: Tensor, length: int, read: int) -> Tensor:
@@ -153,7 +143,7 @@ def without_setting(*names: str) -> Callable[[Any], Any]:
     return replacement
 
 
-TRANSFORMER, OPERATORS = "base_layers.transformer", "backend.sequence_operators"
+TRANSFORMER = "base_layers.transformer"
 
 
 def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -182,23 +172,9 @@ MECHANISMS: dict[str, Mechanism] = {
     "batch norm in closed form": Mechanism(
         {"backend.stacked:normalise": constant(plain_norm)}, ("backend.normalise",), workloads=IMAGES
     ),
-    "sequence derivatives": Mechanism(
-        {
-            f"{TRANSFORMER}:across": constant(lambda a, b: a @ b.mT),
-            f"{TRANSFORMER}:along": constant(lambda a, b: a @ b),
-            f"{TRANSFORMER}:turned": constant(plain_turned),
-            f"{TRANSFORMER}:gelu": constant(F.gelu),
-            f"{TRANSFORMER}:to_unit_mean_square": constant(plain_unit),
-            "backend.stacked:across": constant(lambda a, b: a @ b.mT),
-        },
-        (OPERATORS,),
-        workloads=TEXT,
-    ),
-    "sequence tables": Mechanism(
-        {f"{TRANSFORMER}:rotations": constant(plain_rotations), f"{TRANSFORMER}:causal": constant(plain_causal)},
-        tuple(
-            f"{OPERATORS}:{name}" for name in ("rotations", "causal", "table_of_rotations", "table_of_what_is_hidden")
-        ),
+    "tables": Mechanism(
+        {f"{TRANSFORMER}:rotations": constant(plain_rotations), f"{TRANSFORMER}:later": constant(plain_causal)},
+        ("backend.table",),
         workloads=TEXT,
     ),
     "fused Adam's kernel": Mechanism(

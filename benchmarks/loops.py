@@ -19,7 +19,6 @@ from steps import INNER_LR, Step, adam, gradients, task_loss
 from torch import Tensor, nn
 from workloads import Head, Workload
 
-from mlframework.base_layers import transformer
 from mlframework.base_layers.normalisation import BatchStatistics
 from mlframework.solvers.support_vectors import crammer_singer
 
@@ -47,16 +46,9 @@ QueryLoss = Callable[[nn.Module, Loss, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def in_torch(module: nn.Module, norm: Callable[..., nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    """`module`, with torch's own convolutions and a batch norm in the place of ours; the parameters are the same.
-
-    In this process transformers compute by torch's own operations from here on.
-    """
-    vars(transformer).update(IN_TORCH)
+    """`module`, with a batch norm of torch's in the place of ours; the parameters are the same."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d):
-            sizes = child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding
-            new: nn.Module = nn.Conv2d(*sizes)  # type: ignore[arg-type]
-        elif isinstance(child, BatchStatistics):
+        if isinstance(child, BatchStatistics):
             new = norm(len(child.weight), eps=child.eps, track_running_stats=False)
         else:
             in_torch(child, norm)
@@ -64,35 +56,6 @@ def in_torch(module: nn.Module, norm: Callable[..., nn.Module] = nn.BatchNorm2d)
         new.to(child.weight).load_state_dict(child.state_dict())
         setattr(module, name, new)
     return module
-
-
-def rotations(x: Tensor, count: int, base: float) -> tuple[Tensor, Tensor]:
-    width = x.shape[-1]
-    turns = torch.arange(count, device=x.device).unsqueeze(-1)
-    turns = turns * base ** -(torch.arange(0, width, 2, dtype=x.dtype, device=x.device) / width)
-    return turns.cos(), turns.sin()
-
-
-def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-
-
-def causal(x: Tensor, length: int, read: int) -> Tensor:
-    hidden = torch.ones(length, read, dtype=torch.bool, device=x.device).triu(read - length + 1)
-    return torch.zeros(length, read, dtype=x.dtype, device=x.device).masked_fill(hidden, torch.finfo(x.dtype).min)
-
-
-#: What transformers are made of, as it would be written by hand.
-IN_TORCH = {
-    "rotations": rotations,
-    "turned": turned,
-    "causal": causal,
-    "across": lambda a, b: a @ b.mT,
-    "along": torch.matmul,
-    "gelu": F.gelu,
-    "to_unit_mean_square": lambda x, eps: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps),
-}
 
 
 def loop(workload: Workload, query_loss: QueryLoss, wrap: Callable[[Any], nn.Module] = lambda network: network) -> Step:

@@ -13,9 +13,7 @@ KNOWN: dict[str, set[str]] = {
     "circle": set(),
     "upward": set(),
     "no room": set(),
-    "wall": {
-        "base_layers.transformer -> backend.sequence_operators",
-    },
+    "wall": set(),
     "private": set(),
     "domain": set(),
     "twice": set(),

@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from mlframework.backend.sequence_operators import turned
 from mlframework.base_layers import GRU, BaseLayer, Transformer
 from mlframework.base_layers.recall import recalled, recalling
-from mlframework.base_layers.transformer import angles
+from mlframework.base_layers.transformer import RMSNorm, angles, later, least, rotations, turned
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, UserError
 from mlframework.inner_loop import SGD
@@ -157,6 +157,49 @@ def test_rotary_products_tell_the_distance_alone():
         along = products.diagonal(-distance)
         torch.testing.assert_close(along, along[:1].expand_as(along))
     assert products.diagonal(-1)[0] != products.diagonal(-2)[0]
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["alone", "vmapped"])
+def test_turning_keeps_lengths_and_has_the_derivatives_of_finite_differences(batched):
+    x, turns = torch.randn(2, 3, 6).requires_grad_(), rotations(torch.zeros(6), 3, 6, 100.0)
+    function = torch.func.vmap(lambda x: turned(x, *turns)) if batched else lambda x: turned(x, *turns)
+    torch.testing.assert_close(function(x).norm(dim=-1), x.norm(dim=-1))
+    assert torch.autograd.gradcheck(function, x)
+    assert torch.autograd.gradgradcheck(function, x)
+
+
+def test_rotations_are_cosines_and_sines_of_positions_times_rates():
+    cosines, sines = rotations(torch.zeros(()), 5, 6, 100.0)
+    angles = torch.tensor([[p * 100.0 ** (-2 * i / 6) for i in range(3)] for p in range(5)])
+    torch.testing.assert_close(cosines, angles.cos())
+    torch.testing.assert_close(sines, angles.sin())
+
+
+def test_a_table_is_the_callers_own():
+    later(torch.zeros(1), 3, 3).fill_(1.0)
+    assert (later(torch.zeros(1), 3, 3).diagonal() == 0).all()
+
+
+def test_a_compiler_sees_a_table_as_one_operation():
+    graph = make_fx(lambda x: x + later(x, 3, 3), tracing_mode="fake")(torch.zeros(3, 3))
+    assert not any("triu" in str(node.target) for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(torch.ones(3, 3)), 1 + later(torch.zeros(1), 3, 3))
+
+
+def test_what_is_hidden_twice_has_no_weight_and_a_softmax():
+    hidden = later(torch.zeros(1), 2, 4)
+    assert (hidden == 0).tolist() == [[True, True, True, False], [True] * 4]
+    assert (hidden.softmax(-1)[0, 3] == 0).item()
+    assert torch.isfinite((hidden + least(hidden.dtype)).softmax(-1)).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e3])
+def test_derivatives_of_a_norm_far_out_are_numbers(size):
+    x = torch.full((2, 4), size, dtype=torch.float32, requires_grad=True)
+    once = torch.autograd.grad(RMSNorm(4).float()(x).sum(), x, create_graph=True)[0]
+    twice = torch.autograd.grad(once.sum(), x)[0]
+    assert torch.isfinite(once).all()
+    assert torch.isfinite(twice).all()
 
 
 def test_gated_units_are_those_of_torch():

@@ -17,6 +17,7 @@ from mlframework.backend.engine import Engine, over_tasks
 from mlframework.backend.private import is_fake
 from mlframework.backend.stacked import batch_norm, by_vmap, per_task, repeated, runs_in_turn, runs_parts, runs_per_task
 from mlframework.backend.swap_tensors import is_tied, swap_tensors
+from mlframework.backend.table import table
 from mlframework.episode import Params
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "runs_per_task",
     "swap_tensors",
     "synchronise",
+    "table",
 ]
 
 #: Modules that were asked for already, and whether a parameter of theirs has two names.

@@ -7,19 +7,10 @@ from collections import OrderedDict
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework.backend.forward import per_task, runs_per_task
-from mlframework.backend.sequence_operators import (
-    across,
-    along,
-    causal,
-    gelu,
-    least,
-    rotations,
-    to_unit_mean_square,
-    turned,
-)
+from mlframework.backend.forward import per_task, runs_per_task, table
 from mlframework.base_layers.base_layer import BaseLayer, Composed, Run, Stack, TakesMask
 from mlframework.base_layers.recall import Recalls
 from mlframework.base_layers.sequences import check_sequence
@@ -104,7 +95,7 @@ class Block(Composed):
     def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
         """`[..., length, width]` to the same shape; `mask` `[..., length]`."""
         x = x + run("attention", run("attention_norm", x))
-        return x + run("contract", gelu(run("expand", run("mlp_norm", x))))
+        return x + run("contract", F.gelu(run("expand", run("mlp_norm", x))))
 
 
 class Attention(Composed, Recalls):
@@ -153,12 +144,24 @@ def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) 
     Returns:
         `[..., heads, length, d]`.
     """
-    nothing = causal(key, query.shape[-2], key.shape[-2])
+    hidden = later(key, query.shape[-2], key.shape[-2])
     if counted is not None:
         unread = torch.zeros_like(counted, dtype=key.dtype).masked_fill(~counted, least(key.dtype))
-        nothing = nothing + unread[..., None, None, :]
+        hidden = hidden + unread[..., None, None, :]
     # It is added: filling takes longer.
-    return along((across(query, key) + nothing).softmax(-1), value)
+    return (query @ key.mT + hidden).softmax(-1) @ value
+
+
+@table(length=int, read=int)
+def later(like: Tensor, length: int, read: int) -> Tensor:
+    """What is added to products of the last `length` queries with `read` keys, so that none reads a later one."""
+    hidden = torch.ones(length, read, dtype=torch.bool, device=like.device).triu(read - length + 1)
+    return torch.zeros_like(hidden, dtype=like.dtype).masked_fill(hidden, least(like.dtype))
+
+
+def least(dtype: torch.dtype) -> float:
+    """What is added to a product that must not count; twice over it is still a number, as is its softmax."""
+    return torch.finfo(dtype).min / 2
 
 
 def counted_so_far(reader: Recalls, x: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -195,11 +198,38 @@ def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
         Cosines and sines, each `[length, d / 2]` or `[..., 1, length, d / 2]`.
     """
     length = x.shape[-2]
+    read = length if counted is None else counted.shape[-1]
+    cosines, sines = rotations(x, read, x.shape[-1], ROTARY_BASE).unbind()
     if counted is None:
-        return rotations(x, length, ROTARY_BASE)
+        return cosines, sines
     positions = positions_of(length, counted).unsqueeze(-2)
-    cosines, sines = rotations(x, counted.shape[-1], ROTARY_BASE)
     return cosines[positions], sines[positions]
+
+
+@table(count=int, width=int, base=float)
+def rotations(like: Tensor, count: int, width: int, base: float) -> Tensor:
+    """Cosines and sines by which vectors are turned at each position, `[2, count, width / 2]`.
+
+    Args:
+        like: of the type and on the device that are wanted.
+        count: positions.
+        width: of the vectors.
+        base: the longest wave, in positions, divided by 2 pi.
+    """
+    rates = base ** -(torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
+    turns = torch.arange(count, device=like.device).unsqueeze(-1) * rates
+    return torch.stack([turns.cos(), turns.sin()])
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Vectors `[..., d]`, each pair of their numbers, one of each half, turned by its angle in the plane.
+
+    Args:
+        x: vectors.
+        cosine, sine: of the angles, `[..., d / 2]`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 class LearnedPositions(TakesMask, Recalls):
@@ -245,7 +275,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to the same shape."""
-        return to_unit_mean_square(x, self.eps) * self.weight
+        return to_unit(x, self.eps) * self.weight
 
 
-runs_per_task(RMSNorm, lambda norm, params, x, mask: to_unit_mean_square(x, norm.eps) * per_task(params["weight"], x))
+def to_unit(x: Tensor, eps: float) -> Tensor:
+    """Vectors `[..., d]` divided by the root of their mean square, to which `eps` is added."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+runs_per_task(RMSNorm, lambda norm, params, x, mask: to_unit(x, norm.eps) * per_task(params["weight"], x))
