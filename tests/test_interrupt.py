@@ -103,7 +103,7 @@ def test_a_compiler_that_it_stops_is_not_taken_for_one_that_fails(tmp_path, monk
         signal.raise_signal(signal.SIGINT)
         raise RuntimeError("the compiler is gone")
 
-    monkeypatch.setattr(Capture, "compiled", stopped)
+    monkeypatch.setattr(Capture, "build", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, "outer.capture=true")
     assert last(tmp_path)["progress"]["step"] == 0, "an eager step would not be the one that is taken after all"

@@ -13,8 +13,8 @@ from mlframework.base_layers import BaseLayer
 from mlframework.errors import UserError
 from mlframework.evaluation.task_set import judge_by_step
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers import MAML, Exact, FirstOrder
-from mlframework.tasks import Sinusoid
+from mlframework.meta_layers import MAML, Exact, FirstOrder, Prototypes
+from mlframework.tasks import Digits, Sinusoid
 from mlframework.training.meta_gradient import MissingGradient, meta_gradient
 from mlframework.training.outer_loop import OuterLoop
 
@@ -151,6 +151,7 @@ def test_the_advice_for_a_parameter_that_takes_no_part_works():
 
 
 def test_a_base_layer_is_asked_for_features_and_a_head():
-    update = partial(SGD, lr=0.01)
-    with pytest.raises(UserError, match=r"base_layer=Linear: must be a BaseLayer\(features, head\)"):
-        MAML(nn.Linear(1, 1), TASK, update=update, meta_gradient=Exact(), inner_steps=1)
+    with pytest.raises(
+        UserError, match=r"Prototypes works on features: base_layer must be a BaseLayer\(features, head\)"
+    ):
+        Prototypes(nn.Linear(64, 2), Digits(n_way=2, k_shot=1, k_query=1))

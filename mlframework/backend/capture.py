@@ -25,7 +25,7 @@ from mlframework.backend.allocator import give_back
 from mlframework.backend.cuda_graphs import as_cuda_graph
 from mlframework.backend.devices import synchronise
 from mlframework.backend.forward import compiled_by
-from mlframework.backend.gradients import GradientFn, Gradients, averaged, eager_gradients, summarised
+from mlframework.backend.gradients import GradientFn, Gradients, eager_gradients
 from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.private import TorchDispatchMode
 from mlframework.backend.regions import NotCompiled, RegionCompiler
@@ -68,16 +68,17 @@ class Capture:
         meta_layer: the algorithm, in training mode.
         wanted: `true`: at the first episode of each shape; `false`: never; `auto`: once `steps_left` is known and large
             enough that the time saved is expected to exceed that of compiling.
-        clip: the largest norm of the gradient of a whole meta-batch; see `summarised`.
+        finish: turns the gradients of a whole meta-batch into the optimizer's, with a summary; compiled with the step.
+            Its `repr` tells it from others.
         cache: graphs that this process or others have compiled.
     """
 
     def __init__(
-        self, meta_layer: Algorithm, wanted: str, clip: float | None = None, cache: GraphCache | None = None
+        self, meta_layer: Algorithm, wanted: str, finish: End | None = None, cache: GraphCache | None = None
     ) -> None:
         if wanted not in CHOICES:
             raise InvalidValue("capture", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
-        self.meta_layer, self.wanted, self.clip = meta_layer, wanted, clip
+        self.meta_layer, self.wanted, self.finish = meta_layer, wanted, finish
         self.steps_left = 0
         #: Whether Ctrl-C was pressed, which ends a compiler, too.
         self.interrupted: Callable[[], bool] = lambda: False
@@ -89,7 +90,7 @@ class Capture:
         self.decided: dict[str, bool] = {}
 
     def __call__(self, episode: Episode, whole: bool = False) -> Gradients:
-        """The meta-gradient of an episode; of a whole meta-batch, averaged and clipped, with its summary."""
+        """The meta-gradient of an episode; that of a whole meta-batch is finished."""
         key = whole, *layout_of(episode)
         if key not in self.steps and self.pays(key):
             self.choose(key, episode, whole)
@@ -126,7 +127,7 @@ class Capture:
         give_back()  # the memory of compiling and checking
 
     def end(self, whole: bool) -> End | None:
-        return (lambda found: summarised(averaged(found, len(found.losses)), self.clip)) if whole else None
+        return self.finish if whole else None
 
     def eager_step(self, whole: bool) -> GradientFn:
         return ended(eager_gradients, self.end(whole))
@@ -177,7 +178,7 @@ class Capture:
         except Undecided:
             off = differences(step(self.meta_layer, episode), eager(self.meta_layer, episode))
             judge = functools.partial(self.check_in_float64, off, episode, whole)
-            then = self.cache.get(judge, self.meta_layer, "in float64", layout_of(episode), whole, self.clip)
+            then = self.cache.get(judge, self.meta_layer, "in float64", layout_of(episode), whole, repr(self.finish))
             limits = torch.tensor(TOLERANCES[torch.float32])
             if not bool((off <= torch.maximum(limits, SCATTER_FACTOR * then)).all()):
                 judge()
@@ -185,7 +186,7 @@ class Capture:
     def check_in_float64(self, off: Tensor, episode: Episode, whole: bool) -> Tensor:
         """Returns the differences in float32 if the step agrees in float64; else raises `NotCapturable`."""
         double, same = in_float64(self.meta_layer, episode)
-        step = as_cuda_graph(Capture(double, "true", self.clip, self.cache).build(same, whole), double, same)
+        step = as_cuda_graph(Capture(double, "true", self.finish, self.cache).build(same, whole), double, same)
         verify_against_eager(double, step, self.eager_step(whole), same)
         return off
 
@@ -207,7 +208,7 @@ class Capture:
 
     def whole_step(self, episode: Episode, whole: bool) -> WholeStep:
         build = functools.partial(WholeStep, self.meta_layer, episode, self.end(whole))
-        return self.cache.get(build, self.meta_layer, "whole step", layout_of(episode), whole, self.clip)
+        return self.cache.get(build, self.meta_layer, "whole step", layout_of(episode), whole, repr(self.finish))
 
     def has_regions(self, episode: Episode) -> bool:
         """Whether a step has regions; they are then compiled."""
@@ -226,7 +227,7 @@ def layout_of(episode: Episode) -> tuple[Any, ...]:
 
 
 def ended(step: GradientFn, end: End | None) -> GradientFn:
-    """A step followed by averaging and clipping."""
+    """A step followed by its finish."""
     return step if end is None else lambda meta_layer, episode: end(step(meta_layer, episode))
 
 

@@ -1,4 +1,4 @@
-"""The meta-gradient of an episode, as autograd finds it, and the summary of a whole meta-batch."""
+"""The meta-gradient of an episode, as autograd finds it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.graph_passes import memory_order
-from mlframework.backend.private import divided, multiplied
 from mlframework.episode import Episode
 
-__all__ = ["GradientFn", "Gradients", "StepSummary", "averaged", "eager_gradients", "summarised"]
+__all__ = ["GradientFn", "Gradients", "StepSummary", "eager_gradients"]
 
 
 class StepSummary(NamedTuple):
@@ -68,25 +67,3 @@ def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
         return grad
     order, back = memory_order(parameter)
     return grad.permute(order).contiguous().permute(back)
-
-
-def averaged(found: Gradients, num_tasks: int) -> Gradients:
-    """Gradients of the mean over tasks, of those of the sum."""
-    grads = divided(list(found.by_name.values()), num_tasks)
-    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)))
-
-
-def summarised(found: Gradients, clip: float | None) -> Gradients:
-    """The gradients of a whole meta-batch, clipped, with their summary.
-
-    Args:
-        found: means over all tasks, detached; they stay as they are.
-        clip: the largest norm of the whole gradient, as in `torch.nn.utils.clip_grad_norm_`; None leaves it.
-    """
-    grads = list(found.by_name.values())
-    norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
-    if clip is not None:
-        grads = multiplied(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
-    means = {name: value.mean() for name, value in found.metrics.items()}
-    summary = StepSummary(norm, found.losses.sum() + norm, means)
-    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)), summary=summary)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from mlframework.backend.allocator import tune
 from mlframework.backend.capture import Capture
 from mlframework.backend.choose_engine import choose_engine
-from mlframework.backend.gradients import Gradients, StepSummary, averaged, summarised
+from mlframework.backend.gradients import Gradients, StepSummary
 from mlframework.backend.optimizer_step import optimizer_step
 from mlframework.backend.peak_memory import PeakMemory
 from mlframework.backend.plan import ExecutionPlan, Planner
-from mlframework.backend.private import event_writer, import_compiler, version_of
+from mlframework.backend.private import divided, event_writer, import_compiler, multiplied, version_of
 
 __all__ = [
     "Capture",
@@ -22,12 +22,12 @@ __all__ = [
     "PeakMemory",
     "Planner",
     "StepSummary",
-    "averaged",
     "choose_engine",
+    "divided",
     "event_writer",
     "import_compiler",
+    "multiplied",
     "optimizer_step",
-    "summarised",
     "tune",
     "version_of",
 ]

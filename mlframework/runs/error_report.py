@@ -115,14 +115,18 @@ def failure(error: BaseException) -> str:
 def built_from(error: Exception, config: DictConfig | None) -> str | None:
     """The config key of the object that raised an error.
 
-    An `InvalidValue` belongs to the innermost object whose config has such a setting; any other error to the object
-    whose constructor raised it.
+    An `InvalidValue` belongs to the innermost object whose config has such a setting, best with that value; any other
+    error to the object whose constructor raised it.
     """
     root = cause(error)
     for owner, method in reversed(list(calls(root.__traceback__))):
-        for key, part in parts_like(owner, config):
-            if root.field in part if isinstance(root, InvalidValue) else method == "__init__":
-                return key
+        found = dict(parts_like(owner, config))
+        if isinstance(root, InvalidValue):
+            settings = {key: part[root.field] for key, part in found.items() if root.field in part}
+            if settings:
+                return max(settings, key=lambda key: str(settings[key]) == str(root.value))
+        elif found and method == "__init__":
+            return next(iter(found))
     full_key = re.search(r"full_key: (\S+)$", str(error)) if isinstance(error, InstantiationException) else None
     return full_key.group(1) if full_key else None
 

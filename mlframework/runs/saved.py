@@ -17,7 +17,7 @@ from torch import nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Split, TaskSpec
 from mlframework.errors import UserError
-from mlframework.files import KeepsArguments
+from mlframework.files import KeepsArguments, as_json
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
@@ -66,7 +66,7 @@ def save(meta_layer: MetaLayer, path: str | Path) -> None:
         "base_layer": described(base_layer),
         "algorithm": described(meta_layer),
     }
-    checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: json.dumps(parts)})
+    checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: as_json(parts)})
 
 
 def described_task(task: TaskDistribution) -> dict[str, Any]:

@@ -1,18 +1,19 @@
-"""The meta-gradient: the derivative of the mean meta-loss by every meta-parameter."""
+"""The meta-gradient: the derivative of the mean meta-loss by every meta-parameter, averaged over tasks and clipped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.step import Gradients, averaged
+from mlframework.backend.step import Gradients, StepSummary, divided, multiplied
 from mlframework.episode import Episode
 from mlframework.errors import UserError
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 
-__all__ = ["MissingGradient", "learned_by", "meta_gradient", "report_missing"]
+__all__ = ["ClippedMean", "MissingGradient", "clipped", "learned_by", "meta_gradient", "report_missing"]
 
 
 class MissingGradient(UserError):
@@ -59,6 +60,38 @@ def meta_gradient(
     report_missing(meta_layer, [name for name, p in learned.items() if p.grad is None])
     joined = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return joined.pop("meta_loss"), joined
+
+
+def averaged(found: Gradients, num_tasks: int) -> Gradients:
+    """Gradients of the mean over tasks, of those of the sum."""
+    grads = divided(list(found.by_name.values()), num_tasks)
+    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)))
+
+
+def clipped(found: Gradients, clip: float | None) -> Gradients:
+    """The gradients of a whole meta-batch, clipped, with their summary.
+
+    Args:
+        found: means over all tasks, detached; they stay as they are.
+        clip: the largest norm of the whole gradient, as in `torch.nn.utils.clip_grad_norm_`; None leaves it.
+    """
+    grads = list(found.by_name.values())
+    norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
+    if clip is not None:
+        grads = multiplied(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
+    means = {name: value.mean() for name, value in found.metrics.items()}
+    summary = StepSummary(norm, found.losses.sum() + norm, means)
+    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)), summary=summary)
+
+
+@dataclass(frozen=True)
+class ClippedMean:
+    """The mean meta-gradient over a whole meta-batch, clipped: the end of a step that is compiled as a whole."""
+
+    clip: float | None
+
+    def __call__(self, found: Gradients) -> Gradients:
+        return clipped(averaged(found, len(found.losses)), self.clip)
 
 
 def learned_by(meta_layer: MetaLayer) -> dict[str, nn.Parameter]:

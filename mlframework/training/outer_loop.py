@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mlframework.backend.step import Capture, Gradients, Planner, optimizer_step, summarised
+from mlframework.backend.step import Capture, Gradients, Planner, optimizer_step
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.training.buffers import follow_parameters, refresh
-from mlframework.training.meta_gradient import learned_by, meta_gradient, report_missing
+from mlframework.training.meta_gradient import ClippedMean, clipped, learned_by, meta_gradient, report_missing
 
 __all__ = ["NotFinite", "OuterLoop"]
 
@@ -59,7 +59,7 @@ class OuterLoop:
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         self.meta_layer, self.optimizer, self.scheduler, self.clip = meta_layer, optimizer, scheduler, clip
-        self.capture = Capture(meta_layer, str(capture).lower(), clip)
+        self.capture = Capture(meta_layer, str(capture).lower(), ClippedMean(clip))
         self.captures = self.capture.wanted != "false"
         gradient = functools.partial(meta_gradient, meta_layer)
         self.planner = Planner(
@@ -109,7 +109,7 @@ class OuterLoop:
             self.meta_layer, episode, chunk=chunk, gradients_of=gradients_of, learned=self.learned
         )
         by_name = {name: p.grad for name, p in self.learned.items() if p.grad is not None}
-        return summarised(Gradients(losses, metrics, by_name), self.clip)
+        return clipped(Gradients(losses, metrics, by_name), self.clip)
 
     def refresh_buffers(self, episode: Episode) -> None:
         """Lets buffers follow the parameters: tasks write to copies, so that only this writes to the base layer's own.
