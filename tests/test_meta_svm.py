@@ -29,7 +29,7 @@ from mlframework.meta_layers import (
     RBFKernel,
     Ridge,
 )
-from mlframework.solvers.solution import Solution
+from mlframework.solvers.support_vectors import Solution
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.testing import check_meta_layer
 from mlframework.training.meta_gradient import meta_gradient

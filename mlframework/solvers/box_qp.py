@@ -11,6 +11,7 @@ Everything here is batched over tasks, `[tasks, k, n]` with classes first, and i
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -97,16 +98,17 @@ class Optimum(torch.autograd.Function):
     """The optimum that was found, as a function of the kernel, of `E` and of active entries' bounds.
 
     With active entries held fixed it is `A = S + R (E - S K)` for any `S` that satisfies the constraints and `R` the
-    `FreeInverse`, whose parts come last.
+    `FreeInverse`, whose parts come last. Without bounds and an optimum it is `R E`, of which its derivatives are made:
+    `dA = dS + R (dE - dS K - A dK)`, with `R` symmetric.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        kernel: Tensor, linear: Tensor, bounds: Tensor, optimum: Tensor, share: Tensor, *parts: Tensor
+        kernel: Tensor, linear: Tensor, bounds: Tensor | None, optimum: Tensor | None, share: Tensor, *parts: Tensor
     ) -> Tensor:
-        return optimum.clone()
+        return rebuilt(*parts)(linear) if optimum is None else optimum.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -116,52 +118,21 @@ class Optimum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, optimum, share, *parts = ctx.saved_tensors
-        by_linear = FreeSolve.apply(kernel, gradient, *parts)
-        by_bounds = pushing(gradient - by_linear @ kernel, share) if ctx.needs_input_grad[2] else None
-        return symmetric(by_linear, optimum), by_linear, by_bounds, None, None, *(None for _ in parts)
+        kernel, optimum, *constant = ctx.saved_tensors
+        by_linear = Optimum.apply(kernel, gradient, None, None, *constant)
+        by_bounds = pushing(gradient - by_linear @ kernel, constant[0]) if ctx.needs_input_grad[2] else None
+        return symmetric(by_linear, optimum), by_linear, by_bounds, None, *(None for _ in constant)
 
     @staticmethod
-    def jvp(ctx: Any, d_kernel: Any, d_linear: Any, d_bounds: Any, *constant: Any) -> Tensor:
-        kernel, optimum, share, *parts = ctx.saved_tensors
-        start = torch.zeros_like(optimum) if d_bounds is None else anchored(d_bounds, share)
-        change = -start @ kernel if d_linear is None else d_linear - start @ kernel
+    def jvp(ctx: Any, d_kernel: Any, d_linear: Any, d_bounds: Any, *_: Any) -> Tensor:
+        kernel, optimum, *constant = ctx.saved_tensors
+        change = torch.zeros_like(optimum) if d_linear is None else d_linear
         if d_kernel is not None:
             change = change - optimum @ (d_kernel + d_kernel.mT) / 2
-        return start + FreeSolve.apply(kernel, change, *parts)
-
-
-class FreeSolve(torch.autograd.Function):
-    """A `FreeInverse`, given by its parts, applied to `g`: a function of the kernel and of `g`.
-
-    The free entries are held fixed. Its derivative uses itself: `dV = R(dg - V dK)` with `R` symmetric.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(kernel: Tensor, g: Tensor, *parts: Tensor) -> Tensor:
-        return rebuilt(*parts)(g)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        kernel, _, *parts = inputs
-        ctx.save_for_backward(kernel, output, *parts)
-        ctx.save_for_forward(kernel, output, *parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, v, *parts = ctx.saved_tensors
-        w = FreeSolve.apply(kernel, gradient, *parts)
-        return symmetric(w, v), w, *(None for _ in parts)
-
-    @staticmethod
-    def jvp(ctx: Any, d_kernel: Tensor | None, d_g: Tensor | None, *constant: None) -> Tensor:
-        kernel, v, *parts = ctx.saved_tensors
-        change = torch.zeros_like(v) if d_g is None else d_g
-        if d_kernel is not None:
-            change = change - v @ (d_kernel + d_kernel.mT) / 2
-        return FreeSolve.apply(kernel, change, *parts)
+        if d_bounds is None:
+            return Optimum.apply(kernel, change, None, None, *constant)
+        start = anchored(d_bounds, constant[0])
+        return start + Optimum.apply(kernel, change - start @ kernel, None, None, *constant)
 
 
 def symmetric(w: Tensor, v: Tensor) -> Tensor:
@@ -197,16 +168,17 @@ class ActiveSet(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """The mapped axis joins the axis of tasks."""
-        stacked = [
-            leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)
-            for leaf, axis in zip(args[:4], in_dims[:4], strict=True)
-        ]
-        found = ActiveSet.apply(*(leaf.flatten(0, 1) for leaf in stacked), args[4])
+        found = ActiveSet.apply(*with_mapped_axis(info, in_dims[:4], args[:4]), args[4])
         return tuple(leaf.unflatten(0, (info.batch_size, -1)) for leaf in found), (0,) * len(found)
 
 
-for function in (Optimum, FreeSolve, ActiveSet):
+def with_mapped_axis(info: Any, in_dims: tuple[int | None, ...], leaves: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """The arguments of a `vmap` rule; the mapped axis joins the axis of tasks."""
+    for leaf, axis in zip(leaves, in_dims, strict=True):
+        yield (leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)).flatten(0, 1)
+
+
+for function in (Optimum, ActiveSet):
     # torch asks for it at every call; computing it takes a tenth of the time of a small problem.
     vars(function.forward)["__signature__"] = inspect.signature(function.forward)
 
@@ -312,19 +284,19 @@ def change(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
     return best
 
 
-def optimum_of(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
-    """The optimum among the points with these active entries."""
+def optimum_of(problem: Problem, state: Tensor, inverted: FreeInverse, start: Tensor | None = None) -> Found:
+    """The optimum among the points with these active entries; with less rounding if it is solved from one, `start`."""
     kernel, linear, lower, upper, coupled = problem
     share = shares(state, coupled)
-    start = anchored(at_bounds(state, lower, upper), share)
+    if start is None:
+        start = anchored(at_bounds(state, lower, upper), share)
     optimum = start + inverted(torch.baddbmm(linear, start, kernel, alpha=-1))
     return judged(problem, optimum, state, share, inverted)
 
 
 def refined(problem: Problem, found: Found) -> Found:
     """The same with less rounding."""
-    optimum = found.optimum + found.inverse(torch.baddbmm(problem.linear, found.optimum, problem.kernel, alpha=-1))
-    return judged(problem, optimum, found.state, found.share, found.inverse)
+    return optimum_of(problem, found.state, found.inverse, found.optimum)
 
 
 def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor, inverted: FreeInverse) -> Found:

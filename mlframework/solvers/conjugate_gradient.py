@@ -40,10 +40,6 @@ def conjugate_gradient(multiply: Callable[[Params], Params], b: Params, steps: i
 
     Reference: Hestenes, Stiefel 1952; for directions without curvature: Nocedal, Wright, Numerical Optimization, 2006,
         algorithm 7.1.
-
-    >>> twice = lambda v: {"w": 2 * v["w"]}
-    >>> conjugate_gradient(twice, {"w": torch.tensor([[2.0, 4.0]])}, steps=1)
-    CGSolution(x={'w': tensor([[1., 2.]])}, residual=tensor([0.]))
     """
     if steps < 1:
         raise InvalidValue("steps", steps, "must be at least 1")

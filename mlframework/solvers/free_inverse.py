@@ -1,46 +1,19 @@
 """The inverse of a quadratic program's matrix on its free entries, in the cheaper of two forms.
 
-Entries are `[tasks, k, n]`, classes first. The matrix is the same kernel for every class. Classes may be coupled: then
-they sum to 0 over each example.
+Entries are `[tasks, k, n]`, classes first. The matrix is the same kernel `K` for every class. A `FreeInverse` makes of
+any `g` the `V = R g` with `V K = g` on the free entries and `V = 0` elsewhere; `R` is symmetric. Classes may be coupled:
+then `V` sums to 0 over each example's classes, and `V K = g` holds up to a constant per example.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 __all__ = ["FreeInverse", "centred", "free_inverse", "inverse", "rebuilt"]
-
-
-class FreeInverse(Protocol):
-    """`V = R g` with `V K = g` on the free entries and `V = 0` elsewhere; `R` is symmetric.
-
-    Where classes are coupled, `V` sums to 0 over them, and `V K = g` holds up to a constant per example.
-    """
-
-    @abstractmethod
-    def __call__(self, g: Tensor) -> Tensor:
-        """`V` of any `g`, `[tasks, k, n]` both."""
-
-    @abstractmethod
-    def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
-        """The parts of the inverse of the kernel times `scale` `[tasks, 1, 1]`, for `rebuilt`."""
-
-    @abstractmethod
-    def rows(self, index: Tensor) -> FreeInverse:
-        """That of some tasks."""
-
-    @abstractmethod
-    def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> FreeInverse:
-        """That of some tasks in another state; `kernel` and `state` are theirs."""
-
-    @abstractmethod
-    def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> FreeInverse:
-        """With the tasks `index` replaced by another's tasks `chosen`."""
 
 
 def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
@@ -103,22 +76,27 @@ class ByClass(NamedTuple):
         return cls(blocks, inverse(blocks.sum(1) + torch.diag_embed(nowhere_free)))
 
     def __call__(self, g: Tensor) -> Tensor:
+        """`V` of any `g`, `[tasks, k, n]` both."""
         v = times(self.blocks, g)
         if not self.coupling.shape[-1]:
             return v
         shared = (self.coupling @ v.sum(-2).unsqueeze(-1)).squeeze(-1)
         return v - times(self.blocks, shared.unsqueeze(-2).expand_as(g))
 
-    def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
-        return self.blocks / scale.unsqueeze(1), self.coupling * scale
+    def unscaled(self, scale: Tensor) -> ByClass:
+        """That of the kernel times `scale` `[tasks, 1, 1]`."""
+        return ByClass(self.blocks / scale.unsqueeze(1), self.coupling * scale)
 
     def rows(self, index: Tensor) -> ByClass:
-        return ByClass(self.blocks[index], self.coupling[index])
+        """That of some tasks."""
+        return ByClass(*(leaf[index] for leaf in self))
 
     def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> ByClass:
+        """That of some tasks in another state; `kernel` and `state` are theirs."""
         return ByClass.of(kernel, state, coupled=bool(self.coupling.shape[-1]))
 
     def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> ByClass:
+        """With the tasks `index` replaced by another's tasks `chosen`."""
         assert isinstance(other, ByClass)
         return ByClass(*(mine.index_copy(0, index, its[chosen]) for mine, its in zip(self, other, strict=True)))
 
@@ -154,8 +132,6 @@ class ByActive(NamedTuple):
         k, n = state.shape[-2:]
         free = (state == 0).to(inverted.dtype)
         counts, order = active.topk(most)
-        if not most:
-            return cls(inverted, free, order, counts, inverted[..., :0, :0])
         example, label = order % n, order // n
         tasks = torch.arange(len(state), device=state.device)[:, None, None]
         # Rows of c: their products are 1 - 1/k for one class, -1/k for two, and 0 after the active entries.
@@ -177,7 +153,7 @@ class ByActive(NamedTuple):
     def spread(self, entries: Tensor) -> Tensor:
         return torch.bmm(centred(entries), self.inverted)
 
-    def unscaled(self, scale: Tensor) -> tuple[Tensor, ...]:
+    def unscaled(self, scale: Tensor) -> ByActive:
         return self._replace(inverted=self.inverted / scale, factor=self.factor / scale.sqrt())
 
     def rows(self, index: Tensor) -> ByActive:
@@ -201,3 +177,6 @@ class ByActive(NamedTuple):
         order, counts, factor = pad(self.order, (0, more)), pad(self.counts, (0, more)), pad(self.factor, (0, more) * 2)
         factor.diagonal(dim1=-2, dim2=-1)[..., -more:] = 1
         return self._replace(order=order, counts=counts, factor=factor)
+
+
+FreeInverse: TypeAlias = ByClass | ByActive

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlframework.solvers.solution import Solution
-from mlframework.solvers.support_vectors import per_task
+from mlframework.solvers.box_qp import with_mapped_axis
+from mlframework.solvers.support_vectors import Solution, per_task
 
 __all__ = ["logistic"]
 
@@ -35,18 +35,13 @@ def logistic(kernel: Tensor, y: Tensor, *, reg: Tensor | float, mask: Tensor | N
         Its `dual` `[tasks, n, k]` is `A`, 0 for an example that does not count.
 
     Reference: Zhu, Hastie, Kernel logistic regression and the import vector machine, 2005, section 2.
-
-    >>> logistic(torch.zeros(1, 2, 2), torch.eye(2).unsqueeze(0), reg=1.0).dual[0]
-    tensor([[ 0.5000, -0.5000],
-            [-0.5000,  0.5000]])
     """
     counts = y.new_ones(y.shape[:-1]) if mask is None else mask
     weight = (counts > 0).double().unsqueeze(-1)
-    strength = per_task(reg, y).expand(len(y), 1, 1) if torch.is_tensor(reg) and reg.dim() else per_task(reg, y)
-    strength = strength.expand(*y.shape[:-2], 1, 1)
-    dual = Optimum.apply(kernel.double(), y.double() * weight, strength, weight)
+    problem = kernel.double(), y.double() * weight, per_task(reg, y).expand(len(y), 1, 1), weight
+    dual = Optimum.apply(*problem)
     with torch.no_grad():
-        left = equation(dual, kernel.double(), y.double() * weight, strength, weight).abs().amax((-2, -1))
+        left = equation(dual, *problem).abs().amax((-2, -1))
     return Solution(dual.to(kernel.dtype), left.to(kernel.dtype), left <= TOLERANCE)
 
 
@@ -128,17 +123,12 @@ class Optimum(torch.autograd.Function):
         kernel, reg, weight, dual = ctx.saved_tensors
         change = torch.zeros_like(dual) if d_y is None else d_y
         if d_kernel is not None:
-            bent = torch.einsum("tikm,tim->tik", curvature(kernel, dual, weight), (d_kernel + d_kernel.mT) / 2 @ dual)
-            change = change - bent
+            scores = (d_kernel + d_kernel.mT) / 2 @ dual
+            change = change - torch.einsum("tikm,tim->tik", curvature(kernel, dual, weight), scores)
         if d_reg is not None:
             change = change - d_reg * dual
         return torch.linalg.solve(jacobian(kernel, dual, reg, weight), change.flatten(1)).view_as(dual)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
-        """The mapped axis joins the axis of tasks."""
-        stacked = [
-            leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)
-            for leaf, axis in zip(args, in_dims, strict=True)
-        ]
-        return Optimum.apply(*(leaf.flatten(0, 1) for leaf in stacked)).unflatten(0, (info.batch_size, -1)), 0
+        return Optimum.apply(*with_mapped_axis(info, in_dims, args)).unflatten(0, (info.batch_size, -1)), 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlframework.solvers.solution import Solution
-from mlframework.solvers.support_vectors import regularised
+from mlframework.solvers.support_vectors import Solution, regularised
 
 __all__ = ["kernel_ridge", "ridge"]
 
@@ -25,9 +24,6 @@ def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: 
 
     Returns:
         Its `dual` `[tasks, n, k]` is 0 for an example that does not count; its residual is relative to the targets.
-
-    >>> kernel_ridge(torch.eye(2).unsqueeze(0), torch.ones(1, 2, 1), reg=1.0).dual.flatten()
-    tensor([0.5000, 0.5000])
     """
     wanted = targets.double()
     if mask is not None:
@@ -43,9 +39,6 @@ def ridge(features: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tenso
     """The weights `[tasks, d, k]` of a ridge regression on features `[tasks, n, d]`.
 
     Whichever is smaller is solved: `(X^T X + reg I) W = X^T Y`, or `W = X^T A` with `(X X^T + reg I) A = Y`.
-
-    >>> ridge(torch.eye(2).unsqueeze(0), torch.ones(1, 2, 1), reg=1.0).flatten()
-    tensor([0.5000, 0.5000])
     """
     x, y = features.double(), targets.double()
     if mask is not None:

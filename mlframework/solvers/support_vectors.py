@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mlframework.solvers.box_qp import TOLERANCE, Problem, solve
-from mlframework.solvers.solution import Solution
 
-__all__ = ["crammer_singer", "one_vs_rest"]
+__all__ = ["Solution", "crammer_singer", "one_vs_rest"]
+
+
+class Solution(NamedTuple):
+    """The optimum of every task's problem, and how near it is.
+
+    Attributes:
+        dual: coefficients of the support examples, `[tasks, n, k]`; predictions are `kernel(query, support) @ dual`.
+        residual: how far the optimality conditions are from holding, `[tasks]`, scale-free and detached.
+        converged: whether that is as small as it should be, `[tasks]`.
+    """
+
+    dual: Tensor
+    residual: Tensor
+    converged: Tensor
 
 
 def crammer_singer(
@@ -41,9 +56,7 @@ def crammer_singer(
     classes = y.double().mT
     upper = per_task(c, y) * classes
     lower = torch.full_like(classes, -torch.inf)
-    leaves = (masked(values, mask) for values in (classes, lower, upper))
-    problem = Problem._make((regularised(kernel, reg, mask), *leaves, True))
-    return solution(problem, kernel.dtype)
+    return solution(kernel, reg, mask, (classes, lower, upper), coupled=True)
 
 
 def one_vs_rest(
@@ -59,15 +72,17 @@ def one_vs_rest(
     """
     signs = 2 * y.double().mT - 1
     bound = per_task(c, y) * signs
-    leaves = (masked(values, mask) for values in (signs, bound.clamp(max=0), bound.clamp(min=0)))
-    problem = Problem._make((regularised(kernel, reg, mask), *leaves, False))
-    return solution(problem, kernel.dtype)
+    return solution(kernel, reg, mask, (signs, bound.clamp(max=0), bound.clamp(min=0)), coupled=False)
 
 
-def solution(problem: Problem, dtype: torch.dtype) -> Solution:
-    """The solved problem, examples first."""
-    optimum, residual = solve(problem)
-    return Solution(optimum.mT.to(dtype), residual.to(dtype), residual <= TOLERANCE)
+def solution(
+    kernel: Tensor, reg: Tensor | float, mask: Tensor | None, leaves: tuple[Tensor, ...], *, coupled: bool
+) -> Solution:
+    """The solved problem with these other leaves `[tasks, k, n]`, which are 0 for masked examples."""
+    if mask is not None:
+        leaves = tuple(torch.where(mask.unsqueeze(-2) > 0, leaf, 0.0) for leaf in leaves)
+    optimum, residual = solve(Problem._make((regularised(kernel, reg, mask), *leaves, coupled)))
+    return Solution(optimum.mT.to(kernel.dtype), residual.to(kernel.dtype), residual <= TOLERANCE)
 
 
 def per_task(value: Tensor | float, like: Tensor) -> Tensor:
@@ -84,8 +99,3 @@ def regularised(kernel: Tensor, reg: Tensor | float, mask: Tensor | None) -> Ten
         return whole
     counts = mask > 0
     return torch.where(counts.unsqueeze(-1) & counts.unsqueeze(-2), whole, identity)
-
-
-def masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values `[tasks, k, n]` with 0 for masked examples."""
-    return values if mask is None else torch.where(mask.unsqueeze(-2) > 0, values, 0.0)

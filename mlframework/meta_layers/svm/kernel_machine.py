@@ -17,7 +17,7 @@ from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, Metrics
 from mlframework.meta_layers.svm.kernels import Kernel
 from mlframework.meta_layers.svm.positive import Positive
-from mlframework.solvers.solution import Solution
+from mlframework.solvers.support_vectors import Solution
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Fitted", "KernelMachine", "RegularisedFit"]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mlframework.meta_layers.svm.kernel_machine import RegularisedFit
 from mlframework.solvers.logistic import logistic
-from mlframework.solvers.solution import Solution
+from mlframework.solvers.support_vectors import Solution
 
 __all__ = ["Logistic"]
 

@@ -10,8 +10,7 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.meta_layers.svm.kernel_machine import KernelMachine
 from mlframework.meta_layers.svm.kernels import Kernel
-from mlframework.solvers.solution import Solution
-from mlframework.solvers.support_vectors import crammer_singer, one_vs_rest
+from mlframework.solvers.support_vectors import Solution, crammer_singer, one_vs_rest
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["CrammerSingerSVM", "OneVsRestSVM", "SupportVectorMachine"]
