@@ -21,18 +21,11 @@ Params = Mapping[str, Tensor]
 
 
 class Examples(NamedTuple):
-    """Inputs with their targets; every leaf has a leading `[tasks]` axis.
+    """Inputs with their targets; by the mask, tasks of unequal size share one shape."""
 
-    Attributes:
-        x: inputs `[tasks, n, *x_shape]`: float features, or integer tokens.
-        y: targets `[tasks, n, *y_shape]`; class ids are int64.
-        mask: `[tasks, n, *positions]`, 1 (or True) where an example counts and 0 (or False) where it is padding, so
-            that tasks of unequal size share one shape. Its dtype changes no result.
-    """
-
-    x: Tensor
-    y: Tensor
-    mask: Tensor
+    x: Tensor  # float features, or integer tokens, [tasks, n, *x_shape]
+    y: Tensor  # targets, of which class ids are int64, [tasks, n, *y_shape]
+    mask: Tensor  # 1 or True where an example counts, 0 or False where it is padding, [tasks, n, *positions]
 
     def to(self, device: torch.device | str) -> Examples:
         """The same examples on another device."""
@@ -98,20 +91,14 @@ class Episode(NamedTuple):
 
 
 class _TaskSpec(NamedTuple):
-    kind: Kind
-    x_shape: tuple[int, ...]
-    out_features: int
-    ragged: bool = True
+    kind: Kind  # predictions are numbers, one class per example, or one class per position
+    x_shape: tuple[int, ...]  # of one input
+    out_features: int  # numbers that the model emits per example (or per position): values, or logits of classes
+    ragged: bool = True  # whether masks may hold zeros; if they never do, layers that mix examples are faster
 
 
 class TaskSpec(_TaskSpec):
     """The properties of every task that are known before an episode is drawn; base layers size themselves by it.
-
-    Attributes:
-        kind: predictions are numbers, one class per example, or one class per position.
-        x_shape: the shape of one input.
-        out_features: numbers that the model emits per example (or per position): values, or logits of classes.
-        ragged: whether masks may hold zeros. If they never do, layers that mix examples are faster.
 
     Raises:
         InvalidValue: an attribute may not have the value.
@@ -148,14 +135,9 @@ def is_size(value: object) -> bool:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean per task of the values that count.
+    """The mean per task `[tasks]` of the values `[tasks, n, *positions]` that count; 0 where nothing counts.
 
-    Args:
-        values: `[tasks, n, *positions]`.
-        mask: same shape, 1 counts, 0 does not; None: all count.
-
-    Returns:
-        `[tasks]`; zero for a task in which nothing counts.
+    The mask has the shape of the values: 1 counts, 0 does not; None: all count.
     """
     axes = tuple(range(1, values.dim()))
     if mask is None:

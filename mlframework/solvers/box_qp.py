@@ -24,43 +24,26 @@ __all__ = ["Problem", "solve"]
 
 #: Penalty, of a kernel with a diagonal of 1, and over-relaxation of the alternating direction method.
 RHO, RELAXATION = 0.3, 1.6
-#: Changes of the active set before the interior point method is asked.
-MAX_CHANGES = 8
-#: A residual at which an active set counts as right, even if rounding suggests changes.
-EXACT = 1e-13
-#: A residual above which the interior point method is asked.
-RETRY = 1e-5
-#: A residual above which the right active set is solved for again, with more care.
-PRECISE = 1e-12
-#: A residual up to which a solution counts as converged.
-TOLERANCE = 1e-9
+MAX_CHANGES = 8  # of the active set, before the interior point method is asked
+#: Residuals:
+EXACT = 1e-13  # at which an active set counts as right, even if rounding suggests changes
+RETRY = 1e-5  # above which the interior point method is asked
+PRECISE = 1e-12  # above which the right active set is solved for again, with more care
+TOLERANCE = 1e-9  # up to which a solution counts as converged
 
 
 class Problem(NamedTuple):
-    """The data of every task.
+    """The data of every task. A masked example has 0 for both bounds, and a row of the identity in the kernel."""
 
-    Attributes:
-        kernel: positive definite, `[tasks, n, n]`.
-        linear: `E`, `[tasks, k, n]`.
-        lower, upper: the bounds `[tasks, k, n]`, possibly infinite. A masked example has 0 for both, and a row of
-            the identity in the kernel.
-        coupled: whether the classes of an example sum to 0.
-    """
-
-    kernel: Tensor
-    linear: Tensor
-    lower: Tensor
-    upper: Tensor
-    coupled: bool
+    kernel: Tensor  # positive definite, [tasks, n, n]
+    linear: Tensor  # E, [tasks, k, n]
+    lower: Tensor  # [tasks, k, n], possibly infinite
+    upper: Tensor  # the same
+    coupled: bool  # whether the classes of an example sum to 0
 
     def rows(self, index: Tensor) -> Problem:
         """The problems of some tasks."""
         return Problem._make((*(leaf[index] for leaf in self[:4]), self.coupled))
-
-    def scaled(self) -> tuple[Problem, Tensor]:
-        """The same problems in units in which the kernel's mean diagonal is 1, and that mean `[tasks, 1, 1]`."""
-        scale = self.kernel.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        return self._replace(kernel=self.kernel / scale, lower=self.lower * scale, upper=self.upper * scale), scale
 
 
 def solve(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -149,8 +132,9 @@ class ActiveSet(torch.autograd.Function):
 
     @staticmethod
     def forward(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor, coupled: bool) -> tuple[Tensor, ...]:
-        problem, scale = Problem(kernel, linear, lower, upper, coupled).scaled()
-        found = search(problem)
+        # In units in which the kernel's mean diagonal is 1.
+        scale = kernel.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        found = search(Problem(kernel / scale, linear, lower * scale, upper * scale, coupled))
         return found.state, found.share, found.optimum / scale, found.residual, *found.inverse.unscaled(scale)
 
     @staticmethod
@@ -184,23 +168,14 @@ for function in (Optimum, ActiveSet):
 
 
 class Found(NamedTuple):
-    """An active set with its optimum.
+    """An active set with its optimum."""
 
-    Attributes:
-        state: 1 at the upper bound, -1 at the lower, 0 free, `[tasks, k, n]`.
-        share: see `shares`, `[tasks, k, n]`.
-        optimum: among the points with these active entries, `[tasks, k, n]`.
-        force: the negative gradient, `[tasks, k, n]`: 0 in free entries up to rounding.
-        residual: the largest violation of the optimality conditions `[tasks]`, in units of the kernel's diagonal.
-        inverse: the kernel's on the free entries.
-    """
-
-    state: Tensor
-    share: Tensor
-    optimum: Tensor
-    force: Tensor
-    residual: Tensor
-    inverse: FreeInverse
+    state: Tensor  # 1 at the upper bound, -1 at the lower, 0 free, [tasks, k, n]
+    share: Tensor  # see `shares`, [tasks, k, n]
+    optimum: Tensor  # among the points with these active entries, [tasks, k, n]
+    force: Tensor  # the negative gradient, 0 in free entries up to rounding, [tasks, k, n]
+    residual: Tensor  # the largest violation of the optimality conditions, in units of the kernel's diagonal, [tasks]
+    inverse: FreeInverse  # the kernel's on the free entries
 
     def improved(self, tasks: Tensor, other: Found) -> Found:
         """With the tasks whose residual is smaller in `other`, replaced."""

@@ -15,15 +15,10 @@ __all__ = ["CGSolution", "conjugate_gradient", "inner_product"]
 
 
 class CGSolution(NamedTuple):
-    """The result of conjugate gradients.
+    """The result of conjugate gradients."""
 
-    Attributes:
-        x: the solutions, named and shaped as the right-hand sides.
-        residual: `|b - A x| / |b|` of each task `[tasks]`, by the method's own recurrence; 1 where `x` is `b` itself.
-    """
-
-    x: Params
-    residual: Tensor
+    x: Params  # the solutions, named and shaped as the right-hand sides
+    residual: Tensor  # |b - A x| / |b| by the method's own recurrence, [tasks]; 1 where x is b itself
 
 
 def conjugate_gradient(multiply: Callable[[Params], Params], b: Params, steps: int) -> CGSolution:

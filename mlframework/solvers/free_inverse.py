@@ -1,8 +1,8 @@
 """The inverse of a quadratic program's matrix on its free entries, in the cheaper of two forms.
 
 Entries are `[tasks, k, n]`, classes first. The matrix is the same kernel `K` for every class. A `FreeInverse` makes of
-any `g` the `V = R g` with `V K = g` on the free entries and `V = 0` elsewhere; `R` is symmetric. Classes may be coupled:
-then `V` sums to 0 over each example's classes, and `V K = g` holds up to a constant per example.
+any `g` the `V = R g` with `V K = g` on the free entries and `V = 0` elsewhere; `R` is symmetric. If classes are
+coupled, `V` sums to 0 over them, and `V K = g` holds up to a constant per example.
 """
 
 from __future__ import annotations
@@ -53,15 +53,10 @@ def active_entries(state: Tensor) -> Tensor:
 
 
 class ByClass(NamedTuple):
-    """A matrix per class, and their sum.
+    """A matrix per class, and their sum."""
 
-    Attributes:
-        blocks: the inverse on each class's free entries, 0 elsewhere, `[tasks, k, n, n]`.
-        coupling: the inverse of their sum over classes, or 0 where classes are not coupled, `[tasks, n, n]`.
-    """
-
-    blocks: Tensor
-    coupling: Tensor
+    blocks: Tensor  # the inverse on each class's free entries, 0 elsewhere, [tasks, k, n, n]
+    coupling: Tensor  # the inverse of their sum over classes, [tasks, n, n]; empty if classes are not coupled
 
     @classmethod
     def of(cls, kernel: Tensor, state: Tensor, coupled: bool) -> ByClass:
@@ -70,7 +65,6 @@ class ByClass(NamedTuple):
         identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
         blocks = torch.where(both, inverse(torch.where(both, kernel.unsqueeze(1), identity)), 0.0)
         if not coupled:
-            # An empty matrix stands for none.
             return cls(blocks, kernel[..., :0, :0])
         nowhere_free = (~free.any(1)).to(kernel.dtype)
         return cls(blocks, inverse(blocks.sum(1) + torch.diag_embed(nowhere_free)))
@@ -109,26 +103,19 @@ def times(blocks: Tensor, g: Tensor) -> Tensor:
 class ByActive(NamedTuple):
     """The inverse without bounds, corrected so that active entries stay: `V = c(g) P - c(z) P`, with `z` on these.
 
-    `c` subtracts the mean over classes, which commutes with the kernel, so that `P` is its plain inverse.
-
-    Attributes:
-        inverted: `P`, `[tasks, n, n]`.
-        free: 1 in free entries, 0 elsewhere, `[tasks, k, n]`.
-        order: the places of the active entries in `[k n]`, then any, `[tasks, most active]`.
-        counts: 1 for active entries, 0 after them, `[tasks, most active]`.
-        factor: lower triangular, of the matrix that makes `c(z) P` on the active entries from `z` there,
-            `[tasks, most active, most active]`.
+    `c` subtracts the mean over classes, which commutes with the kernel, so that `P` is its plain inverse. `most` is the
+    largest number of active entries of a task.
     """
 
-    inverted: Tensor
-    free: Tensor
-    order: Tensor
-    counts: Tensor
-    factor: Tensor
+    inverted: Tensor  # P, [tasks, n, n]
+    free: Tensor  # 1 in free entries, 0 elsewhere, [tasks, k, n]
+    order: Tensor  # the places of the active entries in [k n], then any, [tasks, most]
+    counts: Tensor  # 1 for active entries, 0 after them, [tasks, most]
+    factor: Tensor  # lower triangular, of the matrix from z to c(z) P, both on active entries, [tasks, most, most]
 
     @classmethod
     def of(cls, inverted: Tensor, state: Tensor, active: Tensor, most: int) -> ByActive:
-        """That of the kernel's inverse and the active entries `[tasks, k n]`, of which a task has `most` at most."""
+        """That of the kernel's inverse and the active entries `[tasks, k n]`."""
         k, n = state.shape[-2:]
         free = (state == 0).to(inverted.dtype)
         counts, order = active.topk(most)

@@ -9,34 +9,17 @@ from torch import Tensor
 
 __all__ = ["interior_point"]
 
-#: More than enough: 10 to 20 are usual.
-MAX_STEPS = 60
-#: Residuals and complementarity at which to stop.
-TOLERANCE = 1e-11
+MAX_STEPS = 60  # more than enough: 10 to 20 are usual
+TOLERANCE = 1e-11  # of residuals and complementarity, at which to stop
 
 
 class Point(NamedTuple):
-    """An iterate, or a step from one to the next.
+    """An iterate, or a step from one to the next."""
 
-    Attributes:
-        optimum: the variables, `[tasks, k, n]`.
-        shared: multipliers of the coupling, `[tasks, 1, n]`.
-        slack: distances to the upper and the lower bound, `[2, tasks, k, n]`; 1 if the bound is infinite.
-        push: the multipliers of the two, `[2, tasks, k, n]`; 0 if the bound is infinite.
-    """
-
-    optimum: Tensor
-    shared: Tensor
-    slack: Tensor
-    push: Tensor
-
-
-class Residuals(NamedTuple):
-    """Residuals of the linear optimality conditions: forces, distances to the bounds, and sums over classes."""
-
-    force: Tensor
-    slack: Tensor
-    sums: Tensor
+    optimum: Tensor  # [tasks, k, n]
+    shared: Tensor  # multipliers of the coupling, [tasks, 1, n]
+    slack: Tensor  # distances to the upper and the lower bound, 1 if that is infinite, [2, tasks, k, n]
+    push: Tensor  # the multipliers of the two, 0 if the bound is infinite, [2, tasks, k, n]
 
 
 def interior_point(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor, coupled: bool) -> Tensor:
@@ -55,11 +38,10 @@ def interior_point(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor,
     zero = torch.zeros_like(linear)
     point = Point(zero, zero[:, :1], bounds.clamp(min=1.0), side.abs())
     for _ in range(MAX_STEPS):
-        rest = Residuals(
-            linear - point.optimum @ kernel - point.shared - (side * point.push).sum(0),
-            bounds - side * point.optimum - point.slack,
-            point.optimum.sum(1, keepdim=True) if coupled else zero[:, :1],
-        )
+        # Residuals of the linear optimality conditions: forces, distances to the bounds, and sums over classes.
+        force = linear - point.optimum @ kernel - point.shared - (side * point.push).sum(0)
+        sums = point.optimum.sum(1, keepdim=True) if coupled else zero[:, :1]
+        rest = force, bounds - side * point.optimum - point.slack, sums
         products = point.push * point.slack
         if max(float(part.abs().max()) for part in (*rest, products)) < TOLERANCE:
             break
@@ -76,14 +58,16 @@ def interior_point(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor,
     return up - down
 
 
-def newton_step(point: Point, side: Tensor, rest: Residuals, inverted: tuple[Tensor, Tensor], less: Tensor) -> Point:
+def newton_step(
+    point: Point, side: Tensor, rest: tuple[Tensor, ...], inverted: tuple[Tensor, Tensor], less: Tensor
+) -> Point:
     """The Newton step towards multipliers times distances that are smaller by `less` `[2, tasks, k, n]`."""
-    blocks, coupling = inverted
-    force = rest.force + (side * (less + point.push * rest.slack) / point.slack).sum(0)
+    (force, gap, sums), (blocks, coupling) = rest, inverted
+    force = force + (side * (less + point.push * gap) / point.slack).sum(0)
     moved = (blocks @ force.unsqueeze(-1)).squeeze(-1)
-    shared = (moved.sum(1, keepdim=True) + rest.sums) @ coupling
+    shared = (moved.sum(1, keepdim=True) + sums) @ coupling
     moved = moved - (blocks @ shared.unsqueeze(-1)).squeeze(-1)
-    slack = rest.slack - side * moved
+    slack = gap - side * moved
     return Point(moved, shared, slack, -(less + point.push * slack) / point.slack)
 
 

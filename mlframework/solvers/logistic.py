@@ -12,8 +12,7 @@ from mlframework.solvers.support_vectors import Solution, per_task
 
 __all__ = ["logistic"]
 
-#: Newton steps: 5 to 10 are usual.
-MAX_STEPS = 100
+MAX_STEPS = 100  # 5 to 10 are usual
 #: A gradient at which to stop, and one up to which a solution counts as converged; probabilities are its scale.
 STOP, TOLERANCE = 1e-13, 1e-9
 

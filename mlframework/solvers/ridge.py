@@ -9,8 +9,7 @@ from mlframework.solvers.support_vectors import Solution, regularised
 
 __all__ = ["kernel_ridge", "ridge"]
 
-#: A relative residual up to which a solution counts as converged.
-TOLERANCE = 1e-9
+TOLERANCE = 1e-9  # a relative residual up to which a solution counts as converged
 
 
 def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tensor | None = None) -> Solution:

@@ -13,17 +13,11 @@ __all__ = ["Solution", "crammer_singer", "one_vs_rest"]
 
 
 class Solution(NamedTuple):
-    """The optimum of every task's problem, and how near it is.
+    """The optimum of every task's problem, and how near it is; predictions are `kernel(query, support) @ dual`."""
 
-    Attributes:
-        dual: coefficients of the support examples, `[tasks, n, k]`; predictions are `kernel(query, support) @ dual`.
-        residual: how far the optimality conditions are from holding, `[tasks]`, scale-free and detached.
-        converged: whether that is as small as it should be, `[tasks]`.
-    """
-
-    dual: Tensor
-    residual: Tensor
-    converged: Tensor
+    dual: Tensor  # coefficients of the support examples, [tasks, n, k]
+    residual: Tensor  # how far the optimality conditions are from holding, scale-free and detached, [tasks]
+    converged: Tensor  # whether that is as small as it should be, [tasks]
 
 
 def crammer_singer(
@@ -48,10 +42,6 @@ def crammer_singer(
 
     Reference: Crammer, Singer, On the algorithmic implementation of multiclass kernel-based vector machines, 2001;
         Lee et al., Meta-Learning with Differentiable Convex Optimization, 2019, arXiv:1904.03758, equation 6.
-
-    >>> kernel, y = torch.eye(4).unsqueeze(0), torch.eye(2).repeat(2, 1).unsqueeze(0)
-    >>> crammer_singer(kernel, y, c=1.0).dual[0, 0]
-    tensor([ 0.2500, -0.2500])
     """
     classes = y.double().mT
     upper = per_task(c, y) * classes

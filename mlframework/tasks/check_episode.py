@@ -16,14 +16,8 @@ __all__ = ["check_episode", "faults"]
 def check_episode(episode: Episode, spec: TaskSpec, *, num_tasks: int, where: str) -> None:
     """Refuses an episode that does not follow the spec, or has another number of tasks.
 
-    Args:
-        episode: as it was drawn, on the CPU.
-        spec: of its task.
-        num_tasks: tasks asked for.
-        where: names the task, for the message.
-
     Raises:
-        UserError: one line that names the fault and a right value.
+        UserError: one line that names the task (`where`), the fault and a right value.
     """
     is_whole = isinstance(episode, Episode) and all(isinstance(part, Examples) for part in episode)
     if not is_whole or not all(isinstance(leaf, Tensor) for part in episode for leaf in part):
@@ -39,26 +33,20 @@ def check_episode(episode: Episode, spec: TaskSpec, *, num_tasks: int, where: st
 
 def faults(examples: Examples, spec: TaskSpec) -> Iterator[str]:
     """The faults of one half of an episode; later ones may follow from the first."""
-    yield from faults_of_shape(examples, spec)
-    yield from faults_of_value(examples, spec)
-
-
-def faults_of_shape(examples: Examples, spec: TaskSpec) -> Iterator[str]:
     x, y, mask = (tuple(leaf.shape) for leaf in examples)
     if x[2:] != tuple(spec.x_shape):
         yield f"x is {x}, spec.x_shape is {spec.x_shape}"
     if y[:2] != x[:2]:
         yield f"y is {y} beside an x of {x}"
-    if spec.kind == "sequence":
-        if len(y) < 3:
-            yield f"y is {y}, and a sequence has a class per position"
-    else:
-        rest = (spec.out_features,) if spec.kind == "regression" else ()
-        if y[2:] != rest:
-            yield f"y is {y}, and must be {(*x[:2], *rest)} in a {spec.kind}"
+    rest = (spec.out_features,) if spec.kind == "regression" else ()
+    if spec.kind == "sequence" and len(y) < 3:
+        yield f"y is {y}, and a sequence has a class per position"
+    if spec.kind != "sequence" and y[2:] != rest:
+        yield f"y is {y}, and must be {(*x[:2], *rest)} in a {spec.kind}"
     positions = y[:-1] if spec.kind == "regression" else y
     if mask != positions:
         yield f"the mask is {mask}, and must be {positions}"
+    yield from faults_of_value(examples, spec)
 
 
 def faults_of_value(examples: Examples, spec: TaskSpec) -> Iterator[str]:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import shutil
 import unicodedata
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import wrap_file
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.files import atomic, cache_folder
 
-__all__ = ["SPLIT_FOLDERS", "cached", "data_folder", "download", "subfolders"]
+__all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders"]
 
 #: Names of folders whose contents belong to one split.
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 Arrays = Mapping[str, np.ndarray]
-
-CHUNK = 1 << 16
 
 
 def data_folder(folder: str | Path | None) -> Path:
@@ -41,12 +41,30 @@ def subfolders(path: Path) -> list[Path]:
     return sorted(entries, key=composed_parts)
 
 
-def composed(name: str) -> str:
-    r"""A name in Unicode's composed form (NFC): some file systems store the letter é as e with an accent, some as one.
+def in_split_folders(
+    path: Path, members: Callable[[Path], Iterable[Any]], one_split: str
+) -> dict[Split, list[Any]] | None:
+    """The members of each split, if `path` holds nothing but folders that are called as the splits are.
 
-    >>> len("e\N{COMBINING ACUTE ACCENT}"), len(composed("e\N{COMBINING ACUTE ACCENT}"))
-    (2, 1)
+    `members` are those of a folder, each with a `name`; `one_split` says that none may be in two splits.
     """
+    folders = subfolders(path)
+    if not folders or not all(folder.name in SPLIT_FOLDERS for folder in folders):
+        return None
+    splits: dict[Split, list[Any]] = {split: [] for split in get_args(Split)}
+    seen: dict[str, Path] = {}
+    for folder in sorted(folders, key=lambda folder: list(splits).index(SPLIT_FOLDERS[folder.name])):
+        for member in members(folder):
+            place = folder / member.name
+            other = seen.setdefault(composed(member.name), place)
+            if other != place:
+                raise UserError(f"{place}: is also at {other}: {one_split}")
+            splits[SPLIT_FOLDERS[folder.name]].append(member)
+    return splits
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): some file systems store é as e with an accent, some as one."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -90,32 +108,18 @@ def contiguous(arrays: Arrays) -> Arrays:
 def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:
     """Fetches a file that must have this md5; it appears under its name whole or not at all.
 
-    Args:
-        url: where it is.
-        path: where it goes.
-        md5: 32 hexadecimal digits.
-        otherwise: advice to the user if this fails, as in `put it into this folder`.
+    `otherwise` is advice to the user if this fails, as in `put it into this folder`.
     """
     try:
         with atomic(path) as part:
-            found = _fetch(url, part)
+            with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
+                length = int(response.headers.get("Content-Length") or 0)
+                with wrap_file(response, length, description=url.rsplit("/", 1)[-1]) as source:
+                    shutil.copyfileobj(source, file)
+            found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
             if found != md5:
                 raise UserError(f"{url}: came with md5 {found} instead of {md5}: try again, or {otherwise}")
     except (OSError, http.client.HTTPException) as error:  # no network, a full disk, a folder that may not be written
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it is the server's answer as well, with an open connection
         raise UserError(f"{url}: cannot be downloaded to {path} ({error}): {otherwise}") from error
-
-
-def _fetch(url: str, path: Path) -> str:
-    """Downloads `url` to `path` with a progress bar; returns its md5."""
-    digest = hashlib.md5(usedforsecurity=False)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with urllib.request.urlopen(url, timeout=30) as response, path.open("wb") as file, Progress(*columns) as progress:
-        length = response.headers.get("Content-Length")
-        bar = progress.add_task(url.rsplit("/", 1)[-1], total=int(length) if length else None)
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            digest.update(chunk)
-            progress.advance(bar, len(chunk))
-    return digest.hexdigest()

@@ -19,18 +19,11 @@ __all__ = ["ArrayTasks", "ClassIndexed", "FewShotClassification", "hash_sorted",
 
 
 class ClassIndexed(NamedTuple):
-    """Examples sorted by class.
+    """Examples sorted by class; whatever the memory layout of `x`, episodes are contiguous."""
 
-    Attributes:
-        x: `[examples, *x_shape]`; uint8 images in [0, 255] become floats in [0, 1] when they are drawn. Whatever its
-            memory layout, episodes are contiguous.
-        sizes: examples of each class `[classes]`, in the order in which they stand in `x`.
-        names: one name per class, for figures and messages.
-    """
-
-    x: Tensor
-    sizes: Tensor
-    names: tuple[str, ...]
+    x: Tensor  # [examples, *x_shape]; uint8 images in [0, 255] become floats in [0, 1] when they are drawn
+    sizes: Tensor  # examples of each class [classes], in the order in which they stand in `x`
+    names: tuple[str, ...]  # one per class, for figures and messages
 
     @classmethod
     def from_labels(cls, x: Tensor, y: Tensor) -> ClassIndexed:
@@ -51,15 +44,6 @@ class ClassIndexed(NamedTuple):
     def from_classes(cls, names: Iterable[str], x: Tensor) -> ClassIndexed:
         """Classes of equal size: `x` `[classes, examples, *x_shape]`."""
         return cls(x.flatten(0, 1), torch.full((len(x),), x.shape[1]), tuple(names))
-
-    def check(self) -> None:
-        """Raises `InvalidValue` unless sizes and names tell of all classes and all examples."""
-        if len(self.names) != len(self.sizes):
-            raise InvalidValue(
-                "names", f"{len(self.names)} names", f"must be one for each of {len(self.sizes)} classes"
-            )
-        if int(self.sizes.sum()) != len(self.x):
-            raise InvalidValue("sizes", f"{int(self.sizes.sum())} in all", f"must add up to {len(self.x)} examples")
 
 
 class FewShotClassification(TaskDistribution, ABC):
@@ -89,8 +73,8 @@ class FewShotClassification(TaskDistribution, ABC):
         k_query: int,
         smallest_class: int | None = None,
     ) -> None:
-        check_at_least("n_way", n_way, 2)
-        check_at_least("k_query", k_query, 1)
+        check_at_least(2, n_way=n_way)
+        check_at_least(1, k_query=k_query)
         self.n_way, self.shots, self.k_query = n_way, shot_range(k_shot), k_query
         low, high = self.shots
         self.smallest_class = smallest_class
@@ -113,7 +97,11 @@ class FewShotClassification(TaskDistribution, ABC):
         return self._loaded[split]
 
     def _check(self, data: ClassIndexed, split: Split) -> None:
-        data.check()
+        if len(data.names) != len(data.sizes):
+            why = f"must be one for each of {len(data.sizes)} classes"
+            raise InvalidValue("names", f"{len(data.names)} names", why)
+        if int(data.sizes.sum()) != len(data.x):
+            raise InvalidValue("sizes", f"{int(data.sizes.sum())} in all", f"must add up to {len(data.x)} examples")
         if len(data.sizes) < self.n_way:
             raise InvalidValue("n_way", self.n_way, f"the {split} split has only {len(data.sizes)} classes")
         smallest = int(data.sizes.argmin())
@@ -132,15 +120,15 @@ class FewShotClassification(TaskDistribution, ABC):
         exists = torch.arange(wanted) < sizes[..., None]
         rows = starts[..., None] + torch.where(exists, picked, 0)
         x = data.x[rows.transpose(1, 2).flatten(1)]
-        examples = Examples(
-            x.float() / 255 if x.dtype == torch.uint8 else x,
-            torch.arange(self.n_way).repeat(num_tasks, wanted),
-            exists.transpose(1, 2).flatten(1).float(),
-        )
-        split_at = self.n_way * self.shots[1]
-        return self._with_random_shots(
-            Episode(examples.rows(slice(split_at)), examples.rows(slice(split_at, None))), generator
-        )
+        x, y = x.float() / 255 if x.dtype == torch.uint8 else x, torch.arange(self.n_way).repeat(num_tasks, wanted)
+        examples = Examples(x, y, exists.transpose(1, 2).flatten(1).float())
+        low, high = self.shots
+        support = examples.rows(slice(self.n_way * high))
+        if low < high:
+            shots = torch.randint(low, high + 1, (num_tasks, 1), generator=generator)
+            shot_of_row = torch.arange(high).repeat_interleave(self.n_way)
+            support = support._replace(mask=support.mask * (shot_of_row < shots))
+        return Episode(support, examples.rows(slice(self.n_way * high, None)))
 
     def drawn_classes(self, num_tasks: int, split: Split, generator: torch.Generator) -> Tensor:
         """The numbers of each task's classes, `[tasks, n_way]`."""
@@ -154,16 +142,6 @@ class FewShotClassification(TaskDistribution, ABC):
     def source_of(self, name: str) -> str:
         """The source of a class; several classes may be views of one."""
         return name
-
-    def _with_random_shots(self, episode: Episode, generator: torch.Generator) -> Episode:
-        """Masks the support beyond a number of shots drawn for each task."""
-        low, high = self.shots
-        if low == high:
-            return episode
-        shots = torch.randint(low, high + 1, (episode.num_tasks, 1), generator=generator)
-        shot_of_row = torch.arange(high).repeat_interleave(self.n_way)
-        support = episode.support._replace(mask=episode.support.mask * (shot_of_row < shots))
-        return episode._replace(support=support)
 
 
 class ArrayTasks(FewShotClassification):
@@ -236,7 +214,8 @@ def shot_range(k_shot: int | Sequence[int]) -> tuple[int, int]:
     raise InvalidValue("k_shot", k_shot, "must be at least 1, or [low, high] with 1 <= low <= high")
 
 
-def check_at_least(field: str, value: int, least: int) -> None:
-    """Refuses a setting that is not a whole number of at least `least`."""
-    if type(value) is not int or value < least:
-        raise InvalidValue(field, value, f"must be a whole number of at least {least}")
+def check_at_least(least: int, **settings: int) -> None:
+    """Refuses settings that are not whole numbers of at least `least`."""
+    for field, value in settings.items():
+        if type(value) is not int or value < least:
+            raise InvalidValue(field, value, f"must be a whole number of at least {least}")

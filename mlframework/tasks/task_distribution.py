@@ -48,14 +48,11 @@ class TaskDistribution(KeepsArguments, ABC):
         return None
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example (and position): squared error, or cross-entropy in nats.
+        """The loss of each example (and position), `[...]`: squared error, or cross-entropy in nats.
 
         Args:
             prediction: `[..., out_features]`.
             y: `[..., out_features]` for a regression, else class ids `[...]`.
-
-        Returns:
-            `[...]`.
         """
         if self.spec.kind == "regression":
             squares = F.mse_loss(prediction, y, reduction="none")
@@ -63,31 +60,19 @@ class TaskDistribution(KeepsArguments, ABC):
         return F.cross_entropy(prediction.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
     def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Further scores per example (and position); `accuracy` in [0, 1] for classes.
-
-        Args:
-            prediction: `[..., out_features]`.
-            y: as in `loss`.
-
-        Returns:
-            Names to tensors `[...]`.
-        """
+        """Further scores `[...]` per example (and position), with the arguments of `loss`; `accuracy` for classes."""
         if self.spec.kind == "regression":
             return {}
         return {"accuracy": (prediction.argmax(-1) == y).to(prediction.dtype)}
 
     def scores(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The scores of each task: means of the loss and the metrics over the examples that count.
+        """The scores of each task `[tasks]`: means of the loss and the metrics over the examples that count.
 
-        Overridden where a number is no mean over examples, as bits per character are not.
+        Overridden where a number is no mean over examples, as bits per character are not. `loss` is among the names.
 
         Args:
-            prediction: `[tasks, n, ..., out_features]`.
-            y: as in `loss`.
+            prediction, y: as in `loss`, with `[tasks, n]` in front.
             mask: `[tasks, n, ...]`, 1 counts, 0 does not; not read where the spec says that tasks are not ragged.
-
-        Returns:
-            Names to tensors `[tasks]`; `loss` is among them.
         """
         values = {"loss": self.loss(prediction, y), **self.metrics(prediction, y)}
         return {name: masked_mean(value, mask if self.spec.ragged else None) for name, value in values.items()}

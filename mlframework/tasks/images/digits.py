@@ -43,20 +43,15 @@ class Digits(FewShotClassification):
         super().__init__((1, 8, 8), n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=SMALLEST_CLASS)
         held_out = (*validation_digits, *test_digits)
         if len(set(held_out)) < len(held_out) or not set(held_out) <= set(range(10)):
-            raise InvalidValue(
-                "test_digits", test_digits, "no digit twice, here and in validation_digits; all in 0...9"
-            )
-        train = tuple(digit for digit in range(10) if digit not in held_out)
-        self.digits: dict[Split, tuple[int, ...]] = {
-            "train": train,
-            "validation": tuple(validation_digits),
-            "test": tuple(test_digits),
-        }
+            why = "no digit twice, here and in validation_digits; all in 0...9"
+            raise InvalidValue("test_digits", test_digits, why)
+        train = [digit for digit in range(10) if digit not in held_out]
+        self.digits: dict[Split, Sequence[int]]
+        self.digits = {"train": train, "validation": list(validation_digits), "test": list(test_digits)}
         for split, digits in self.digits.items():
             if len(digits) < n_way:
-                raise InvalidValue(
-                    "n_way", n_way, f"the {split} split has only the digits {', '.join(map(str, digits))}"
-                )
+                why = f"the {split} split has only the digits {', '.join(map(str, digits))}"
+                raise InvalidValue("n_way", n_way, why)
 
     def load(self, split: Split) -> ClassIndexed:
         from sklearn.datasets import load_digits  # here: it takes a second, and every other task would pay it

@@ -36,14 +36,10 @@ COMPARED = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "S
 # Unicode's letters and digits in at least so many faces; of symbols, which have many near twins, the common ones.
 MIN_FACES = {"Lu": 4, "Ll": 4, "Lo": 4, "Nd": 4, "Sm": 12, "Sc": 12}
 
-# Correlation of two characters' pixels, both scaled to one box, above which they are taken for the same shape.
-ALIKE = 0.85
-BOX = 20
-
-# The same above which two characters belong to one family, in fonts of these sizes: thin strokes are rounded
-# differently at different sizes.
-FAMILY_ALIKE = 0.88
-FAMILY_SIZES = (48, 64)
+# Correlations of two characters' pixels, both scaled to one box, above which they are taken for the same shape, and for
+# one family. Families look at fonts of these sizes: thin strokes are rounded differently at different sizes.
+ALIKE, FAMILY_ALIKE = 0.85, 0.88
+BOX, FAMILY_SIZES = 20, (48, 64)
 
 
 class Glyphs(FewShotClassification):
@@ -74,8 +70,8 @@ class Glyphs(FewShotClassification):
         image_size: int = 28,
         seed: int = 0,
     ) -> None:
-        check_at_least("drawings", drawings, 2)
-        check_at_least("image_size", image_size, 8)
+        check_at_least(2, drawings=drawings)
+        check_at_least(8, image_size=image_size)
         shape = (1, image_size, image_size)
         super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=drawings)
         self.drawings, self.image_size, self.seed = drawings, image_size, seed
@@ -130,7 +126,9 @@ def distinct_characters(fonts: dict[str, Path]) -> dict[str, list[str]]:
     for face, path in fonts.items():
         for code in FT2Font(str(path)).get_charmap():
             faces_of[chr(code)].append(face)
-    candidates = sorted(character for character, faces in faces_of.items() if is_candidate(character, len(faces)))
+    wanted = {c for c, faces in faces_of.items() if len(faces) >= MIN_FACES.get(unicodedata.category(c), math.inf)}
+    # Others are another one with an accent, or in another style.
+    candidates = sorted(character for character in wanted if not unicodedata.decomposition(character))
     alike = np.zeros((len(candidates), len(candidates)), dtype=bool)
     for face in COMPARED:
         rows = [row for row, character in enumerate(candidates) if face in faces_of[character]]
@@ -141,12 +139,6 @@ def distinct_characters(fonts: dict[str, Path]) -> dict[str, list[str]]:
         if not alike[row, kept].any():
             kept.append(row)
     return {candidates[row]: faces_of[candidates[row]] for row in kept}
-
-
-def is_candidate(character: str, faces: int) -> bool:
-    """Whether enough faces have this character, and it is not another with an accent or in another style."""
-    category = unicodedata.category(character)
-    return faces >= MIN_FACES.get(category, faces + 1) and not unicodedata.decomposition(character)
 
 
 def name_families(fonts: dict[str, Path]) -> Arrays:
@@ -206,12 +198,8 @@ def draw(character: str, font: FreeTypeFont, image_size: int, rng: Random) -> np
     # The empty rim gives the outermost edges something to be smoothed with.
     glyph = ImageOps.expand(ink(character, font, stroke=rng.randrange(2)), border=1)
     # At twice the final size, so that averaging 2x2 pixels smooths the edges.
-    canvas = glyph.transform(
-        (2 * image_size, 2 * image_size),
-        Image.Transform.AFFINE,
-        random_affine(glyph.size, 2 * image_size, rng),
-        Image.Resampling.BILINEAR,
-    )
+    size, affine = 2 * image_size, random_affine(glyph.size, 2 * image_size, rng)
+    canvas = glyph.transform((size, size), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
     return np.asarray(canvas.reduce(2))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import SPLIT_FOLDERS, Arrays, cached, composed, composed_parts, subfolders
+from mlframework.tasks.data_folder import Arrays, cached, composed_parts, in_split_folders, subfolders
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 
 __all__ = ["ImageFolder"]
@@ -60,7 +60,7 @@ class ImageFolder(FewShotClassification):
             raise InvalidValue("path", path, "must name a folder that holds one folder of images per class")
         if channels not in (1, 3):
             raise InvalidValue("channels", channels, "must be 1 (grey) or 3 (colours)")
-        check_at_least("image_size", image_size, 1)
+        check_at_least(1, image_size=image_size)
         if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
             raise InvalidValue("bits", bits, "must be a whole number from 8 to 16, or null")
         shape = (channels, image_size, image_size)
@@ -75,7 +75,11 @@ class ImageFolder(FewShotClassification):
         files = [file for images in classes.values() for file in images]
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         shape, bits = self.spec.x_shape, self.bits
-        arrays = cached("image_folder", (stats, shape, bits), lambda: read_images(files, shape, bits), source=__file__)
+
+        def read_images() -> Arrays:
+            return {"images": np.stack([read_image(file, shape, bits) for file in files])}
+
+        arrays = cached("image_folder", (stats, shape, bits), read_images, source=__file__)
         sizes = torch.tensor([len(images) for images in classes.values()])
         return ClassIndexed(torch.from_numpy(arrays["images"]), sizes, tuple(folder.name for folder in classes))
 
@@ -93,31 +97,14 @@ def split_classes(path: Path) -> dict[Split, dict[Path, list[Path]]]:
     folders = subfolders(path)
     if not folders:
         raise UserError(f"{path}: holds no folders: put one folder of images per class there")
-    if all(folder.name in SPLIT_FOLDERS for folder in folders):
-        splits = given_splits(path, folders)
-    else:
+    splits = in_split_folders(path, subfolders, "a class belongs to one split only")
+    if splits is None:
         names = split_by_hash(folder.name for folder in folders)
         splits = {split: [path / name for name in chosen] for split, chosen in names.items()}
+    elif empty := [split for split, classes in splits.items() if not classes]:
+        why = f"holds no class folders: a split for each of {', '.join(splits)} is needed"
+        raise UserError(f"{path / empty[0]}: {why}")
     return {split: {folder: images_in(folder) for folder in classes} for split, classes in splits.items()}
-
-
-def given_splits(path: Path, folders: list[Path]) -> dict[Split, list[Path]]:
-    """The class folders in folders that are called as the splits are."""
-    splits: dict[Split, list[Path]] = {"train": [], "validation": [], "test": []}
-    for folder in folders:
-        splits[SPLIT_FOLDERS[folder.name]] += subfolders(folder)
-    seen: dict[str, Path] = {}
-    for split, classes in splits.items():
-        if not classes:
-            raise UserError(
-                f"{path / split}: holds no class folders: a split for each of {', '.join(splits)} is needed"
-            )
-        for folder in classes:
-            name = composed(folder.name)
-            if name in seen:
-                raise UserError(f"{folder}: is also at {seen[name]}: a class belongs to one split only")
-            seen[name] = folder
-    return splits
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -127,11 +114,6 @@ def images_in(folder: Path) -> list[Path]:
     if not images:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}): add some, or remove the folder")
     return sorted(images, key=composed_parts)
-
-
-def read_images(files: Iterable[Path], x_shape: tuple[int, ...], bits: int | None) -> Arrays:
-    """uint8 `images` `[files, *x_shape]`."""
-    return {"images": np.stack([read_image(file, x_shape, bits) for file in files])}
 
 
 def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
@@ -169,10 +151,8 @@ def check_greys(path: Path, largest: int, bits: int | None) -> None:
         raise InvalidValue("bits", bits, f"must be at least {needed}: {path} holds the value {largest}")
     if bits is None and 0 < needed <= SHALLOW:
         depth = next(depth for depth in DEPTHS if depth >= needed)
-        why = (
-            f"{path} uses {needed} of its 16 bits, of which the upper 8 would be read: must be {depth}, or 16 for that"
-        )
-        raise InvalidValue("bits", bits, why)
+        why = f"{path} uses {needed} of its 16 bits, of which the upper 8 would be read"
+        raise InvalidValue("bits", bits, f"{why}: must be {depth}, or 16 for that")
 
 
 def check_colours(path: Path, image: Image.Image, bits: int | None) -> None:

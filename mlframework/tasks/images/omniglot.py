@@ -22,12 +22,11 @@ from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, chec
 __all__ = ["Omniglot"]
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
-MD5 = {
-    "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
-    "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+# The MD5 of each zip, and its characters and alphabets.
+ZIPS = {
+    "images_background.zip": ("68d2efa1b9178cc56df9314c21c6e718", 964, 30),
+    "images_evaluation.zip": ("6b91aef0f799c5bb55b94e3f2daec811", 659, 20),
 }
-ALPHABETS = {"images_background.zip": 30, "images_evaluation.zip": 20}
-CHARACTERS = {"images_background.zip": 964, "images_evaluation.zip": 659}
 DRAWINGS = 20
 
 # zipfile, zlib and PIL raise these on damaged files.
@@ -72,7 +71,7 @@ class Omniglot(FewShotClassification):
     ) -> None:
         if splits not in ("vinyals", "alphabet"):
             raise InvalidValue("splits", splits, "must be vinyals or alphabet")
-        check_at_least("image_size", image_size, 1)
+        check_at_least(1, image_size=image_size)
         shape = (1, image_size, image_size)
         super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=DRAWINGS)
         self.splits, self.rotations, self.image_size = splits, rotations, image_size
@@ -118,9 +117,9 @@ def rotated(names: list[str], images: torch.Tensor) -> ClassIndexed:
 
 def find_zips(folder: Path, may_download: bool) -> list[Path]:
     """The two zips in `folder/omniglot` or `folder`, downloaded to the former if they are in neither."""
-    otherwise = f"put {URL}{' and '.join(MD5)} into {folder / 'omniglot'}"
+    otherwise = f"put {URL}{' and '.join(ZIPS)} into {folder / 'omniglot'}"
     paths = []
-    for name, md5 in MD5.items():
+    for name, (md5, *_) in ZIPS.items():
         places = [folder / "omniglot" / name, folder / name]
         path = next((place for place in places if place.is_file()), places[0])
         if not path.is_file() and not may_download:
@@ -161,14 +160,14 @@ def characters(archive: zipfile.ZipFile, path: Path) -> dict[str, list[str]]:
         if len(parts) == 4 and parts[0] == path.stem and member.endswith(".png"):
             found["/".join(parts[:3])].append(member)
     alphabets = {name.split("/")[1] for name in found}
-    if (len(alphabets), len(found)) != (ALPHABETS[path.name], CHARACTERS[path.name]):
-        right = f"{CHARACTERS[path.name]} characters of {ALPHABETS[path.name]} alphabets"
-        why = f"holds {len(found)} characters of {len(alphabets)} alphabets instead of {right}"
-        raise UserError(f"{path}: {why}: replace it by {URL}{path.name}")
+    count = "{} characters of {} alphabets".format
+    there, right = count(len(found), len(alphabets)), count(*ZIPS[path.name][1:])
+    if there != right:
+        raise UserError(f"{path}: holds {there} instead of {right}: replace it by {URL}{path.name}")
     for name, members in found.items():
         if len(members) != DRAWINGS:
-            why = f"holds {len(members)} drawings of {name} instead of {DRAWINGS}"
-            raise UserError(f"{path}: {why}: replace it by {URL}{path.name}")
+            why = f"{len(members)} drawings of {name} instead of {DRAWINGS}"
+            raise UserError(f"{path}: holds {why}: replace it by {URL}{path.name}")
     return found
 
 

@@ -7,12 +7,13 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import SPLIT_FOLDERS, composed, composed_parts, subfolders
+from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
 from mlframework.tasks.text.text_tasks import Source, TextTasks
@@ -61,41 +62,29 @@ class TextFolder(TextTasks):
         self.columns = task_column, text_column
         if self.path.is_file() and self.path.suffix not in TABLES:
             raise InvalidValue("path", path, f"must be a folder, or a file that ends in {' or '.join(TABLES)}")
-        self._splits: dict[Split, list[Source]] | None = None
 
     def load(self, split: Split) -> list[Source]:
-        if self._splits is None:
-            self._splits = self.splits()
-        return self._splits[split]
+        return self.splits[split]
 
+    @cached_property
     def splits(self) -> dict[Split, list[Source]]:
         """The usable sources of every split."""
         if self.path.is_dir():
-            folders = subfolders(self.path)
-            if folders and all(folder.name in SPLIT_FOLDERS for folder in folders):
-                return self.given_splits(folders)
+            given = in_split_folders(self.path, lambda folder: self.usable(self.read(folder)), "a task has one split")
+            if given and not all(given.values()):
+                empty = next(split for split, sources in given.items() if not sources)
+                raise UserError(f"task.path={self.path}: there is no task for {empty} that can be used")
+            if given:
+                return given
         found = {source.name: source for source in self.usable(self.read(self.path))}
         if len(found) < 3:
             needs = f"at least 3 with {self.k_shot + self.k_query} rows of {self.length} tokens are needed"
             raise UserError(f"task.path={self.path}: holds {len(found)} tasks that can be used, and {needs}")
         names = split_by_hash(found)
-        return {split: [found[name] for name in chosen] for split, chosen in at_least_one(names).items()}
-
-    def given_splits(self, folders: Iterable[Path]) -> dict[Split, list[Source]]:
-        """The sources in folders that are called as the splits are."""
-        splits: dict[Split, list[Source]] = {"train": [], "validation": [], "test": []}
-        seen: dict[str, Path] = {}
-        for folder in folders:
-            for source in self.usable(self.read(folder)):
-                name = composed(source.name)
-                if name in seen:
-                    raise UserError(f"{folder / source.name}: is also at {seen[name]}: a task has one split")
-                seen[name] = folder / source.name
-                splits[SPLIT_FOLDERS[folder.name]].append(source)
-        for split, sources in splits.items():
-            if not sources:
-                raise UserError(f"task.path={self.path}: there is no task for {split} that can be used")
-        return splits
+        if not all(names.values()):
+            order = [name for split in names.values() for name in split]
+            names = {"train": order[:-2], "validation": order[-2:-1], "test": order[-1:]}
+        return {split: [found[name] for name in chosen] for split, chosen in names.items()}
 
     def read(self, path: Path) -> Iterator[Source]:
         """The sources of a table or a folder."""
@@ -136,14 +125,6 @@ class TextFolder(TextTasks):
         return found
 
 
-def at_least_one(names: Mapping[Split, list[str]]) -> dict[Split, list[str]]:
-    """Splits of three names or more, none of them empty."""
-    order = [name for split in names.values() for name in split]
-    if all(names.values()):
-        return dict(names)
-    return {"train": order[:-2], "validation": order[-2:-1], "test": order[-1:]}
-
-
 def table_sources(path: Path, task_column: str, text_column: str) -> list[Source]:
     """The texts of a table by task, in the order in which they stand there."""
     found: dict[str, list[str]] = {}
@@ -151,9 +132,8 @@ def table_sources(path: Path, task_column: str, text_column: str) -> list[Source
         for column in (task_column, text_column):
             if row.get(column) is None:
                 there = ", ".join(str(name) for name in row)
-                raise UserError(
-                    f"{path}: {where}: has no {column}; there are {there} (task.task_column, task.text_column)"
-                )
+                what = f"has no {column}; there are {there} (task.task_column, task.text_column)"
+                raise UserError(f"{path}: {where}: {what}")
         text = str(row[text_column]).strip()
         if text:
             found.setdefault(composed(str(row[task_column])), []).append(text)

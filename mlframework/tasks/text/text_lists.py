@@ -46,10 +46,8 @@ GENERIC: dict[str, Collection[str]] = {
     "color_name": tuple(color.Provider.all_colors),
     "currency_name": tuple(name for _, name in currency.Provider.currencies),
 }
-#: Another's alias, and deprecated.
-LEFT_OUT = {"fr_QC"}
-#: One language under two codes.
-SAME_LANGUAGE = {"tl": "fil"}
+LEFT_OUT = {"fr_QC"}  # another's alias, and deprecated
+SAME_LANGUAGE = {"tl": "fil"}  # one language under two codes
 
 
 class TextLists(TextTasks):

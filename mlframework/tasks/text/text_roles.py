@@ -8,7 +8,7 @@ from pathlib import Path
 from mlframework.episode import Split
 from mlframework.tasks.data_folder import data_folder
 from mlframework.tasks.few_shot import split_by_hash
-from mlframework.tasks.text.text_data import read_json
+from mlframework.tasks.text.text_files import read_json
 from mlframework.tasks.text.text_tasks import Source, TextTasks
 from mlframework.tasks.text.tokens import Tokens
 

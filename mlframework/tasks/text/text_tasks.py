@@ -22,29 +22,18 @@ __all__ = ["Rows", "Source", "TextTasks", "as_text"]
 
 
 class Source(NamedTuple):
-    """One task: an author, a speaker, a language, a list.
+    """One task: an author, a speaker, a language, a list."""
 
-    Attributes:
-        name: for messages and figures.
-        texts: strings of a list, or speeches, paragraphs, lines in their order.
-    """
-
-    name: str
-    texts: Sequence[str]
+    name: str  # for messages and figures
+    texts: Sequence[str]  # strings of a list, or speeches, paragraphs, lines in their order
 
 
 class Rows(NamedTuple):
-    """The rows of all sources of a split.
+    """The rows of all sources of a split."""
 
-    Attributes:
-        windows: tokens `[rows, length + 1]`; the first of each is the one before the first that is predicted.
-        lengths: how many of each row are predicted `[rows]`; the rest is padding.
-        sizes: rows of each source `[sources]`, in the order in which they stand in `windows`.
-    """
-
-    windows: Tensor
-    lengths: Tensor
-    sizes: Tensor
+    windows: Tensor  # tokens [rows, length + 1]; the first of each is the one before the first that is predicted
+    lengths: Tensor  # how many of each row are predicted [rows]; the rest is padding
+    sizes: Tensor  # rows of each source [sources], in the order in which they stand in `windows`
 
     @classmethod
     def of(cls, windows: Sequence[Sequence[int]], sizes: Sequence[int], length: int, padding: int) -> Rows:
@@ -82,8 +71,7 @@ class TextTasks(TaskDistribution, ABC):
     """
 
     def __init__(self, *, k_shot: int, k_query: int, length: int, running: bool, tokens: Tokens | None = None) -> None:
-        for field, value in {"k_shot": k_shot, "k_query": k_query, "length": length}.items():
-            check_at_least(field, value, 1)
+        check_at_least(1, k_shot=k_shot, k_query=k_query, length=length)
         self.k_shot, self.k_query, self.length, self.running = k_shot, k_query, length, running
         self.tokens = tokens or Bytes()
         self.spec = TaskSpec("sequence", (length,), self.tokens.vocabulary, ragged=not running)
@@ -129,13 +117,7 @@ class TextTasks(TaskDistribution, ABC):
         return {**scores, "bits_per_character": self.bits_per_character(scores["loss"], y, mask)}
 
     def bits_per_character(self, loss: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """The mean loss over tokens, in nats `[tasks]`, as bits per character `[tasks]`.
-
-        Args:
-            loss: `[tasks]`.
-            y: the predicted tokens `[tasks, n, length]`.
-            mask: `[tasks, n, length]`.
-        """
+        """The mean loss over tokens `y` `[tasks, n, length]`, in nats `[tasks]`, as bits per character `[tasks]`."""
         per_token = masked_mean(self.tokens.characters.to(loss)[y], mask)
         return loss / math.log(2) / per_token.clamp(min=1e-9)
 
@@ -159,22 +141,15 @@ class TextTasks(TaskDistribution, ABC):
         return self.tokens.decode(row[:end])
 
     def windows(self, texts: Sequence[str], *, overlap: bool = False) -> list[list[int]]:
-        """The rows of a source's texts: windows of up to `length + 1` tokens, all but the first of them predicted.
+        """The rows of texts, none empty: windows of up to `length + 1` tokens, all but the first of them predicted.
 
-        Args:
-            texts: not empty.
-            overlap: whether the end of running text, if it fills no row, makes a row with the text before it; else
-                it is left out.
+        The end of running text, if it fills no row, is left out, or makes a row with the text before it: `overlap`.
         """
         boundary, length = self.tokens.boundary, self.length
         encoded = [[*self.tokens.encode(text), boundary] for text in texts]
-        streams = (
-            [[boundary, *(token for text in encoded for token in text)]]
-            if self.running
-            else [[boundary, *text] for text in encoded]
-        )
         found = []
-        for stream in streams:
+        for tokens in [chain.from_iterable(encoded)] if self.running else encoded:
+            stream = [boundary, *tokens]
             starts = list(range(0, len(stream) - 1, length))
             if self.running and starts[-1] + length >= len(stream):
                 last = starts.pop()
@@ -193,23 +168,15 @@ class TextTasks(TaskDistribution, ABC):
 
     def _of(self, split: Split) -> tuple[list[Source], Rows]:
         if split not in self._loaded:
-            self._loaded[split] = self._read(split)
+            found = [(source, self.distinct_windows(source)) for source in self.load(split)]
+            kept = [(source, windows) for source, windows in found if len(windows) >= self.k_shot + self.k_query]
+            if not kept:
+                what = f"no source of the {split} split has {self.k_shot} + {self.k_query} rows of {self.length} tokens"
+                raise UserError(f"{type(self).__name__}: {what}: smaller ones need less")
+            sizes, every = [len(windows) for _, windows in kept], [row for _, windows in kept for row in windows]
+            rows = Rows.of(every, sizes, self.length, self.tokens.boundary)
+            self._loaded[split] = [source for source, _ in kept], rows
         return self._loaded[split]
-
-    def _read(self, split: Split) -> tuple[list[Source], Rows]:
-        kept: list[Source] = []
-        windows: list[list[int]] = []
-        sizes: list[int] = []
-        for source in self.load(split):
-            found = self.distinct_windows(source)
-            if len(found) >= self.k_shot + self.k_query:
-                kept.append(source)
-                windows += found
-                sizes.append(len(found))
-        if not kept:
-            need = f"{self.k_shot} + {self.k_query} rows of {self.length} tokens"
-            raise UserError(f"{type(self).__name__}: no source of the {split} split has {need}: smaller ones need less")
-        return kept, Rows.of(windows, sizes, self.length, self.tokens.boundary)
 
 
 def as_text(task: TaskDistribution) -> TextTasks:

@@ -19,17 +19,11 @@ __all__ = ["Bytes", "PretrainedTokenizer", "Tokens"]
 
 
 class Tokens(KeepsArguments, ABC):
-    """A way to write any text as numbers.
+    """A way to write any text as numbers."""
 
-    Attributes:
-        vocabulary: how many tokens there are, `boundary` included.
-        boundary: the token before and after every text.
-        characters: how many characters each token stands for `[vocabulary]`; the end of a text counts as one.
-    """
-
-    vocabulary: int
-    boundary: int
-    characters: Tensor
+    vocabulary: int  # how many tokens there are, `boundary` included
+    boundary: int  # the token before and after every text
+    characters: Tensor  # how many characters each token stands for [vocabulary]; the end of a text counts as one
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
