@@ -22,7 +22,7 @@ from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.files import atomic, cache_folder
 
-__all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders"]
+__all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders", "visible"]
 
 #: Names of folders whose contents belong to one split.
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -35,10 +35,14 @@ def data_folder(folder: str | Path | None) -> Path:
     return Path(folder or os.environ.get("MLFRAMEWORK_DATA") or "~/.local/share/mlframework").expanduser()
 
 
+def visible(path: Path) -> list[Path]:
+    """The files and folders in `path` that are not hidden, in an order that is the same on every file system."""
+    return sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=composed_parts)
+
+
 def subfolders(path: Path) -> list[Path]:
-    """The folders in `path` that are not hidden, sorted."""
-    entries = (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return sorted(entries, key=composed_parts)
+    """The folders among them."""
+    return [entry for entry in visible(path) if entry.is_dir()]
 
 
 def in_split_folders(
@@ -69,7 +73,7 @@ def composed(name: str) -> str:
 
 
 def composed_parts(path: Path) -> tuple[str, ...]:
-    """The sort key of paths, so that their order is the same on every file system."""
+    """The sort key of paths."""
     return tuple(composed(part) for part in path.parts)
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import Arrays, cached, composed_parts, in_split_folders, subfolders
+from mlframework.tasks.data_folder import Arrays, cached, in_split_folders, subfolders, visible
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 
 __all__ = ["ImageFolder"]
@@ -109,11 +109,10 @@ def split_classes(path: Path) -> dict[Split, dict[Path, list[Path]]]:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a class, sorted."""
-    entries = folder.iterdir()
-    images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")]
+    images = [entry for entry in visible(folder) if entry.suffix.lower() in SUFFIXES]
     if not images:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}): add some, or remove the folder")
-    return sorted(images, key=composed_parts)
+    return images
 
 
 def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:

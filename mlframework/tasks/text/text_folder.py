@@ -13,7 +13,7 @@ from typing import Any
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders
+from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders, visible
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
 from mlframework.tasks.text.text_tasks import Source, TextTasks
@@ -71,9 +71,8 @@ class TextFolder(TextTasks):
         """The usable sources of every split."""
         if self.path.is_dir():
             given = in_split_folders(self.path, lambda folder: self.usable(self.read(folder)), "a task has one split")
-            if given and not all(given.values()):
-                empty = next(split for split, sources in given.items() if not sources)
-                raise UserError(f"task.path={self.path}: there is no task for {empty} that can be used")
+            if given and (empty := [split for split, sources in given.items() if not sources]):
+                raise UserError(f"task.path={self.path}: there is no task for {empty[0]} that can be used")
             if given:
                 return given
         found = {source.name: source for source in self.usable(self.read(self.path))}
@@ -91,13 +90,11 @@ class TextFolder(TextTasks):
         if path.is_file():
             yield from table_sources(path, *self.columns)
             return
-        for entry in sorted(path.iterdir(), key=composed_parts):
-            if not entry.name.startswith("."):
-                inside = (f for f in entry.rglob("*") if f.is_file())
-                files = sorted(inside, key=composed_parts) if entry.is_dir() else [entry]
-                texts = [text for file in files if not file.name.startswith(".") for text in self.texts_of(file)]
-                if texts:
-                    yield Source(entry.name, texts)
+        for entry in visible(path):
+            inside = (file for file in entry.rglob("[!.]*") if file.is_file())
+            files = sorted(inside, key=composed_parts) if entry.is_dir() else [entry]
+            if texts := [text for file in files for text in self.texts_of(file)]:
+                yield Source(entry.name, texts)
 
     def texts_of(self, file: Path) -> list[str]:
         """The texts of a file; none, and a line in the log, where it holds none that can be read."""
@@ -118,10 +115,8 @@ class TextFolder(TextTasks):
             if rows >= need:
                 found.append(source)
             else:
-                log.warning(
-                    "%s: %s: too short, %d rows of %d tokens, and %d + %d are needed: left out",
-                    *(self.path, source.name, rows, self.length, self.k_shot, self.k_query),
-                )
+                what = f"{rows} rows of {self.length} tokens, and {self.k_shot} + {self.k_query} are needed"
+                log.warning("%s: %s: too short, %s: left out", self.path, source.name, what)
         return found
 
 
@@ -134,8 +129,7 @@ def table_sources(path: Path, task_column: str, text_column: str) -> list[Source
                 there = ", ".join(str(name) for name in row)
                 what = f"has no {column}; there are {there} (task.task_column, task.text_column)"
                 raise UserError(f"{path}: {where}: {what}")
-        text = str(row[text_column]).strip()
-        if text:
+        if text := str(row[text_column]).strip():
             found.setdefault(composed(str(row[task_column])), []).append(text)
     return [Source(name, texts) for name, texts in found.items()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import get_args
 
 import faker
 import numpy as np
@@ -71,13 +72,11 @@ class TextLists(TextTasks):
         arrays = cached("text_lists", settings, all_lists, source=__file__)
         lists = {str(name): str(text).split("\n") for name, text in zip(arrays["names"], arrays["texts"], strict=True)}
         languages = split_by_hash(sorted({language_of(name) for name in lists}))
-        elsewhere: set[str] = set()
-        for other in ("train", "validation", "test"):
-            mine = {name: texts for name, texts in lists.items() if language_of(name) in languages[other]}
-            if other == split:
-                return [Source(name, [t for t in texts if t not in elsewhere]) for name, texts in mine.items()]
-            elsewhere.update(text for texts in mine.values() for text in texts)
-        raise AssertionError(split)
+        order = get_args(Split)
+        earlier = {language for other in order[: order.index(split)] for language in languages[other]}
+        elsewhere = {text for name, texts in lists.items() if language_of(name) in earlier for text in texts}
+        mine = {name: texts for name, texts in lists.items() if language_of(name) in languages[split]}
+        return [Source(name, [text for text in texts if text not in elsewhere]) for name, texts in mine.items()]
 
     def source_of(self, name: str) -> str:
         return language_of(name)
