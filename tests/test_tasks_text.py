@@ -16,8 +16,8 @@ import torch
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.tasks import Bytes, PretrainedTokenizer, Source, TextLanguages, TextRoles, TextTasks
+from mlframework.tasks.text.text_data import by_speaker
 from mlframework.tasks.text.text_lists import TextLists, language_of
-from mlframework.tasks.text.text_roles import by_speaker
 from mlframework.testing import check_task_distribution
 
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parents[2] / "shared" / "data")

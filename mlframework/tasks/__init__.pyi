@@ -9,9 +9,8 @@ from .images.image_folder import ImageFolder as ImageFolder
 from .images.omniglot import Omniglot as Omniglot
 from .regression.sinusoid import Sinusoid as Sinusoid
 from .task_distribution import TaskDistribution as TaskDistribution
+from .text.text_data import TextLanguages as TextLanguages, TextRoles as TextRoles
 from .text.text_folder import TextFolder as TextFolder
-from .text.text_languages import TextLanguages as TextLanguages
 from .text.text_lists import TextLists as TextLists
-from .text.text_roles import TextRoles as TextRoles
 from .text.text_tasks import Source as Source, TextTasks as TextTasks
 from .text.tokens import Bytes as Bytes, PretrainedTokenizer as PretrainedTokenizer, Tokens as Tokens

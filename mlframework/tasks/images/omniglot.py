@@ -102,10 +102,8 @@ def by_alphabet(names: list[str]) -> dict[Split, list[str]]:
     splits: dict[Split, list[str]] = {"train": [], "validation": [], "test": []}
     for name in names:
         collection, alphabet, _ = name.split("/")
-        if collection == "images_evaluation":
-            splits["test"].append(name)
-        else:
-            splits["validation" if alphabet in VALIDATION_ALPHABETS else "train"].append(name)
+        background: Split = "validation" if alphabet in VALIDATION_ALPHABETS else "train"
+        splits["test" if collection == "images_evaluation" else background].append(name)
     return splits
 
 

@@ -1,18 +1,14 @@
-"""Reads texts; an error names the file and the place in it."""
+"""Reads a user's texts; an error names the file and the place in it."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from mlframework.errors import InvalidValue, UserError
 
-__all__ = ["Unit", "check_unit", "read_json", "read_text", "units"]
+__all__ = ["Unit", "check_unit", "read_text", "units"]
 
 #: A text is a line, a paragraph between empty lines, or the whole file.
 Unit = Literal["line", "paragraph", "file"]
@@ -48,19 +44,3 @@ def units(text: str, unit: Unit) -> list[str]:
     text = text.replace("\r\n", "\n")
     parts = {"line": text.split("\n"), "paragraph": re.split(r"\n\s*\n", text), "file": [text]}[unit]
     return [part.strip() for part in parts if part.strip()]
-
-
-def read_json(folder: Path, name: str, form: str) -> Mapping[str, Any]:
-    """The gzipped JSON object in `folder/text/name` or `folder/name`; `form` says in words how it must look."""
-    places = [folder / "text" / name, folder / name]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise UserError(f"{places[0]}: is not there: put it there ({form}), or name its folder by task.data_dir=...")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as gzipped JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: must hold {form}")
-    return found

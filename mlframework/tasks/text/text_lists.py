@@ -23,17 +23,9 @@ __all__ = ["TextLists"]
 
 #: Kinds of lists, and faker's provider of each.
 KINDS = {
-    "name": "person",
-    "first_name": "person",
-    "last_name": "person",
-    "city": "address",
-    "street_name": "address",
-    "street_address": "address",
-    "company": "company",
-    "job": "job",
-    "color_name": "color",
-    "currency_name": "currency",
-    "sentence": "lorem",
+    **dict.fromkeys(("name", "first_name", "last_name"), "person"),
+    **dict.fromkeys(("city", "street_name", "street_address"), "address"),
+    **{"company": "company", "job": "job", "color_name": "color", "currency_name": "currency", "sentence": "lorem"},
 }
 #: The most texts of a list, the most draws to find them, and the fewest texts of a list that is kept.
 MOST, DRAWS, LEAST = 200, 400, 30
