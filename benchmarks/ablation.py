@@ -174,7 +174,7 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "tables": Mechanism(
         {f"{TRANSFORMER}:rotations": constant(plain_rotations), f"{TRANSFORMER}:later": constant(plain_causal)},
-        ("backend.table",),
+        ("backend.forward:table",),
         workloads=TEXT,
     ),
     "fused Adam's kernel": Mechanism(
@@ -183,15 +183,15 @@ MECHANISMS: dict[str, Mechanism] = {
         modes=(EAGER, CAPTURED),
         workloads=(*MLPS, "W5"),
     ),
-    "allocator": Mechanism({"backend.allocator:tune": returning(False)}, ("backend.allocator",)),
+    "allocator": Mechanism({"backend.machine:tune": returning(False)}, ("backend.machine:tune",)),
     "merged products": Mechanism(
-        {"backend.whole_step:merge_products": returning(None)},
+        {"backend.gradients:merge_products": returning(None)},
         ("backend.graph_passes",),
         modes=(CAPTURED,),
         workloads=(*MLPS, "W5"),
     ),
     "layout pass": Mechanism(
-        {"backend.compiled:lay_out": returning(None)}, ("backend.graph_passes:lay_out",), modes=(CAPTURED,)
+        {"backend.inductor:lay_out": returning(None)}, ("backend.graph_passes:lay_out",), modes=(CAPTURED,)
     ),
     "sinking pass": Mechanism(
         {"backend.regions:sink": returning(None)},
@@ -222,20 +222,20 @@ MECHANISMS: dict[str, Mechanism] = {
         workloads=("W1-sinusoid-256", "W2", "W4", "W5"),
     ),
     "C++ wrapper": Mechanism(
-        {"backend.compiled:inductor_settings": without_setting("cpp_wrapper")}, (), (CAPTURED,), MLPS
+        {"backend.inductor:inductor_settings": without_setting("cpp_wrapper")}, (), (CAPTURED,), MLPS
     ),
     "contraction": Mechanism(
-        {"backend.compiled:inductor_settings": without_setting("cpp.enable_floating_point_contract_flag")},
+        {"backend.inductor:inductor_settings": without_setting("cpp.enable_floating_point_contract_flag")},
         (),
         (CAPTURED,),
         ("W1", "W2", "W3", "W4"),
     ),
     "vectorising flag": Mechanism(
-        {"backend.compiled:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2", "W3", "W4")
+        {"backend.inductor:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2", "W3", "W4")
     ),
     "direct call of compiled code": Mechanism(
         {
-            "backend.compiled:CompiledGraph.__init__": lambda init: (
+            "backend.inductor:CompiledGraph.__init__": lambda init: (
                 lambda self, code, function, settings: vars(self).update(code=code, settings=settings, function=code)
             )
         },
@@ -245,24 +245,24 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "remembered places": Mechanism(
         {
-            "backend.whole_step:places_of": constant(lambda module: [module]),
-            "backend.whole_step:found_at": constant(
+            "backend.gradients:places_of": constant(lambda module: [module]),
+            "backend.gradients:found_at": constant(
                 lambda places: [*dict(places[0].named_parameters()).values(), *dict(places[0].named_buffers()).values()]
             ),
         },
-        ("backend.module_tensors:places_of", "backend.module_tensors:found_at"),
+        ("backend.algorithm:places_of", "backend.algorithm:found_at"),
         (CAPTURED,),
         MLPS,
     ),
     "remembered indices": Mechanism(
-        {"backend.compiled:remember_indices": returning(None)},
+        {"backend.inductor:remember_indices": returning(None)},
         ("backend.private:remember_indices",),
         (CAPTURED,),
         ("W2-strided-4", "W4"),
     ),
     "trial of extensions": Mechanism(
-        {"backend.compiled:compiler_knows_extensions": returning(False)},
-        ("backend.compiled:compiler_knows_extensions",),
+        {"backend.inductor:compiler_knows_extensions": returning(False)},
+        ("backend.inductor:compiler_knows_extensions",),
         (CAPTURED,),
         ("W1-sinusoid-25x1",),
     ),

@@ -27,7 +27,7 @@ from steps import INNER_LR, Step, adam, gradients, task_loss
 from torch import nn
 from workloads import Workload
 
-from mlframework.backend import allocator
+from mlframework.backend import machine
 from mlframework.base_layers import BaseLayer
 from mlframework.episode import Episode
 from mlframework.inner_loop import SGD
@@ -50,7 +50,7 @@ def ours(workload: Workload, *, capture: str) -> Step:
 
     The first step includes what a run does before its own: `prepare`. So is the allocator as it is in a run.
     """
-    allocator.tune()
+    machine.tune()
     return outer_step(*meta_layer(workload), capture=capture)
 
 

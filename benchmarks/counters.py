@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mlframework.backend.peak_memory import PeakMemory
+from mlframework.backend.machine import PeakMemory
 
 __all__ = ["Operations", "PeakMemory"]
 

@@ -30,7 +30,7 @@ from steps import INNER_LR, Step
 from turns import DOUBLE_TOLERANCE, TOLERANCE, difference, first, memory, turn
 from workloads import in_double
 
-from mlframework.backend import allocator
+from mlframework.backend.machine import tune
 from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.episode import Episode
 from mlframework.files import write_json
@@ -115,7 +115,7 @@ GROWTHS = tuple(dict.fromkeys(cell.growth for cell in CELLS))
 
 def ours(cell: Cell, capture: str) -> Step:
     """As a run takes its steps, with the allocator as it is there; `capture` is `outer.capture`."""
-    allocator.tune()
+    tune()
     task, base_layer, episode = cell.make()
     rule = functools.partial(SGD, lr=INNER_LR)
     layer = MAML(base_layer, task, update=rule, meta_gradient=Exact(), inner_steps=cell.inner_steps)

@@ -27,7 +27,7 @@ from steps import Step
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import Workload
 
-from mlframework.backend.devices import synchronise
+from mlframework.backend.machine import synchronise
 
 __all__ = ["TOLERANCE", "TURN", "compare"]
 

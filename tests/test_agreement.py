@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlframework.backend.gradients import eager_gradients
-from mlframework.backend.graphs import NotCapturable
+from mlframework.backend.tracing import NotCapturable
 from mlframework.backend.verify import TOLERANCES, differences, perturbed, verify_against_eager
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 from commands import SHORT, call
 
-from mlframework.backend import allocator
+from mlframework.backend import machine
 from mlframework.cli import train
 
 #: How many blocks of 16 MiB come from the system, one after the other, before and after.
 PROBE = """
 import ctypes
-from mlframework.backend import allocator
+from mlframework.backend import machine
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 class State(ctypes.Structure):
@@ -26,22 +26,22 @@ def mapped():
     before = libc.mallinfo2().field3
     assert libc.malloc(16 * 2**20)
     return libc.mallinfo2().field3 - before
-print(mapped(), allocator.tune(), mapped())
+print(mapped(), machine.tune(), mapped())
 """
 
 
 #: MB of RAM that a process has with much memory, without it, and after it was given back.
 RELEASED = """
 import torch
-from mlframework.backend import allocator
+from mlframework.backend import machine
 def resident():
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
-allocator.tune()
+machine.tune()
 blocks = [torch.ones(2**20) for _ in range(100)]  # 4 MB each
 much = resident()
 del blocks
 kept = resident()
-allocator.give_back()
+machine.give_back()
 print(much - kept, kept - resident())
 """
 
@@ -53,7 +53,7 @@ def told(monkeypatch):
     libc = SimpleNamespace(
         gnu_get_libc_version=None, mallopt=lambda *call: calls.append(call) or 1, malloc_trim=lambda pad: 0
     )
-    monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: libc))
+    monkeypatch.setattr(machine, "ctypes", SimpleNamespace(CDLL=lambda name: libc))
     monkeypatch.setattr(sys, "platform", "linux")
     forget()
     yield calls
@@ -61,8 +61,8 @@ def told(monkeypatch):
 
 
 def forget():
-    allocator.tune.cache_clear()
-    allocator.glibc.cache_clear()
+    machine.tune.cache_clear()
+    machine.glibc.cache_clear()
 
 
 def test_it_is_told_once_by_a_training_that_asks_for_it(told, tmp_path):
@@ -71,7 +71,7 @@ def test_it_is_told_once_by_a_training_that_asks_for_it(told, tmp_path):
     assert not told
     for run in ("b", "c"):
         assert call(train.main, *small, f"run_dir={run}", folder=tmp_path).exit_code == 0
-        assert told == list(allocator.SETTINGS.items())
+        assert told == list(machine.MALLOPT.items())
 
 
 def test_a_resumed_run_may_change_it(told, tmp_path):
@@ -86,12 +86,12 @@ def test_a_resumed_run_may_change_it(told, tmp_path):
 
 def test_elsewhere_nothing_is_told(told, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not allocator.tune()
-    allocator.give_back()
+    assert not machine.tune()
+    machine.give_back()
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: SimpleNamespace()))  # as musl's
+    monkeypatch.setattr(machine, "ctypes", SimpleNamespace(CDLL=lambda name: SimpleNamespace()))  # as musl's
     forget()
-    assert not allocator.tune()
+    assert not machine.tune()
     assert not told
 
 

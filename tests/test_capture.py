@@ -11,8 +11,8 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mlframework.backend import capture as capture_module
 from mlframework.backend.capture import Capture
-from mlframework.backend.compiled import keep_compiled_files
 from mlframework.backend.gradients import eager_gradients
+from mlframework.backend.inductor import keep_compiled_files
 from mlframework.backend.private import remember_indices
 from mlframework.backend.verify import Undecided, verify_against_eager
 from mlframework.base_layers import MLP, Conv4

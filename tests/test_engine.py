@@ -8,8 +8,7 @@ import torch
 from reference import Recurrent
 from torch import nn
 
-from mlframework.backend.choose_engine import choose_engine
-from mlframework.backend.engine import over_tasks
+from mlframework.backend.engine import choose_engine, over_tasks
 from mlframework.base_layers import MLP, BaseLayer, Stack
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD
@@ -100,7 +99,7 @@ def test_loop_is_taken_at_its_word(caplog):
 def test_auto_falls_back_to_the_loop_and_names_the_module_in_one_line(refused, caplog):
     assert choose_engine(refused, episode_of(refused), "auto") == "loop"
     (record,) = caplog.records
-    assert record.name == "mlframework.backend.choose_engine"
+    assert record.name == "mlframework.backend.engine"
     assert record.levelno == logging.WARNING
     assert "\n" not in record.getMessage()
     assert len(record.getMessage()) < 240

@@ -15,7 +15,7 @@ from mlframework import load
 from mlframework.backend.capture import Capture
 from mlframework.backend.cuda_graphs import RecordedStep
 from mlframework.backend.gradients import eager_gradients
-from mlframework.backend.stopwatch import medians
+from mlframework.backend.machine import medians
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode
 from mlframework.errors import IncompatibleKind

@@ -10,7 +10,7 @@ import torch
 
 from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.graph_passes import lay_out, merge_products, sink
-from mlframework.backend.graphs import traced
+from mlframework.backend.tracing import traced
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode, Examples
 from mlframework.inner_loop import SGD

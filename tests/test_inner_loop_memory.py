@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework.backend.peak_memory import PeakMemory
+from mlframework.backend.machine import PeakMemory
 from mlframework.base_layers import MLP
 from mlframework.evaluation.baselines.from_scratch import TrainedFromScratch
 from mlframework.inner_loop import SGD, Proximal

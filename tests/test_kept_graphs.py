@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.backend import capture as capture_module, regions, whole_step
+from mlframework.backend import capture as capture_module, gradients, regions
 from mlframework.backend.capture import Capture, layout_of
 from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.graph_cache import GraphCache, file_of
@@ -44,7 +44,7 @@ def no_tracing(monkeypatch):
         raise AssertionError("traced")
 
     def forbid():
-        monkeypatch.setattr(whole_step, "traced", refuse)
+        monkeypatch.setattr(gradients, "traced", refuse)
         monkeypatch.setattr(regions, "traced", refuse)
 
     return forbid

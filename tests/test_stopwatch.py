@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from mlframework.backend import stopwatch
-from mlframework.backend.stopwatch import fastest, medians
+from mlframework.backend import machine
+from mlframework.backend.machine import fastest, medians
 
 
 def test_the_fastest_is_found():
@@ -14,11 +14,11 @@ def test_the_fastest_is_found():
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1.04, "first"), (1.06, "second")])
 def test_of_candidates_that_are_about_as_fast_the_first_is_taken(monkeypatch, seconds, expected):
-    monkeypatch.setattr(stopwatch, "medians", lambda candidates: {"first": seconds, "second": 1.0})
+    monkeypatch.setattr(machine, "medians", lambda candidates: {"first": seconds, "second": 1.0})
     assert fastest({"first": lambda: None, "second": lambda: None}) == expected
 
 
-@pytest.mark.parametrize(("seconds", "turns"), [(0.0, stopwatch.MANY), (0.02, stopwatch.CALLS)])
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, machine.MANY), (0.02, machine.CALLS)])
 def test_candidates_take_turns_and_short_ones_more(seconds, turns):
     calls = []
     medians({name: lambda name=name: (calls.append(name), time.sleep(seconds)) for name in ("one", "other")})
@@ -36,7 +36,7 @@ def test_the_first_call_of_a_candidate_does_not_count():
 
 
 def test_a_long_candidate_is_called_once(monkeypatch):
-    monkeypatch.setattr(stopwatch, "LONG", 0.01)
+    monkeypatch.setattr(machine, "LONG", 0.01)
     calls = []
     fastest({"long": lambda: (calls.append(1), time.sleep(0.02))})
     assert len(calls) == 1

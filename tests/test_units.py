@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mlframework.backend.graph_cache import GraphCache
-from mlframework.backend.graphs import NotCapturable
 from mlframework.backend.regions import NotCompiled, RegionCompiler
+from mlframework.backend.tracing import NotCapturable
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact

@@ -1,16 +1,22 @@
-"""What a compiled and planned step needs of an algorithm, as a meta layer has it."""
+"""What a compiled and planned step needs of an algorithm, as a meta layer has it, and the tensors that it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from mlframework.backend.engine import Engine
-from mlframework.episode import Episode
+from mlframework.backend.private import buffers_of, parameters_of
+from mlframework.episode import Episode, Examples
 
-__all__ = ["Algorithm"]
+__all__ = ["Algorithm", "Engine", "Place", "found_at", "places_of", "tensors_of"]
+
+#: How a base layer runs over tasks; see `mlframework.backend.engine`.
+Engine = Literal["vectorised", "loop"]
+
+#: Where a module holds a tensor, and by what name.
+Place = tuple[dict[str, Any], str]
 
 
 class Algorithm(Protocol):
@@ -24,6 +30,15 @@ class Algorithm(Protocol):
     engine: Engine
     outer_step: int
 
+    @property
+    def base_layer(self) -> nn.Module: ...
+
+    def adapt(self, support: Examples) -> Any: ...
+
+    def predict(self, adapted: Any, x: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+    def mask_or_none(self, mask: Tensor) -> Tensor | None: ...
+
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each task `[tasks]`, to be differentiated, and the metrics, `[tasks]` each."""
 
@@ -33,6 +48,24 @@ class Algorithm(Protocol):
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
-    def modules(self) -> Iterator[nn.Module]: ...
-
     def get_submodule(self, target: str) -> nn.Module: ...
+
+
+def tensors_of(module: Algorithm) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def places_of(module: Algorithm) -> list[Place]:
+    """The places of parameters and buffers, where they may be replaced; finding them takes longer than a small step."""
+    places = []
+    for name in tensors_of(module):
+        owner, _, own = name.rpartition(".")
+        part = module.get_submodule(owner)
+        parameters: dict[str, Any] = parameters_of(part)
+        places.append((parameters if own in parameters else buffers_of(part), own))
+    return places
+
+
+def found_at(places: list[Place]) -> list[Tensor]:
+    return [tensors[name] for tensors, name in places]

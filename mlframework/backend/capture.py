@@ -21,15 +21,13 @@ import torch
 from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.allocator import give_back
 from mlframework.backend.cuda_graphs import as_cuda_graph
-from mlframework.backend.devices import synchronise
 from mlframework.backend.forward import compiled_by
-from mlframework.backend.gradients import GradientFn, Gradients, eager_gradients
+from mlframework.backend.gradients import End, GradientFn, Gradients, WholeStep, eager_gradients
 from mlframework.backend.graph_cache import GraphCache
+from mlframework.backend.machine import give_back, synchronise, timed
 from mlframework.backend.private import TorchDispatchMode
 from mlframework.backend.regions import NotCompiled, RegionCompiler
-from mlframework.backend.stopwatch import timed
 from mlframework.backend.verify import (
     SCATTER_FACTOR,
     TOLERANCES,
@@ -38,7 +36,6 @@ from mlframework.backend.verify import (
     in_float64,
     verify_against_eager,
 )
-from mlframework.backend.whole_step import End, WholeStep
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
 
@@ -126,18 +123,18 @@ class Capture:
         self.steps[key] = step or self.eager_step(whole)
         give_back()  # the memory of compiling and checking
 
-    def end(self, whole: bool) -> End | None:
-        return self.finish if whole else None
+    def ended(self, step: GradientFn, whole: bool) -> GradientFn:
+        """A step, of a whole meta-batch followed by `finish`."""
+        finish = self.finish if whole else None
+        return step if finish is None else lambda meta_layer, episode: finish(step(meta_layer, episode))
 
     def eager_step(self, whole: bool) -> GradientFn:
-        return ended(eager_gradients, self.end(whole))
+        return self.ended(eager_gradients, whole)
 
     def compiled_step(self, episode: Episode, whole: bool, *, must: bool) -> GradientFn | None:
         """A compiled step that was seen to give the eager one's results; else None, and a line that says why.
 
-        Args:
-            episode, whole: see `__call__`.
-            must: whether it is taken though it saves no time.
+        With `must` it is taken though it saves no time.
         """
         eager = self.eager_step(whole)
         if len(self.steps) >= MOST_SHAPES:
@@ -145,12 +142,12 @@ class Capture:
             return None
         try:
             with self.cache.checked():
-                eager_seconds = seconds_of(lambda: eager(self.meta_layer, episode))
+                eager_seconds = min(timed(lambda: eager(self.meta_layer, episode)) for _ in range(2))
                 began = time.perf_counter()
                 step = as_cuda_graph(self.build(episode, whole), self.meta_layer, episode)
                 step(self.meta_layer, episode)
                 compiling = time.perf_counter() - began
-                seconds = seconds_of(lambda: step(self.meta_layer, episode))
+                seconds = min(timed(lambda: step(self.meta_layer, episode)) for _ in range(2))
                 self.check(step, eager, episode, whole)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
             if self.interrupted():
@@ -204,10 +201,10 @@ class Capture:
                         raise
             elif not self.has_regions(episode):
                 return self.whole_step(episode, whole)
-            return ended(self.in_regions, self.end(whole))
+            return self.ended(self.in_regions, whole)
 
     def whole_step(self, episode: Episode, whole: bool) -> WholeStep:
-        build = functools.partial(WholeStep, self.meta_layer, episode, self.end(whole))
+        build = functools.partial(WholeStep, self.meta_layer, episode, self.finish if whole else None)
         return self.cache.get(build, self.meta_layer, "whole step", layout_of(episode), whole, repr(self.finish))
 
     def has_regions(self, episode: Episode) -> bool:
@@ -226,11 +223,6 @@ def layout_of(episode: Episode) -> tuple[Any, ...]:
     return tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part)
 
 
-def ended(step: GradientFn, end: End | None) -> GradientFn:
-    """A step followed by its finish."""
-    return step if end is None else lambda meta_layer, episode: end(step(meta_layer, episode))
-
-
 class Operations(TorchDispatchMode):
     """Counts the operations that torch is asked for."""
 
@@ -246,8 +238,3 @@ def operations(meta_layer: Algorithm, episode: Episode) -> int:
     with Operations() as counter:
         eager_gradients(meta_layer, episode)
     return counter.count
-
-
-def seconds_of(function: Callable[[], Gradients]) -> float:
-    """The shorter of two runs."""
-    return min(timed(function) for _ in range(2))

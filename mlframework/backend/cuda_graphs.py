@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
-from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.devices import UNDISTURBED
+from mlframework.backend.algorithm import Algorithm, found_at, places_of
 from mlframework.backend.gradients import GradientFn, Gradients
-from mlframework.backend.graphs import LATER
-from mlframework.backend.module_tensors import found_at, places_of
-from mlframework.backend.private import multiplied
-from mlframework.backend.traced_int import TracedInt
-from mlframework.backend.verify import differences, with_layout
+from mlframework.backend.machine import UNDISTURBED
+from mlframework.backend.private import multiplied, tree_flatten, tree_unflatten
+from mlframework.backend.tracing import LATER, TracedInt
+from mlframework.backend.verify import differences, stored, with_layout
 from mlframework.episode import Episode, Examples
 
 __all__ = ["RecordedStep", "as_cuda_graph"]
@@ -112,7 +110,7 @@ class RecordedStep:
         if self.graph is None:
             return self.step(meta_layer, episode)
         for own, leaf in zip(itertools.chain(*self.episode), itertools.chain(*episode), strict=True):
-            stored(own).copy_(stored(leaf))
+            stored(own, own.stride()).copy_(stored(leaf, leaf.stride()))
         self.graph.replay()
         return copied(self.found)
 
@@ -130,25 +128,10 @@ def waiting_is_an_error() -> Iterator[None]:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def stored(tensor: Tensor) -> Tensor:
-    """A tensor without the repetitions of expanded axes."""
-    for axis, stride in enumerate(tensor.stride()):
-        tensor = tensor if stride else tensor.narrow(axis, 0, 1)
-    return tensor
-
-
 def copied(found: Gradients) -> Gradients:
-    """The same in memory of its own."""
-    metrics, summary = found.metrics, found.summary
-    by_name = dict(zip(found.by_name, copies(found.by_name.values()), strict=True))
-    losses, *values = copies([found.losses, *metrics.values()])
-    if summary is not None:
-        norm, total, *means = copies([summary.norm, summary.total, *summary.means.values()])
-        summary = summary._replace(norm=norm, total=total, means=dict(zip(summary.means, means, strict=True)))
-    return Gradients(losses, dict(zip(metrics, values, strict=True)), by_name, summary)
-
-
-def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    tensors = list(tensors)
-    numbers = bool(tensors) and all(tensor.is_floating_point() for tensor in tensors)
-    return multiplied(tensors, 1) if numbers else [tensor.clone() for tensor in tensors]  # in one kernel where it can
+    """The same in memory of its own, copied by one kernel where all are numbers."""
+    leaves, structure = tree_flatten(found)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    numbers = all(tensor.is_floating_point() for tensor in tensors)
+    own = iter(multiplied(tensors, 1) if numbers else [tensor.clone() for tensor in tensors])
+    return tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlframework.backend import stacked
-from mlframework.backend.attention import differentiable_attention
-from mlframework.backend.devices import UNDISTURBED, fork_rng, name_of, synchronise
-from mlframework.backend.engine import Engine, over_tasks
-from mlframework.backend.private import is_fake
+from mlframework.backend.algorithm import Engine
+from mlframework.backend.engine import over_tasks
+from mlframework.backend.machine import UNDISTURBED, fork_rng, name_of, synchronise
+from mlframework.backend.private import is_fake, swap_tensors
 from mlframework.backend.stacked import batch_norm, by_vmap, per_task, repeated, runs_in_turn, runs_parts, runs_per_task
-from mlframework.backend.swap_tensors import is_tied, swap_tensors
-from mlframework.backend.table import table
 from mlframework.episode import Params
 
 __all__ = [
@@ -60,7 +61,7 @@ def call_per_task(
         mask: `[tasks, n, ...]`, handed to the module beside `x`; None: nothing is.
         engine: see `over_tasks`. Vectorised, layers with a rule of their own take it; see `runs_per_task`.
     """
-    if engine == "vectorised" and not tied(module) and stacked.supports(module, x):
+    if engine == "vectorised" and not is_tied(module) and stacked.supports(module, x):
         return stacked.forward(module, params, x, mask)
 
     def one_task(params: Params, *inputs: Tensor) -> Tensor:
@@ -73,19 +74,65 @@ def call_per_task(
         return over_tasks(one_task, params, *((x,) if mask is None else (x, mask)), engine=engine)
 
 
-def tied(module: nn.Module) -> bool:
-    """`is_tied`, remembered: a small step has no time to ask."""
+def is_tied(module: nn.Module) -> bool:
+    """Whether a parameter has two names; remembered: a small step has no time to ask."""
     if module not in TIED:
-        TIED[module] = is_tied(module)
+        TIED[module] = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
     return TIED[module]
 
 
-class CompilesRegions(Protocol):
-    """A compiler of regions."""
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Within this context torch's attention can be differentiated twice, in evaluation mode too.
 
-    def __call__(self, function: Callable[..., Any], *args: Any, recompute: bool) -> Any:
-        """The value of the function; see `region`."""
+    In evaluation mode `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` take a fused kernel that has no
+    derivative; the flash kernels have a first derivative, but no second.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
+
+def table(**numbers: type) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Remembers what a function returns for numbers, as positions, and for the type and device of a tensor.
+
+    A compiler reads the table, where it would compute each of its numbers anew for every number that depends on it.
+
+    Args:
+        numbers: the function's arguments after the first, with their types, `int` or `float`. The first is a tensor
+            without axes, whose type and device the table takes.
+    """
+
+    def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.lru_cache(maxsize=64)
+        def remembered(dtype: torch.dtype, device: torch.device, *values: Any) -> Tensor:
+            return function(torch.zeros((), dtype=dtype, device=device), *values)
+
+        # An operator's result is its caller's own, so it is a copy.
+        operator = torch.library.custom_op(
+            f"mlframework::{function.__name__}",
+            lambda like, *values: remembered(like.dtype, like.device, *values).clone(),
+            mutates_args=(),
+            schema=f"(Tensor like, {', '.join(f'{kind.__name__} {name}' for name, kind in numbers.items())}) -> Tensor",
+        )
+        operator.register_fake(function)
+
+        @functools.wraps(function)
+        def read(x: Tensor, *values: Any) -> Tensor:
+            # `x` may belong to a task of `vmap`, or to a graph; the table does not.
+            return operator(torch.zeros((), dtype=x.dtype, device=x.device), *values)
+
+        return read
+
+    return decorated
+
+
+#: Calls a function with arguments, and with `recompute`; see `region`.
+CompilesRegions = Callable[..., Any]
 
 #: The compiler within `compiled_by`.
 COMPILER: ContextVar[CompilesRegions | None] = ContextVar("compiler", default=None)

@@ -1,18 +1,21 @@
-"""The meta-gradient of an episode, as autograd finds it."""
+"""The meta-gradient of an episode: as autograd finds it, and as one compiled graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.graph_passes import memory_order
-from mlframework.episode import Episode
+from mlframework.backend.algorithm import Algorithm, Place, found_at, places_of, tensors_of
+from mlframework.backend.graph_passes import memory_order, merge_products
+from mlframework.backend.inductor import compiled
+from mlframework.backend.private import swap_tensors
+from mlframework.backend.tracing import LATER, changes_with_step, is_same, traced, tracing
+from mlframework.episode import Episode, Examples
 
-__all__ = ["GradientFn", "Gradients", "StepSummary", "eager_gradients"]
+__all__ = ["End", "GradientFn", "Gradients", "StepSummary", "WholeStep", "eager_gradients"]
 
 
 class StepSummary(NamedTuple):
@@ -49,6 +52,9 @@ class Gradients(NamedTuple):
 #: Finds the meta-gradient of an episode.
 GradientFn = Callable[[Algorithm, Episode], Gradients]
 
+#: Averages and summarises the gradients of a whole meta-batch.
+End = Callable[[Gradients], Gradients]
+
 
 def eager_gradients(meta_layer: Algorithm, episode: Episode) -> Gradients:
     """The meta-gradient as autograd finds it; no `.grad` is touched."""
@@ -67,3 +73,68 @@ def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
         return grad
     order, back = memory_order(parameter)
     return grad.permute(order).contiguous().permute(back)
+
+
+class WholeStep:
+    """The meta-gradient of a meta layer as one graph, for episodes of one shape.
+
+    Args:
+        meta_layer: the algorithm, in training mode.
+        episode: the first of its shape.
+        end: becomes part of the graph.
+
+    Raises:
+        NotCapturable: the step draws random numbers, or changes with the number of the outer step.
+        Exception: whatever tracing and compiling raise.
+    """
+
+    def __init__(self, meta_layer: Algorithm, episode: Episode, end: End | None = None) -> None:
+        #: The names of metrics and of gradients, in the order in which the graph gives them.
+        self.metrics: list[str] = []
+        self.names: list[str] = []
+        self.places: list[Place] = []
+        step, inputs = self.flat_step(meta_layer, end), self.inputs(meta_layer, episode)
+        with tracing(meta_layer):
+            graph = traced(step, inputs)
+        with tracing(meta_layer, later=LATER):
+            if not is_same(graph, traced(step, inputs)):
+                raise changes_with_step(meta_layer)
+        merge_products(graph.graph)
+        self.compiled = compiled(graph, meta_layer)
+
+    def __call__(self, meta_layer: Algorithm, episode: Episode) -> Gradients:
+        with torch.no_grad():
+            losses, *found = self.compiled(self.inputs(meta_layer, episode))
+        count, end = len(self.metrics), len(self.metrics) + len(self.names)
+        metrics = dict(zip(self.metrics, found[:count], strict=True))
+        by_name = dict(zip(self.names, found[count:end], strict=True))
+        if len(found) == end:
+            return Gradients(losses, metrics, by_name)
+        norm, total, *means = found[end:]
+        return Gradients(losses, metrics, by_name, StepSummary(norm, total, dict(zip(metrics, means, strict=True))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "places": []}
+
+    def inputs(self, meta_layer: Algorithm, episode: Episode) -> list[Any]:
+        self.places = self.places or places_of(meta_layer)
+        return [tensor.detach() for tensor in (*found_at(self.places), *episode.support, *episode.query)]
+
+    def flat_step(self, meta_layer: Algorithm, end: End | None) -> Callable[..., list[Tensor]]:
+        """A function of tensors to the tensors of the result; notes their names."""
+        names = list(tensors_of(meta_layer))
+        learned = {name for name, p in meta_layer.named_parameters() if p.requires_grad}
+
+        def step(*inputs: Tensor) -> list[Tensor]:
+            held, data = inputs[: len(names)], inputs[len(names) :]
+            tensors = {name: t.detach().requires_grad_(name in learned) for name, t in zip(names, held, strict=True)}
+            episode = Episode(Examples(*data[:3]), Examples(*data[3:]))
+            with swap_tensors(cast(nn.Module, meta_layer), tensors):
+                found = eager_gradients(meta_layer, episode)
+            self.metrics[:], self.names[:] = found.metrics, found.by_name
+            with torch.no_grad():
+                losses, metrics, by_name, summary = found if end is None else end(found)
+            last = () if summary is None else (summary.norm, summary.total, *summary.means.values())
+            return [losses, *metrics.values(), *by_name.values(), *last]
+
+        return step

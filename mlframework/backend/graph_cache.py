@@ -27,9 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.devices import name_of
-from mlframework.backend.module_tensors import tensors_of
+from mlframework.backend.algorithm import Algorithm, tensors_of
+from mlframework.backend.machine import name_of
 from mlframework.files import atomic, cache_folder
 
 __all__ = ["GraphCache"]
@@ -131,21 +130,15 @@ def remove_old(folder: Path) -> None:
 def file_of(meta_layer: Algorithm, question: tuple[Any, ...]) -> Path | None:
     """The file of the answer to a question; None if something that it depends on cannot be written down."""
     # The number of the outer step makes no difference, or is refused.
-    numbers = {
-        name: value for name, value in vars(meta_layer).items() if name not in ("outer_step", "constructor_arguments")
-    }
+    ignored = ("outer_step", "constructor_arguments")
+    numbers = {name: value for name, value in vars(meta_layer).items() if name not in ignored}
     description = Description(tensors_of(meta_layer))
     try:
         text = description.of((question, type(meta_layer), numbers, flags()))
         devices = sorted({name_of(tensor.device) for tensor in description.tensors})
-        beside = [
-            torch.__version__,
-            torch.get_num_threads(),
-            machine(),
-            devices,
-            constants(description.classes | description.modules()),
-        ]
-        digest = hashlib.sha256(str(beside).encode() + text + sources(description.modules()))
+        plain = constants(description.classes | description.modules())
+        beside = str([torch.__version__, torch.get_num_threads(), processor(), devices, plain])
+        digest = hashlib.sha256(beside.encode() + text + sources(description.modules()))
     except Exception as error:  # objects that cannot be pickled raise all kinds
         log.debug("capture: %s is traced in every process: %s", question[0], error)
         return None
@@ -234,7 +227,7 @@ def flags() -> tuple[Any, ...]:
 
 
 @functools.cache
-def machine() -> list[str]:
+def processor() -> list[str]:
     """The processor that code is compiled for."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -5,18 +5,13 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple, cast, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
 
-from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.allocator import give_back
+from mlframework.backend.algorithm import Algorithm, Engine
 from mlframework.backend.capture import Capture
-from mlframework.backend.choose_engine import choose_engine
-from mlframework.backend.devices import fork_rng
-from mlframework.backend.engine import Engine
-from mlframework.backend.peak_memory import PeakMemory
-from mlframework.backend.stopwatch import fastest
+from mlframework.backend.engine import choose_engine
+from mlframework.backend.machine import PeakMemory, fastest, fork_rng, give_back
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue
 
@@ -85,7 +80,7 @@ class Planner:
 
     def prepare(self, episode: Episode) -> None:
         """Chooses the engine by trying it on an episode."""
-        self.meta_layer.engine = choose_engine(cast(Any, self.meta_layer), episode, self.engine)
+        self.meta_layer.engine = choose_engine(self.meta_layer, episode, self.engine)
         self.vectorises = self.meta_layer.engine == "vectorised"
 
     def follow(self, episode: Episode) -> ExecutionPlan:
@@ -176,8 +171,15 @@ class Planner:
     def peak(self, plan: ExecutionPlan, episode: Episode) -> float:
         """The most bytes that the tensors of a meta-gradient hold."""
         self.try_out(plan, episode)  # so that the memory of `.grad` is there before
-        with counted_references(), PeakMemory() as memory:
-            self.try_out(plan, episode)
+        # When the garbage collector frees a cycle depends on everything else that the process did.
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            with PeakMemory() as memory:
+                self.try_out(plan, episode)
+        finally:
+            if enabled:
+                gc.enable()
         return memory.peak
 
     def try_out(self, plan: ExecutionPlan, episode: Episode) -> None:
@@ -213,15 +215,3 @@ class Planner:
         """The settings that the choices depend on."""
         device = next(self.meta_layer.parameters()).device.type
         return [self.engine, self.chunk, self.memory_limit, self.capture.wanted, device]
-
-
-@contextmanager
-def counted_references() -> Iterator[None]:
-    """Turns the garbage collector off: when it frees a cycle depends on everything else that the process did."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -126,12 +126,12 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def swapped(module: nn.Module, tensors: dict[str, Tensor]) -> AbstractContextManager[Any]:
-    """Puts tensors in the place of parameters and buffers for a while.
+def swap_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> AbstractContextManager[Any]:
+    """Within this context tensors stand in for parameters and buffers, by name; those that are missing stay.
 
-    `torch.func.functional_call` does so for one call only, and does not put back the parameters of a module that is
-    held twice (pytorch/pytorch issue 164759; open in 2.13). `stack_weights` puts them back in reverse order, which is
-    right for those as well.
+    A tensor that has two names is replaced under both. `torch.func.functional_call` does so for one call only, and does
+    not put back the parameters of a module that is held twice (pytorch/pytorch issue 164759; open in 2.13).
+    `stack_weights` puts them back in reverse order, which is right for those as well.
     """
     return _reparametrize_module(module, tensors, tie_weights=True, stack_weights=True)
 

@@ -13,21 +13,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.compiled import CompiledGraph, compiled
-from mlframework.backend.forward import compiled_by
+from mlframework.backend.algorithm import Algorithm, found_at, places_of, tensors_of
+from mlframework.backend.forward import compiled_by, swap_tensors
 from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.graph_passes import sink
-from mlframework.backend.graphs import LATER, NotCapturable, changes_with_step, is_same, traced, tracing
-from mlframework.backend.module_tensors import found_at, places_of, tensors_of
+from mlframework.backend.inductor import CompiledGraph, compiled
 from mlframework.backend.private import TreeSpec, partition, tree_flatten, tree_unflatten, without_saved_tensor_hooks
-from mlframework.backend.swap_tensors import swap_tensors
-from mlframework.backend.traced_int import TracedInt, traced_int
+from mlframework.backend.tracing import LATER, NotCapturable, TracedInt, changes_with_step, is_same, traced, tracing
 
 __all__ = ["NotCompiled", "RegionCompiler"]
-
-#: Stands for a tensor among the arguments of a function.
-TENSOR = object()
 
 #: Stands, while a region is traced, for the gradient by a result, which only the backward pass is given.
 tangent = torch.library.custom_op(
@@ -87,22 +81,32 @@ class Slot(int):
     """The number of a tensor among the inputs of a region and the results of its forward pass."""
 
 
-@dataclass
-class CompiledRegion:
-    """A compiled function of tensors to nests of tensors, for tensors of one shape.
+class Form(NamedTuple):
+    """How the value of a function is made of tensors.
 
     Attributes:
-        leaves: of the function's value: slots of tensors, and all other leaves as they are.
+        leaves: slots of tensors, and all other leaves as they are.
         structure: how they are nested.
         results: the strides of each result of the forward pass, and whether it has a gradient.
-        depends_on_numbers: whether a number among the arguments makes a difference.
-        forward: gives the results, and then the tensors that the backward pass reads.
-        backward: from those and the gradients by the results, the gradients by the inputs; None if there are none.
     """
 
     leaves: list[Any]
     structure: TreeSpec
     results: list[tuple[tuple[int, ...], bool]]
+
+
+@dataclass
+class CompiledRegion:
+    """A compiled function of tensors to nests of tensors, for tensors of one shape.
+
+    Attributes:
+        form: of the function's value.
+        depends_on_numbers: whether a number among the arguments makes a difference.
+        forward: gives the results, and then the tensors that the backward pass reads.
+        backward: from those and the gradients by the results, the gradients by the inputs; None if there are none.
+    """
+
+    form: Form
     depends_on_numbers: bool
     forward: CompiledGraph
     backward: CompiledGraph | None = None
@@ -114,8 +118,8 @@ class CompiledRegion:
         else:
             found = Differentiable.apply(self, *inputs)
         tensors = (*inputs, *found)
-        leaves = [tensors[leaf] if isinstance(leaf, Slot) else leaf for leaf in self.leaves]
-        return tree_unflatten(leaves, self.structure)
+        leaves = [tensors[leaf] if isinstance(leaf, Slot) else leaf for leaf in self.form.leaves]
+        return tree_unflatten(leaves, self.form.structure)
 
 
 class Differentiable(torch.autograd.Function):
@@ -127,17 +131,16 @@ class Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, region: CompiledRegion, *inputs: Tensor) -> tuple[Tensor, ...]:
-        found, count = region.forward(list(inputs)), len(region.results)
-        ctx.region = region
-        ctx.save_for_backward(*found[count:])
+        found, ctx.region = region.forward(list(inputs)), region
+        ctx.save_for_backward(*found[len(region.form.results) :])
         results: dict[int, Tensor] = {}
-        for x, (_, has_grad) in zip(found, region.results, strict=False):
+        without: list[Tensor] = []
+        for x, (_, has_grad) in zip(found, region.form.results, strict=False):
             # One tensor, as a value and the same detached, is two results.
             x = x if has_grad and id(x) not in results else x.detach()
             results[id(x)] = x
-        ctx.mark_non_differentiable(
-            *(x for x, (_, has_grad) in zip(results.values(), region.results, strict=True) if not has_grad)
-        )
+            without += [] if has_grad else [x]
+        ctx.mark_non_differentiable(*without)
         return tuple(results.values())
 
     @staticmethod
@@ -146,13 +149,12 @@ class Differentiable(torch.autograd.Function):
             raise NotCapturable("the gradient of a compiled region cannot be differentiated again")
         region: CompiledRegion = ctx.region
         assert region.backward is not None
-        parts = zip(grads, region.results, strict=True)
+        parts = zip(grads, region.form.results, strict=True)
         tangents = [with_strides(grad, strides) for grad, (strides, has_grad) in parts if has_grad]
         return None, *region.backward([*ctx.saved_tensors, *tangents])
 
 
 def with_strides(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A tensor with given strides."""
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
@@ -169,29 +171,17 @@ class Trace(NamedTuple):
 
     Attributes:
         graph: the results, and then the gradients by the inputs.
-        leaves, structure, results: see `CompiledRegion`.
+        form: of the value.
         touched: whether the function is known to have computed with a number among the arguments.
     """
 
     graph: fx.GraphModule
-    leaves: list[Any]
-    structure: TreeSpec
-    results: list[tuple[tuple[int, ...], bool]]
+    form: Form
     touched: bool
-
-    def is_same(self, other: Trace) -> bool:
-        """Whether the same is computed, with the same constants, and returned."""
-        values = (self.leaves, self.structure, self.results)
-        return values == (other.leaves, other.structure, other.results) and is_same(self.graph, other.graph)
 
 
 def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> CompiledRegion:
-    """Traces and compiles the function of a call.
-
-    Args:
-        meta_layer: see `RegionCompiler`.
-        call: the first of its shape.
-        recompute: see `region`.
+    """Traces and compiles the function of a call, the first of its shape; for `recompute` see `region`.
 
     Raises:
         NotCapturable: it depends on the number of the outer step, or draws random numbers.
@@ -200,7 +190,7 @@ def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> Compil
     depends = first.touched or not is_same_later(first, meta_layer, call, ahead=1)
     if depends and not is_same_later(first, meta_layer, call, ahead=0):
         raise changes_with_step(meta_layer)
-    results, passes = first.results, [first.graph]
+    results, passes = first.form.results, [first.graph]
     if any(has_grad for _, has_grad in results):
         mark_passes(first.graph)
         passes = [*partition(first.graph, outputs=len(results), keep_all=not recompute)]
@@ -208,13 +198,14 @@ def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> Compil
         sink(part.graph)
     # torch's own order takes least memory, but separates operations that read the same tensors.
     programs = [compiled(part, meta_layer, reorder_for_peak_memory=False) for part in passes]
-    return CompiledRegion(first.leaves, first.structure, results, depends, *programs)
+    return CompiledRegion(first.form, depends, *programs)
 
 
 def is_same_later(first: Trace, meta_layer: Algorithm, call: Call, *, ahead: int) -> bool:
     """Whether tracing gives the same at a later outer step, with numbers among the arguments that are ahead."""
     try:
-        return first.is_same(trace(meta_layer, call, ahead, LATER))
+        later = trace(meta_layer, call, ahead, LATER)
+        return first.form == later.form and is_same(first.graph, later.graph)
     except NotCapturable:
         raise
     except Exception:  # as where a table has no such row
@@ -222,24 +213,18 @@ def is_same_later(first: Trace, meta_layer: Algorithm, call: Call, *, ahead: int
 
 
 def trace(meta_layer: Algorithm, call: Call, ahead: int = 0, later: int = 0) -> Trace:
-    """Traces a function and its gradients.
-
-    Args:
-        meta_layer, call: see `compile_region`.
-        ahead: is added to every number among the arguments.
-        later: is added to the number of the outer step.
-    """
+    """Traces a function and its gradients, `ahead` added to its numbers and `later` to that of the outer step."""
     held = tensors_of(meta_layer)
     inputs = [*held.values(), *(leaf for leaf in call.flat if isinstance(leaf, Tensor))]
     learned = [x.requires_grad and torch.is_grad_enabled() for x in inputs]
-    others = [TENSOR if isinstance(leaf, Tensor) else traced_int(leaf, ahead) for leaf in call.flat]
-    notes: list[Any] = []
+    others = [TracedInt(leaf + ahead) if type(leaf) is int else leaf for leaf in call.flat]
+    forms: list[Form] = []
 
     def joint(*inputs: Tensor) -> list[Tensor | None]:
         """The results, and then the gradients by the inputs; notes the leaves and strides of the value."""
         inputs = tuple(x.detach().requires_grad_(needed) for x, needed in zip(inputs, learned, strict=True))
         tensors = iter(inputs[len(held) :])
-        args = tree_unflatten([next(tensors) if leaf is TENSOR else leaf for leaf in others], call.structure)
+        args = tree_unflatten([next(tensors) if isinstance(x, Tensor) else x for x in others], call.structure)
         with swap_tensors(cast(nn.Module, meta_layer), dict(zip(held, inputs, strict=False))):
             value, nesting = tree_flatten(call.function(*args))
         # In the layout in which the next region takes them, so that nothing is copied in between.
@@ -247,14 +232,13 @@ def trace(meta_layer: Algorithm, call: Call, ahead: int = 0, later: int = 0) -> 
         leaves, found = in_slots(value, inputs)
         # A function may have leaves of its own, by which no gradient is wanted.
         results = [(x.stride(), x.requires_grad and any(learned)) for x in found]
-        notes[:] = leaves, nesting, results
+        forms[:] = [Form(leaves, nesting, results)]
         return [*found, *gradients_by(inputs, [x for x, (_, has_grad) in zip(found, results, strict=True) if has_grad])]
 
     with compiled_by(None), tracing(meta_layer, later), without_saved_tensor_hooks():
         graph = traced(joint, inputs)
-    leaves, nesting, results = notes
     touched = any(isinstance(leaf, TracedInt) and leaf.touched for leaf in others)
-    return Trace(graph, leaves, nesting, results, touched)
+    return Trace(graph, forms[-1], touched)
 
 
 def in_slots(value: Sequence[Any], inputs: Sequence[Tensor]) -> tuple[list[Any], list[Tensor]]:

@@ -94,18 +94,6 @@ def embedding(module: nn.Embedding, params: Mapping[str, Tensor], x: Tensor, mas
     return F.embedding(x + first.view(-1, *(1 for _ in x.shape[1:])), weight.flatten(0, 1))
 
 
-def flatten(module: nn.Flatten, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
-    return x.flatten(2)
-
-
-def elementwise(module: nn.Module, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
-    return module.forward(x)
-
-
-def conv2d(module: nn.Conv2d, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
-    return convolve(x, params["weight"], params.get("bias"), module.stride, module.padding)
-
-
 def max_pool2d(module: nn.MaxPool2d, params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
     if is_traced() and module.kernel_size in (2, (2, 2)):
         return max_pool(x)
@@ -142,15 +130,21 @@ def is_common(module: nn.MaxPool2d) -> bool:
     return module.stride == module.kernel_size and rest == (0, 1, False, False)
 
 
-runs_per_task(nn.Conv2d, conv2d, when=is_plain)
+runs_per_task(
+    nn.Conv2d,
+    lambda module, params, x, mask: convolve(x, params["weight"], params.get("bias"), module.stride, module.padding),
+    when=is_plain,
+)
 runs_per_task(nn.MaxPool2d, max_pool2d, when=is_common)
 runs_per_task(nn.Linear, linear)
 runs_per_task(
     nn.Embedding, embedding, when=lambda e: e.padding_idx is None and e.max_norm is None and not e.scale_grad_by_freq
 )
-runs_per_task(nn.Flatten, flatten, when=lambda module: (module.start_dim, module.end_dim) == (1, -1))
+runs_per_task(
+    nn.Flatten, lambda module, params, x, mask: x.flatten(2), when=lambda m: (m.start_dim, m.end_dim) == (1, -1)
+)
 for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Softplus):
-    runs_per_task(kind, elementwise)
+    runs_per_task(kind, lambda module, params, x, mask: module.forward(x))
 
 
 def repeated(module: nn.Module, names: Iterable[str], num_tasks: int) -> dict[str, Tensor]:
@@ -176,10 +170,7 @@ def repeated(module: nn.Module, names: Iterable[str], num_tasks: int) -> dict[st
 
 
 def supports(module: nn.Module, x: Tensor) -> bool:
-    """Whether `forward` can run a module on inputs `[tasks, n, ...]`.
-
-    It cannot where there are hooks on the modules: it calls none of them.
-    """
+    """Whether `forward` can run a module on inputs `[tasks, n, ...]`; not where there are hooks: it calls none."""
     return x.dim() >= 3 and has_rule(module) and not has_global_hooks()
 
 

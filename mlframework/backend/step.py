@@ -6,12 +6,11 @@ Training, runs, command lines and `mlframework.testing` import it; layers and al
 
 from __future__ import annotations
 
-from mlframework.backend.allocator import tune
 from mlframework.backend.capture import Capture
-from mlframework.backend.choose_engine import choose_engine
+from mlframework.backend.engine import choose_engine
 from mlframework.backend.gradients import Gradients, StepSummary
+from mlframework.backend.machine import PeakMemory, tune
 from mlframework.backend.optimizer_step import optimizer_step
-from mlframework.backend.peak_memory import PeakMemory
 from mlframework.backend.plan import ExecutionPlan, Planner
 from mlframework.backend.private import divided, event_writer, import_compiler, multiplied, version_of
 

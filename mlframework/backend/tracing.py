@@ -1,18 +1,55 @@
-"""Whether a step is being traced for a compiler: some layers are then written in other operations, which fuse."""
+"""Functions of tensors as graphs, and what a graph refuses.
+
+`make_fx` traces through the gradients that an inner loop takes, which `torch.compile` does not. Parameters and buffers
+of the meta layer are inputs of a graph, not part of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-__all__ = ["is_traced", "while_traced"]
+import torch
+from torch import Tensor, fx
+
+from mlframework.backend.algorithm import Algorithm
+from mlframework.backend.private import FOREACH_DIV, FOREACH_MUL, decompositions, is_mutable
+
+__all__ = [
+    "LATER",
+    "NotCapturable",
+    "TracedInt",
+    "changes_with_step",
+    "is_same",
+    "is_traced",
+    "reject_random_numbers",
+    "traced",
+    "tracing",
+    "while_traced",
+]
+
+#: Outer steps ahead at which a graph has to be the same.
+LATER = 1000
+
+#: Operations on lists of tensors, one tensor at a time: inductor fuses them as it does others, and the kernels that it
+#: made of whole lists did not compile on GPUs (torch 2.11).
+ONE_BY_ONE: dict[Any, Callable[..., Any]] = {
+    FOREACH_DIV: lambda tensors, divisor: [t / divisor for t in tensors],
+    FOREACH_MUL: lambda tensors, factor: [t * factor for t in tensors],
+}
 
 TRACED = ContextVar("traced", default=False)
 
 
+class NotCapturable(Exception):
+    """Why a step cannot be a graph."""
+
+
 def is_traced() -> bool:
-    """Whether the tensors at hand stand for others, in a graph to be compiled."""
+    """Whether tensors stand for others, in a graph: some layers are then written in other operations, which fuse."""
     return TRACED.get()
 
 
@@ -24,3 +61,69 @@ def while_traced() -> Iterator[None]:
         yield
     finally:
         TRACED.reset(token)
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """A function of tensors as a graph of operators that inductor knows, without operations in place."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with while_traced():
+        graph = make_fx(function, {**decompositions(), **ONE_BY_ONE}, tracing_mode="fake")(*inputs)
+    if any(is_mutable(node.target) for node in graph.graph.nodes):
+        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
+    return graph
+
+
+@contextmanager
+def tracing(meta_layer: Algorithm, later: int = 0) -> Iterator[None]:
+    """Refuses to trace a function that reads the number of the outer step, which is `later` steps ahead meanwhile."""
+    before, meta_layer.outer_step = meta_layer.outer_step, TracedInt(meta_layer.outer_step + later)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own making
+            yield
+        if meta_layer.outer_step.touched:
+            raise changes_with_step(meta_layer)
+    finally:
+        meta_layer.outer_step = before
+
+
+def changes_with_step(meta_layer: Algorithm) -> NotCapturable:
+    return NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")
+
+
+def is_same(graph: fx.GraphModule, other: fx.GraphModule) -> bool:
+    """Whether two graphs do the same, with the same constants."""
+    names = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    return graph.code == other.code and all(torch.equal(getattr(graph, name), getattr(other, name)) for name in names)
+
+
+def reject_random_numbers(graph: fx.GraphModule, meta_layer: Algorithm) -> None:
+    """Raises `NotCapturable` if a graph draws random numbers."""
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise NotCapturable(f"{type(meta_layer).__name__} draws random numbers ({node.target})")
+
+
+class TracedInt(int):
+    """A number that notices when Python code computes or compares with it, since a graph would hold it as a constant.
+
+    It does not notice everything: torch and C code read a number directly, as `tensor * n` does. So functions are
+    traced with another number as well.
+    """
+
+    touched = False
+
+
+def watch(name: str) -> Callable[..., Any]:
+    def method(self: TracedInt, *args: Any) -> Any:
+        self.touched = True
+        return getattr(int, name)(self, *args)
+
+    return method
+
+
+BINARY = "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor"
+OTHERS = "lt le gt ge eq ne neg pos abs invert bool int float index hash round trunc floor ceil str repr format"
+for operation in (*BINARY.split(), *(f"r{name}" for name in BINARY.split()), *OTHERS.split()):
+    setattr(TracedInt, f"__{operation}__", watch(f"__{operation}__"))

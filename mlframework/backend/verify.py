@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.gradients import GradientFn, Gradients
-from mlframework.backend.graphs import NotCapturable
+from mlframework.backend.tracing import NotCapturable
 from mlframework.episode import Episode, Examples
 
 __all__ = ["Undecided", "differences", "in_float64", "verify_against_eager"]
@@ -119,11 +119,16 @@ def repeated(episode: Episode, task: int) -> Episode:
 
 def with_layout(tensor: Tensor, values: Tensor) -> Tensor:
     """Values in the memory layout of a tensor, on which a graph depends; expanded axes stay expanded."""
-    values = values.expand_as(tensor)
-    for axis, stride in enumerate(tensor.stride()):
-        values = values if stride else values.narrow(axis, 0, 1)
+    values = stored(values.expand_as(tensor), tensor.stride())
     own = torch.empty_strided(values.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return own.copy_(values).expand_as(tensor)
+
+
+def stored(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    """A tensor without the repetitions of axes that are expanded in memory with such strides."""
+    for axis, stride in enumerate(strides):
+        tensor = tensor if stride else tensor.narrow(axis, 0, 1)
+    return tensor
 
 
 def differences(found: Gradients, eager: Gradients) -> Tensor:

@@ -7,7 +7,7 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor, fx
 
 from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.graph_passes import lay_out
-from mlframework.backend.graphs import reject_random_numbers
 from mlframework.backend.private import (
     compile_graph,
     compiler_folder,
@@ -25,6 +24,7 @@ from mlframework.backend.private import (
     restored_code,
     tracing_context,
 )
+from mlframework.backend.tracing import reject_random_numbers
 from mlframework.files import cache_folder
 
 __all__ = ["CompiledGraph", "compiled", "keep_compiled_files"]
@@ -47,7 +47,9 @@ def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> C
 
 
 class CompiledGraph:
-    """A compiled function of tensors. Pickled, it refers to files in inductor's own folder.
+    """A compiled function of a list of tensors, which it empties, so that nothing outlives its last use.
+
+    Pickled, it refers to files in inductor's own folder.
 
     Args:
         code: inductor's object around it, which is pickled.
@@ -55,11 +57,10 @@ class CompiledGraph:
         settings: those that it was compiled with.
     """
 
-    def __init__(self, code: Any, function: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, code: Any, function: Callable[[list[Tensor]], Any], settings: dict[str, Any]) -> None:
         self.code, self.function, self.settings = code, function, settings
 
     def __call__(self, inputs: list[Tensor]) -> Any:
-        """The results; the list is empty afterwards, so that nothing outlives its last use."""
         return self.function(inputs)
 
     def __getstate__(self) -> Any:
