@@ -28,14 +28,7 @@ from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.machine import give_back, synchronise, timed
 from mlframework.backend.private import TorchDispatchMode
 from mlframework.backend.regions import NotCompiled, RegionCompiler
-from mlframework.backend.verify import (
-    SCATTER_FACTOR,
-    TOLERANCES,
-    Undecided,
-    differences,
-    in_float64,
-    verify_against_eager,
-)
+from mlframework.backend.verify import Undecided, are_small, differences, in_float64, verify_against_eager
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
 
@@ -176,8 +169,7 @@ class Capture:
             off = differences(step(self.meta_layer, episode), eager(self.meta_layer, episode))
             judge = functools.partial(self.check_in_float64, off, episode, whole)
             then = self.cache.get(judge, self.meta_layer, "in float64", layout_of(episode), whole, repr(self.finish))
-            limits = torch.tensor(TOLERANCES[torch.float32])
-            if not bool((off <= torch.maximum(limits, SCATTER_FACTOR * then)).all()):
+            if not are_small(off, torch.float32, then):
                 judge()
 
     def check_in_float64(self, off: Tensor, episode: Episode, whole: bool) -> Tensor:

@@ -42,7 +42,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, paddin
         `[tasks, n, out_channels, ...]`.
     """
     if is_traced() and pays_unfolded(x, weight, stride, padding):
-        y = Unfolded.apply(x, weight.expand(len(x), *weight.shape[-4:]), stride, padding)
+        stacks = weight.expand(len(x), *weight.shape[-4:])
+        y = Unfolded.apply(None, x, stacks, x.shape[-2:], weight.shape[-2:], stride, padding)
         # One bias for each image: its gradient is then summed image by image.
         return y if bias is None else y + bias.unsqueeze(-2).expand(*bias.shape[:-1], x.shape[1], -1)[..., None, None]
     images = x.transpose(0, 1)  # tasks inside of images, so that batch norm finds tasks beside channels
@@ -59,10 +60,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, paddin
 
 def pays_unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
     """Whether a compiled convolution is faster unfolded."""
-    images = x.shape[1] * (1 if weight.dim() == 5 else len(x))
-    products = (
-        images * math.prod(sizes(x.shape[-2:], weight.shape[-2:], stride, padding)) * math.prod(weight.shape[-4:])
-    )
+    positions = math.prod(sizes(x.shape[-2:], weight.shape[-2:], stride, padding))
+    products = x.shape[1] * (1 if weight.dim() == 5 else len(x)) * positions * math.prod(weight.shape[-4:])
     if weight.dim() == 4 or len(weight) == 1 or x.device.type != "cpu":
         return products < SMALL
     return products < MEDIUM or weight.shape[2] <= FEW_CHANNELS
@@ -81,71 +80,42 @@ def max_pool(x: Tensor) -> Tensor:
     return first.movedim(-1, -3)
 
 
-# A convolution and its gradients by input and by weight are linear in both arguments. The derivatives of each are the
-# other two, so all orders of derivatives are exact.
-
-
-def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.stride, ctx.padding = inputs[-2:]
-
-
 class Unfolded(Function):
-    """`[tasks, n, channels, height, width]` and `[tasks, out, channels, *kernel]` to `[tasks, n, out, ...]`."""
+    """Of results `[tasks, n, out, ...]`, images and weights, as `convolve` takes them, the one that is None.
+
+    A convolution and its gradients by input and by weight are linear in both arguments. The derivatives of each are the
+    other two, so all orders of derivatives are exact.
+    """
 
     generate_vmap_rule = True
-    setup_context = staticmethod(keep)
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-        y = patches(x, weight.shape[-2:], stride, padding) @ matrix(weight).mT
-        return y.unflatten(-2, (x.shape[1], *sizes(x.shape[-2:], weight.shape[-2:], stride, padding))).movedim(-1, -3)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (needs_x, needs_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
-        by_x = ByInput.apply(grad, weight, x.shape[-2:], ctx.stride, ctx.padding) if needs_x else None
-        by_weight = ByWeight.apply(grad, x, weight.shape[-2:], ctx.stride, ctx.padding) if needs_weight else None
-        return by_x, by_weight, None, None
-
-
-class ByInput(Function):
-    """The gradient by the images, `[tasks, n, channels, *image]`, of that by the result, `[tasks, n, out, ...]`."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(keep)
-
-    @staticmethod
-    def forward(grad: Tensor, weight: Tensor, image: Pair, stride: Pair, padding: Pair) -> Tensor:
-        rows = pixels(grad) @ matrix(weight)
-        rows = rows.view(-1, grad.shape[-2] * grad.shape[-1], rows.shape[-1])
-        return overlay(rows, image, weight.shape[-2:], stride, padding).unflatten(0, grad.shape[:2]).movedim(-1, -3)
-
-    @staticmethod
-    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
-        (grad, weight), (needs_grad, needs_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
-        by_grad = Unfolded.apply(x, weight, ctx.stride, ctx.padding) if needs_grad else None
-        by_weight = ByWeight.apply(grad, x, weight.shape[-2:], ctx.stride, ctx.padding) if needs_weight else None
-        return by_grad, by_weight, None, None, None
-
-
-class ByWeight(Function):
-    """The gradient by the weights, `[tasks, out, channels, *kernel]`, of that by the result."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(keep)
-
-    @staticmethod
-    def forward(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-        weight = pixels(grad).mT @ patches(x, kernel, stride, padding)
+    def forward(
+        y: Tensor | None, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pair, padding: Pair
+    ) -> Tensor:
+        if y is None:
+            y = patches(x, kernel, stride, padding) @ matrix(weight).mT
+            return y.unflatten(-2, (x.shape[1], *sizes(image, kernel, stride, padding))).movedim(-1, -3)
+        if x is None:
+            rows = pixels(y) @ matrix(weight)
+            rows = rows.view(-1, y.shape[-2] * y.shape[-1], rows.shape[-1])
+            return overlay(rows, image, kernel, stride, padding).unflatten(0, y.shape[:2]).movedim(-1, -3)
+        weight = pixels(y).mT @ patches(x, kernel, stride, padding)
         return weight.unflatten(-1, (*kernel, x.shape[-3])).movedim(-1, -3)
 
     @staticmethod
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-        (grad, x), (needs_grad, needs_x, *_) = ctx.saved_tensors, ctx.needs_input_grad
-        by_grad = Unfolded.apply(x, weight, ctx.stride, ctx.padding) if needs_grad else None
-        by_x = ByInput.apply(grad, weight, x.shape[-2:], ctx.stride, ctx.padding) if needs_x else None
-        return by_grad, by_x, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.shapes = inputs[3:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        all_three = [grad if tensor is None else tensor for tensor in ctx.saved_tensors]
+        found = [
+            Unfolded.apply(*all_three[:asked], None, *all_three[asked + 1 :], *ctx.shapes) if needed else None
+            for asked, needed in enumerate(ctx.needs_input_grad[:3])
+        ]
+        return *found, None, None, None, None
 
 
 def sizes(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[int, ...]:

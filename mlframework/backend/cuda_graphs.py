@@ -79,26 +79,19 @@ class RecordedStep:
     def record(self, meta_layer: Algorithm, episode: Episode) -> None:
         self.addresses, self.graph = self.addresses_now(), None
         with UNDISTURBED, torch.cuda.device(episode.device):
-            self.graph = self.recording(meta_layer, episode)
-
-    def recording(self, meta_layer: Algorithm, episode: Episode) -> torch.cuda.CUDAGraph:
-        self.episode = Episode(*(Examples(*(with_layout(leaf, leaf) for leaf in part)) for part in episode))
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.warm_up(meta_layer)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.found = self.step(meta_layer, self.episode)
-        return graph
-
-    def warm_up(self, meta_layer: Algorithm) -> None:
-        """Takes some steps; raises a RuntimeError where one waits for the GPU."""
-        self.step(meta_layer, self.episode)
-        with waiting_is_an_error():
-            for _ in range(WARM_UP - 1):
+            self.episode = Episode(*(Examples(*(with_layout(leaf, leaf) for leaf in part)) for part in episode))
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
                 self.step(meta_layer, self.episode)
+                with waiting_is_an_error():
+                    for _ in range(WARM_UP - 1):
+                        self.step(meta_layer, self.episode)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.found = self.step(meta_layer, self.episode)
+        self.graph = graph
 
     def addresses_now(self) -> list[int]:
         return [tensor.data_ptr() for tensor in found_at(self.places)]

@@ -40,7 +40,7 @@ def may_be_called_directly(optimizer: Optimizer) -> bool:
     learned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if len({(p.device, p.dtype) for p in learned}) != 1 or not all(map(optimizer.state.__contains__, learned)):
         return False
-    return all(is_plain(group) for group in optimizer.param_groups)
+    return all(map(is_plain, optimizer.param_groups))
 
 
 def is_plain(group: Mapping[str, Any]) -> bool:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.gradients import GradientFn, Gradients
+from mlframework.backend.private import swap_tensors
 from mlframework.backend.tracing import NotCapturable
 from mlframework.episode import Episode, Examples
 
-__all__ = ["Undecided", "differences", "in_float64", "verify_against_eager"]
+__all__ = ["Undecided", "are_small", "differences", "in_float64", "verify_against_eager"]
 
 #: Relative differences that rounding explains where nothing jumps: of the losses, and of the meta-gradient as a whole.
 TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-9)}
@@ -59,17 +60,22 @@ def agrees(meta_layer: Algorithm, step: GradientFn, eager: GradientFn, episode: 
     """
     expected = eager(meta_layer, episode)
     off = differences(step(meta_layer, episode), expected)
-    limits = torch.tensor(TOLERANCES.get(expected.losses.dtype, COARSE))
-    if bool((off <= limits).all()):
+    if are_small(off, expected.losses.dtype):
         return True
     scatter = scattered(meta_layer, eager, episode, expected)
-    if not bool((off <= torch.maximum(limits, SCATTER_FACTOR * scatter)).all()):
+    if not are_small(off, expected.losses.dtype, scatter):
         doubtful = bool((off <= torch.tensor(NEARLY)).all())
         raise (Undecided if doubtful else NotCapturable)(
             f"the graph's losses and meta-gradient are {off[0]:.1e} and {off[1]:.1e} off the eager ones, "
             f"which rounding moves by {scatter[0]:.1e} and {scatter[1]:.1e}"
         )
     return False
+
+
+def are_small(off: Tensor, dtype: torch.dtype, scatter: Tensor | float = 0.0) -> bool:
+    """Whether rounding explains differences, where perturbations make as large ones as `scatter`."""
+    limits = torch.tensor(TOLERANCES.get(dtype, COARSE))
+    return bool((off <= torch.maximum(limits, SCATTER_FACTOR * torch.as_tensor(scatter))).all())
 
 
 def scattered(meta_layer: Algorithm, eager: GradientFn, episode: Episode, expected: Gradients) -> Tensor:
@@ -81,21 +87,16 @@ def scattered(meta_layer: Algorithm, eager: GradientFn, episode: Episode, expect
     return torch.stack(moved).amax(0)
 
 
-@contextmanager
-def perturbed(module: Algorithm, seed: int) -> Iterator[None]:
-    """Parameters that are some ULPS larger or smaller, each number at random, and then as they were."""
+def perturbed(module: Algorithm, seed: int) -> AbstractContextManager[Any]:
+    """Within this context parameters are some ULPS larger or smaller, each number at random."""
     generator = torch.Generator().manual_seed(seed)
-    before = [(p, p.detach().clone()) for p in module.parameters() if p.is_floating_point()]
-    try:
-        with torch.no_grad():
-            for p, _ in before:
-                signs = 2 * torch.randint(2, p.shape, generator=generator) - 1
-                p.mul_(1 + ULPS * torch.finfo(p.dtype).eps * signs.to(p))
-        yield
-    finally:
-        with torch.no_grad():
-            for p, kept in before:
-                p.copy_(kept)
+
+    def moved(p: Tensor) -> Tensor:
+        signs = 2 * torch.randint(2, p.shape, generator=generator) - 1
+        return (p.detach() * (1 + ULPS * torch.finfo(p.dtype).eps * signs.to(p))).requires_grad_(p.requires_grad)
+
+    held = {name: moved(p) for name, p in module.named_parameters() if p.is_floating_point()}
+    return swap_tensors(cast(nn.Module, module), held)
 
 
 def in_float64(meta_layer: Algorithm, episode: Episode) -> tuple[Algorithm, Episode]:
@@ -142,21 +143,12 @@ def differences(found: Gradients, eager: Gradients) -> Tensor:
     if found.by_name.keys() != eager.by_name.keys():
         raise NotCapturable("the graph has gradients for other parameters than the eager step")
     for name, grad in found.by_name.items():
-        if not has_same_layout(grad, eager.by_name[name]):
+        strides = zip(grad.stride(), eager.by_name[name].stride(), grad.shape, strict=True)
+        if any(one != two and size != 1 for one, two, size in strides):
             raise NotCapturable(f"the graph's gradient of {name} lies otherwise in memory than the eager one")
-    return torch.stack([share(found.losses, eager.losses), share(whole(found), whole(eager))]).cpu()
-
-
-def has_same_layout(x: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape have their numbers in the same order in memory."""
-    strides = zip(x.stride(), other.stride(), x.shape, strict=True)
-    return all(one == two or size == 1 for one, two, size in strides)
+    whole = (torch.cat([each.by_name[name].flatten() for name in sorted(eager.by_name)]) for each in (found, eager))
+    return torch.stack([share(found.losses, eager.losses), share(*whole)]).cpu()
 
 
 def share(found: Tensor, eager: Tensor) -> Tensor:
     return (found - eager).norm() / eager.norm().clamp(min=torch.finfo(eager.dtype).tiny)
-
-
-def whole(gradients: Gradients) -> Tensor:
-    """All gradients as one vector, in the order of the parameters' names."""
-    return torch.cat([grad.flatten() for _, grad in sorted(gradients.by_name.items())])
