@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, fx
@@ -82,18 +82,15 @@ def set_up(settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def cached(inputs: Sequence[Any]) -> Iterator[None]:
+def cached(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
     """Lets inductor look into its cache, which it does only where it knows the shapes."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     mode = fake_mode(inputs)
     if mode is None:
-        yield
-        return
+        return nullcontext()
     mode.shape_env = mode.shape_env or ShapeEnv()
-    with tracing_context(mode):
-        yield
+    return tracing_context(mode)
 
 
 def keep_strides(graph: fx.GraphModule) -> None:
