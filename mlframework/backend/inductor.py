@@ -7,8 +7,8 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx
@@ -19,10 +19,9 @@ from mlframework.backend.private import (
     compile_graph,
     compiler_folder,
     compiler_settings,
-    fake_mode,
+    knowing_shapes,
     remember_indices,
     restored_code,
-    tracing_context,
 )
 from mlframework.backend.tracing import reject_random_numbers
 from mlframework.files import cache_folder
@@ -42,7 +41,7 @@ def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> C
     graph.recompile()
     inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
     settings = {**inductor_settings(meta_layer), **settings}
-    with set_up(settings), cached(inputs):
+    with set_up(settings), knowing_shapes(inputs):
         return CompiledGraph(*compile_graph(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False)), settings)
 
 
@@ -80,17 +79,6 @@ def set_up(settings: dict[str, Any]) -> Iterator[None]:
     keep_compiled_files()
     with compiler_settings(settings):
         yield
-
-
-def cached(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
-    """Lets inductor look into its cache, which it does only where it knows the shapes."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    mode = fake_mode(inputs)
-    if mode is None:
-        return nullcontext()
-    mode.shape_env = mode.shape_env or ShapeEnv()
-    return tracing_context(mode)
 
 
 def keep_strides(graph: fx.GraphModule) -> None:

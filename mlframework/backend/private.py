@@ -12,7 +12,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -209,13 +209,14 @@ def compiler_folder() -> str:
     return default_cache_dir()
 
 
-def fake_mode(inputs: Sequence[Any]) -> Any | None:
-    """The mode to which the fake tensors among inputs belong."""
-    return torch._guards.detect_fake_mode(inputs)
+def knowing_shapes(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
+    """Tells inductor the shapes of a graph's inputs, fake tensors; without it inductor does not look into its cache."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-
-def tracing_context(mode: Any) -> AbstractContextManager[Any]:
-    """Tells inductor the shapes of a graph's inputs; without it inductor does not look into its cache."""
+    mode = torch._guards.detect_fake_mode(inputs)
+    if mode is None:
+        return nullcontext()
+    mode.shape_env = mode.shape_env or ShapeEnv()
     return torch._guards.tracing(torch._guards.TracingContext(mode))
 
 
