@@ -20,15 +20,10 @@ Place = tuple[dict[str, Any], str]
 
 
 class Algorithm(Protocol):
-    """An `nn.Module` with a meta-loss.
-
-    Attributes:
-        engine: how the base layer runs over tasks.
-        outer_step: outer steps taken so far.
-    """
+    """An `nn.Module` with a meta-loss."""
 
     engine: Engine
-    outer_step: int
+    outer_step: int  # outer steps taken so far
 
     @property
     def base_layer(self) -> nn.Module: ...

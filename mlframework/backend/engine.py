@@ -31,16 +31,13 @@ log = logging.getLogger(__name__)
 
 
 def over_tasks(function: Callable[..., Tensor], *args: Any, engine: Engine) -> Tensor:
-    """Applies `function` of one task to every task.
+    """The results `[tasks, ...]` of a function of one task.
 
     Args:
         function: takes what `args` holds, without the leading axis.
         args: tensors, or nests of them, whose leaves all start with `[tasks]`.
         engine: `vectorised` (`torch.func.vmap`) or `loop`, which takes modules that cannot be vmapped, and is faster
             for a single task: eagerly, that goes by the loop.
-
-    Returns:
-        The results, stacked: `[tasks, ...]`.
     """
     leaves, structure = tree_flatten(args)
     if engine == "vectorised" and (len(leaves[0]) > 1 or is_traced()):
@@ -55,10 +52,8 @@ def over_tasks(function: Callable[..., Tensor], *args: Any, engine: Engine) -> T
 def choose_engine(meta_layer: Algorithm, episode: Episode, wanted: str) -> Engine:
     """The engine for a meta layer: the one that is wanted, or with `auto` the fastest that its modules allow.
 
-    Args:
-        meta_layer: is tried, and left as it is; the caller sets its `engine`.
-        episode: tasks as it will meet them; two are tried.
-        wanted: `auto`, `vectorised` or `loop`. Where `auto` falls back to the loop, one log line says why.
+    The meta layer is tried on two tasks of the episode, and stays as it is. Where `auto` falls back to the loop, one
+    log line says why.
 
     Raises:
         InvalidValue: no such engine, or `vectorised` is wanted of modules that vmap refuses.

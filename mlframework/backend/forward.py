@@ -134,7 +134,6 @@ def table(**numbers: type) -> Callable[[Callable[..., Tensor]], Callable[..., Te
 #: Calls a function with arguments, and with `recompute`; see `region`.
 CompilesRegions = Callable[..., Any]
 
-#: The compiler within `compiled_by`.
 COMPILER: ContextVar[CompilesRegions | None] = ContextVar("compiler", default=None)
 
 

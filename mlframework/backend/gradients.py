@@ -19,34 +19,25 @@ __all__ = ["End", "GradientFn", "Gradients", "StepSummary", "WholeStep", "eager_
 
 
 class StepSummary(NamedTuple):
-    """Scalar tensors that describe a meta-batch, before the optimizer moves anything.
+    """Scalar tensors that describe a meta-batch, before the optimizer moves anything."""
 
-    Attributes:
-        norm: of the whole meta-gradient, before clipping.
-        total: of losses and norm: finite if all of them are.
-        means: of the metrics over tasks.
-    """
-
-    norm: Tensor
-    total: Tensor
-    means: dict[str, Tensor]
+    norm: Tensor  # of the whole meta-gradient, before clipping
+    total: Tensor  # of losses and norm: finite if all of them are
+    means: dict[str, Tensor]  # of the metrics over tasks
 
 
 class Gradients(NamedTuple):
     """The meta-gradient of an episode.
 
     Attributes:
-        losses: the meta-loss of each task `[tasks]`.
-        metrics: `[tasks]` each.
         by_name: for each meta-parameter that took part, the gradient of the *sum* of the losses; with a summary, of
             their mean, clipped.
-        summary: of a whole meta-batch.
     """
 
-    losses: Tensor
-    metrics: dict[str, Tensor]
+    losses: Tensor  # [tasks], the meta-loss of each
+    metrics: dict[str, Tensor]  # [tasks] each
     by_name: dict[str, Tensor]
-    summary: StepSummary | None = None
+    summary: StepSummary | None = None  # of a whole meta-batch
 
 
 #: Finds the meta-gradient of an episode.
@@ -76,12 +67,7 @@ def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
 
 
 class WholeStep:
-    """The meta-gradient of a meta layer as one graph, for episodes of one shape.
-
-    Args:
-        meta_layer: the algorithm, in training mode.
-        episode: the first of its shape.
-        end: becomes part of the graph.
+    """The meta-gradient of a meta layer in training mode as one graph, with its end, for episodes of one shape.
 
     Raises:
         NotCapturable: the step draws random numbers, or changes with the number of the outer step.

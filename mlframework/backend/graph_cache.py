@@ -64,10 +64,10 @@ class GraphCache:
         if file is None:
             return build()
         graph = None if file in self.refused else load(file)
-        if graph is not None:
+        if graph is None:
+            self.new.append((file, graph := build()))
+        else:
             self.loaded.append(file)
-            return graph
-        self.new.append((file, graph := build()))
         return graph
 
     @contextmanager
@@ -148,8 +148,7 @@ def file_of(meta_layer: Algorithm, question: tuple[Any, ...]) -> Path | None:
 class Description(pickle.Pickler):
     """Writes values down to compare them, not to read them again: the same bytes in every process.
 
-    Args:
-        inputs: tensors that are inputs of graphs; of them only the shape matters.
+    Of `inputs`, the tensors that graphs are given, only the shape matters.
     """
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:

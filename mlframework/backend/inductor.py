@@ -48,12 +48,8 @@ def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> C
 class CompiledGraph:
     """A compiled function of a list of tensors, which it empties, so that nothing outlives its last use.
 
-    Pickled, it refers to files in inductor's own folder.
-
-    Args:
-        code: inductor's object around it, which is pickled.
-        function: the compiled function: calling it directly imports no compiler.
-        settings: those that it was compiled with.
+    Inductor's object around it, `code`, is pickled, and refers to files in inductor's own folder. Calling the function
+    directly imports no compiler.
     """
 
     def __init__(self, code: Any, function: Callable[[list[Tensor]], Any], settings: dict[str, Any]) -> None:

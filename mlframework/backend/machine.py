@@ -129,11 +129,7 @@ def timed(function: Callable[[], object]) -> float:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within it and still held.
-
-    Attributes:
-        held, peak: bytes, now and at most.
-    """
+    """Counts the bytes of all tensors that are made within it and still held, now and at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,5 +156,4 @@ class PeakMemory(TorchDispatchMode):
 
 
 def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    """Of all tensors in a nest."""
     return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))

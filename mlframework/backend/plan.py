@@ -31,15 +31,10 @@ CACHE_BYTES = 9e6
 
 
 class ExecutionPlan(NamedTuple):
-    """How a meta-batch is gone through.
-
-    Attributes:
-        engine: see `mlframework.backend.engine`.
-        chunk: tasks at a time; None: all.
-    """
+    """How a meta-batch is gone through."""
 
     engine: Engine
-    chunk: int | None
+    chunk: int | None  # tasks at a time; None: all
 
 
 class Planner:

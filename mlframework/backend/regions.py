@@ -81,17 +81,11 @@ class Slot(int):
 
 
 class Form(NamedTuple):
-    """How the value of a function is made of tensors.
+    """How the value of a function is made of tensors."""
 
-    Attributes:
-        leaves: slots of tensors, and all other leaves as they are.
-        structure: how they are nested.
-        results: the strides of each result of the forward pass, and whether it has a gradient.
-    """
-
-    leaves: list[Any]
-    structure: TreeSpec
-    results: list[tuple[tuple[int, ...], bool]]
+    leaves: list[Any]  # slots of tensors, and all other leaves as they are
+    structure: TreeSpec  # how they are nested
+    results: list[tuple[tuple[int, ...], bool]]  # the strides of each result, and whether it has a gradient
 
 
 @dataclass
@@ -99,14 +93,12 @@ class CompiledRegion:
     """A compiled function of tensors to nests of tensors, for tensors of one shape.
 
     Attributes:
-        form: of the function's value.
-        depends_on_numbers: whether a number among the arguments makes a difference.
         forward: gives the results, and then the tensors that the backward pass reads.
         backward: from those and the gradients by the results, the gradients by the inputs; None if there are none.
     """
 
     form: Form
-    depends_on_numbers: bool
+    depends_on_numbers: bool  # whether a number among the arguments makes a difference
     forward: CompiledGraph
     backward: CompiledGraph | None = None
 
@@ -166,12 +158,9 @@ class Call(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A traced region.
+    """A region as a graph of its results, and then of the gradients by the inputs.
 
-    Attributes:
-        graph: the results, and then the gradients by the inputs.
-        form: of the value.
-        touched: whether the function is known to have computed with a number among the arguments.
+    `touched` says whether the function is known to have computed with a number among the arguments.
     """
 
     graph: fx.GraphModule
