@@ -183,21 +183,18 @@ class Capture:
         """The whole step as one graph; or in regions, if it has any, where it is long or branches on values."""
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # takes a second to import
 
+        step = functools.partial(WholeStep, self.meta_layer, episode, self.finish if whole else None)
+        question = "whole step", layout_of(episode), whole, repr(self.finish)
+        long = operations(self.meta_layer, episode) > MOST_OPERATIONS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own making
-            if operations(self.meta_layer, episode) <= MOST_OPERATIONS:
+            if not (long and self.has_regions(episode)):
                 try:
-                    return self.whole_step(episode, whole)
+                    return self.cache.get(step, self.meta_layer, *question)
                 except GuardOnDataDependentSymNode:
-                    if not self.has_regions(episode):
+                    if long or not self.has_regions(episode):
                         raise
-            elif not self.has_regions(episode):
-                return self.whole_step(episode, whole)
             return self.ended(self.in_regions, whole)
-
-    def whole_step(self, episode: Episode, whole: bool) -> WholeStep:
-        build = functools.partial(WholeStep, self.meta_layer, episode, self.finish if whole else None)
-        return self.cache.get(build, self.meta_layer, "whole step", layout_of(episode), whole, repr(self.finish))
 
     def has_regions(self, episode: Episode) -> bool:
         """Whether a step has regions; they are then compiled."""
