@@ -146,9 +146,7 @@ def differences(found: Gradients, eager: Gradients) -> Tensor:
         strides = zip(grad.stride(), eager.by_name[name].stride(), grad.shape, strict=True)
         if any(one != two and size != 1 for one, two, size in strides):
             raise NotCapturable(f"the graph's gradient of {name} lies otherwise in memory than the eager one")
-    whole = (torch.cat([each.by_name[name].flatten() for name in sorted(eager.by_name)]) for each in (found, eager))
-    return torch.stack([share(found.losses, eager.losses), share(*whole)]).cpu()
-
-
-def share(found: Tensor, eager: Tensor) -> Tensor:
-    return (found - eager).norm() / eager.norm().clamp(min=torch.finfo(eager.dtype).tiny)
+    whole = [torch.cat([each.by_name[name].flatten() for name in sorted(eager.by_name)]) for each in (found, eager)]
+    parts = (found.losses, eager.losses), whole
+    shares = [(x - y).norm() / y.norm().clamp(min=torch.finfo(y.dtype).tiny) for x, y in parts]
+    return torch.stack(shares).cpu()
