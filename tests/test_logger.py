@@ -183,7 +183,8 @@ def train(folder, steps, start=0):
     run = RunFolder(folder)
     run.last.parent.mkdir(parents=True, exist_ok=True)
     displays = {"fits": Fits(), "by_inner_step": ByInnerStep()}
-    training = Training(task, layer, outer, torch.Generator().manual_seed(0), torch.device("cpu"), run, displays)
+    generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    training = Training(task, layer, outer, generator, device, run.last, run.best, displays)
     often = {"validate_every": 2, "checkpoint_every": 2, "log_every": 1}
     trainer = Trainer(steps=steps, meta_batch=2, validation_tasks=3, monitor="query_loss", **often)
     logger = TensorBoardLogger(folder, start=start)

@@ -104,7 +104,6 @@ TRAIN = [
     (["threads=0"], "threads=0: must be from 1 to "),
     (["seed=-1"], "seed=-1: must be at least 0"),
     (["allocator=fast"], "allocator=fast: must be tuned or system"),
-    (["trainer.prefetch=-1"], "trainer.prefetch=-1: must be at least 0"),
     (["device=cudaa"], "device=cudaa: must be one of auto, cpu"),
     # what does not go together
     (

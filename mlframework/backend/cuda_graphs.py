@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm, found_at, places_of
 from mlframework.backend.gradients import GradientFn, Gradients
-from mlframework.backend.machine import UNDISTURBED
 from mlframework.backend.private import multiplied, tree_flatten, tree_unflatten
 from mlframework.backend.tracing import LATER, TracedInt
 from mlframework.backend.verify import differences, stored, with_layout
@@ -78,7 +77,7 @@ class RecordedStep:
 
     def record(self, meta_layer: Algorithm, episode: Episode) -> None:
         self.addresses, self.graph = self.addresses_now(), None
-        with UNDISTURBED, torch.cuda.device(episode.device):
+        with torch.cuda.device(episode.device):
             self.episode = Episode(*(Examples(*(with_layout(leaf, leaf) for leaf in part)) for part in episode))
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())

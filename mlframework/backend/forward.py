@@ -16,13 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mlframework.backend import stacked
 from mlframework.backend.algorithm import Engine
 from mlframework.backend.engine import over_tasks
-from mlframework.backend.machine import UNDISTURBED, fork_rng, name_of, synchronise
+from mlframework.backend.machine import fork_rng, name_of, synchronise
 from mlframework.backend.private import is_fake, swap_tensors
 from mlframework.backend.stacked import batch_norm, by_vmap, per_task, repeated, runs_in_turn, runs_parts, runs_per_task
 from mlframework.episode import Params
 
 __all__ = [
-    "UNDISTURBED",
     "CompilesRegions",
     "Engine",
     "batch_norm",

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import statistics
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,6 @@ from torch import Tensor
 from mlframework.backend.private import TorchDispatchMode, storage_key, tree_leaves
 
 __all__ = [
-    "UNDISTURBED",
     "PeakMemory",
     "fastest",
     "fork_rng",
@@ -30,9 +28,6 @@ __all__ = [
     "timed",
     "tune",
 ]
-
-#: Held while only one thread may give the GPU work.
-UNDISTURBED = threading.Lock()
 
 MIB = 2**20
 

@@ -26,7 +26,7 @@ LARGEST = 3.4028234e38
 MOST_OF_ANY, MOST = 10**9, 10**6
 COUNTS = frozenset(
     {
-        *("n_way", "k_shot", "k_query", "meta_batch", "prefetch", "chunk", "inner_steps", "test_inner_steps"),
+        *("n_way", "k_shot", "k_query", "meta_batch", "chunk", "inner_steps", "test_inner_steps"),
         *("tasks", "validation_tasks", "order"),
         *("sources", "texts", "n", "length"),
     }

@@ -24,7 +24,6 @@ CHANGEABLE = (
     "trainer.validate_every",
     "trainer.checkpoint_every",
     "trainer.log_every",
-    "trainer.prefetch",
     "evaluation",
     "logger",
     "display",

@@ -125,7 +125,7 @@ def meta_train(training: Training, trainer: Trainer, logger: TensorBoardLogger, 
     finally:
         logger.close()
     check_finite(training, progress)
-    checkpoint.load_weights(training.folder.best, training.meta_layer)
+    checkpoint.load_weights(training.best, training.meta_layer)
     return progress
 
 
@@ -134,7 +134,7 @@ def check_finite(training: Training, progress: Progress) -> None:
     for name, parameter in training.meta_layer.named_parameters():
         if not torch.isfinite(parameter).all():
             why = f"{name} is not finite after step {progress.step}"
-            raise FailedRun(f"{why}; the best weights so far are {training.folder.best}")
+            raise FailedRun(f"{why}; the best weights so far are {training.best}")
 
 
 def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
@@ -162,7 +162,8 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
     meta_layer = build.build_meta_layer(config, task).to(device)
     import_compiler()
     outer = build.build_outer_loop(config, meta_layer)
-    return Training(task, meta_layer, outer, torch.Generator().manual_seed(config.seed), device, folder)
+    generator = torch.Generator().manual_seed(config.seed)
+    return Training(task, meta_layer, outer, generator, device, folder.last, folder.best)
 
 
 def new_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:

@@ -9,17 +9,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
-from mlframework.backend.forward import UNDISTURBED
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation.displays.display import Display, Validated
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_tasks
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
@@ -27,27 +27,14 @@ from mlframework.training.checkpoint import Progress
 from mlframework.training.interrupt import deferred_interrupt
 from mlframework.training.logger import TensorBoardLogger
 from mlframework.training.outer_loop import NotFinite, OuterLoop
-from mlframework.training.prefetch import Prefetch
 from mlframework.training.progress import TrainingProgress, training_progress
 
-__all__ = ["Checkpoints", "Trainer", "Training"]
+__all__ = ["Trainer", "Training"]
 
 log = logging.getLogger(__name__)
 
 #: The first validation tasks, which displays show.
 SHOWN_TASKS = 4
-
-
-class Checkpoints(Protocol):
-    """Where a training keeps its weights."""
-
-    @property
-    def last(self) -> Path:
-        """The state of the training at the last checkpoint."""
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best validation."""
 
 
 class Training(NamedTuple):
@@ -59,7 +46,8 @@ class Training(NamedTuple):
         outer: steps its optimizer.
         generator: draws the training episodes.
         device: where episodes go.
-        folder: where weights are written.
+        last: the file of the training's state at the last checkpoint.
+        best: the file of the weights of the best validation.
         displays: show validations, by name.
     """
 
@@ -68,7 +56,8 @@ class Training(NamedTuple):
     outer: OuterLoop
     generator: torch.Generator
     device: torch.device
-    folder: Checkpoints
+    last: Path
+    best: Path
     displays: Mapping[str, Display] = MappingProxyType({})
 
 
@@ -78,15 +67,12 @@ class Validation(NamedTuple):
     Attributes:
         by_step: each metric's intervals after 0, 1, ... inner steps.
         inner_steps: the number of inner steps after which weights are selected.
+        metrics: each metric after these; an algorithm without inner steps has one row.
     """
 
     by_step: dict[str, list[Interval]]
     inner_steps: int
-
-    @property
-    def metrics(self) -> dict[str, Interval]:
-        """Each metric after the inner steps that select; an algorithm without inner steps has one row."""
-        return {name: rows[min(self.inner_steps, len(rows) - 1)] for name, rows in self.by_step.items()}
+    metrics: dict[str, Interval]
 
 
 class Trainer:
@@ -102,7 +88,6 @@ class Trainer:
         monitor: the validation metric that selects the best checkpoint.
         monitor_step: inner steps after which it is taken; None takes the number that is trained, or the last one if
             validation takes fewer.
-        prefetch: meta-batches that a thread draws ahead; 0: none.
     """
 
     def __init__(
@@ -116,26 +101,15 @@ class Trainer:
         log_every: int,
         monitor: str,
         monitor_step: int | None = None,
-        prefetch: int = 0,
     ) -> None:
-        numbers = {"steps": steps, "meta_batch": meta_batch, "validate_every": validate_every, "log_every": log_every}
-        for field, value in {
-            **numbers,
-            "validation_tasks": validation_tasks,
-            "checkpoint_every": checkpoint_every,
-        }.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
+        self.steps, self.meta_batch = at_least("steps", steps, 1), at_least("meta_batch", meta_batch, 1)
+        self.validate_every = at_least("validate_every", validate_every, 1)
+        self.validation_tasks = at_least("validation_tasks", validation_tasks, 1)
+        self.checkpoint_every = at_least("checkpoint_every", checkpoint_every, 1)
+        self.log_every, self.monitor, self.monitor_step = at_least("log_every", log_every, 1), monitor, monitor_step
         if monitor_step is not None and monitor_step < 0:
-            raise InvalidValue(
-                "monitor_step", monitor_step, "must be at least 0, or null for the steps that are trained"
-            )
-        if prefetch < 0:
-            raise InvalidValue("prefetch", prefetch, "must be at least 0, which draws nothing ahead")
-        self.steps, self.meta_batch, self.prefetch = steps, meta_batch, prefetch
-        self.monitor, self.monitor_step = monitor, monitor_step
-        self.validate_every, self.validation_tasks = validate_every, validation_tasks
-        self.checkpoint_every, self.log_every = checkpoint_every, log_every
+            why = "must be at least 0, or null for the steps that are trained"
+            raise InvalidValue("monitor_step", monitor_step, why)
 
     def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
         """Trains from where `progress` stands to the last step.
@@ -146,16 +120,12 @@ class Trainer:
         """
         if progress.step == 0:
             self.save_first(training, progress)
-        with (
-            training_progress(self.steps, progress.step) as bar,
-            deferred_interrupt() as interrupt,
-            self.episodes(training) as episodes,
-        ):
+        with training_progress(self.steps, progress.step) as bar, deferred_interrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
             spent, reported = progress.seconds, progress.step
             for step in range(progress.step + 1, self.steps + 1):
-                metrics = self.outer_step(training, episodes.next(), step)
+                metrics = self.outer_step(training, step)
                 if step % self.log_every == 0 or step == self.steps:
                     rate = self.meta_batch * (step - reported) / (time.perf_counter() - clock)
                     self.report(metrics, training, logger, bar, step, rate)
@@ -176,7 +146,7 @@ class Trainer:
         if progress.best is None:
             after = f"inner steps: {self.selecting_step(training.meta_layer)}"
             why = f"{self.monitor} ({after}) was not finite at any validation, so no weights are the best"
-            raise FailedRun(f"{why}; the last ones are in {training.folder.last}")
+            raise FailedRun(f"{why}; the last ones are in {training.last}")
         return progress
 
     def selecting_step(self, meta_layer: MetaLayer) -> int:
@@ -198,24 +168,15 @@ class Trainer:
             why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
             raise InvalidValue("monitor", self.monitor, why)
 
-    def episodes(self, training: Training) -> Prefetch:
-        """The meta-batches to train on, on their device."""
-
-        def draw(generator: torch.Generator) -> Episode:
-            episode = training.task.sample(self.meta_batch, "train", generator)
-            with UNDISTURBED:
-                return episode.to(training.device)
-
-        return Prefetch(draw, training.generator, ahead=self.prefetch)
-
-    def outer_step(self, training: Training, episode: Episode, step: int) -> dict[str, torch.Tensor]:
-        """Steps on a meta-batch; where the loss is not finite, says which step and which tasks."""
+    def outer_step(self, training: Training, step: int) -> dict[str, torch.Tensor]:
+        """Steps on the next meta-batch; where the loss is not finite, says which step and which tasks."""
+        episode = training.task.sample(self.meta_batch, "train", training.generator).to(training.device)
         training.outer.capture.steps_left = self.steps - step
         try:
             return training.outer.step(episode)
         except NotFinite as error:
-            tasks = culprits(episode, error.tasks)
-            raise FailedRun(f"step {step}: {error} ({tasks}); {last_good(training.folder)}") from error
+            why = f"{error} ({culprits(episode, error.tasks)}); the last good checkpoint is {training.last}"
+            raise FailedRun(f"step {step}: {why}") from error
 
     def report(
         self,
@@ -247,7 +208,7 @@ class Trainer:
         value = validation.metrics[self.monitor].mean
         if not self.better(training.task, value, progress.best):
             return progress
-        checkpoint.save_weights(training.folder.best, training.meta_layer)
+        checkpoint.save_weights(training.best, training.meta_layer)
         return progress._replace(best=value, best_step=progress.step)
 
     def validation(self, training: Training) -> Validation:
@@ -255,7 +216,9 @@ class Trainer:
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
         by_step = judge_tasks(layer, tasks, layer.test_inner_steps, device=training.device)
-        return Validation(by_step, self.selecting_step(layer))
+        inner_steps = self.selecting_step(layer)
+        at_selection = {name: rows[min(inner_steps, len(rows) - 1)] for name, rows in by_step.items()}
+        return Validation(by_step, inner_steps, at_selection)
 
     def shows_at(self, step: int) -> bool:
         """After the last step and after 1, 2, 4, 8, ... validations: things change early, then slowly."""
@@ -287,11 +250,11 @@ class Trainer:
         """Writes a checkpoint before the first outer step; weights that cannot be written as the best ones fail now."""
         self.save(training, progress)
         with TemporaryDirectory() as elsewhere:  # no validation has selected them
-            checkpoint.save_weights(Path(elsewhere) / training.folder.best.name, training.meta_layer)
+            checkpoint.save_weights(Path(elsewhere) / training.best.name, training.meta_layer)
 
     def save(self, training: Training, progress: Progress) -> None:
         checkpoint.write(
-            training.folder.last,
+            training.last,
             meta_layer=training.meta_layer,
             outer=training.outer,
             generator=training.generator,
@@ -304,7 +267,3 @@ def culprits(episode: Episode, tasks: list[int]) -> str:
     if not tasks:
         return f"meta-batch {episode.hash()}"
     return ", ".join(f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in tasks)
-
-
-def last_good(folder: Checkpoints) -> str:
-    return f"the last good checkpoint is {folder.last}"

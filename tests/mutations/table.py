@@ -79,7 +79,6 @@ trainer = File("training/trainer.py", "test_trainer.py")
 run = File("runs/run.py", "test_trainer.py")
 trained = File("runs/trained.py", "test_trained.py")
 checkpoint = File("training/checkpoint.py", "test_resume.py")
-prefetch = File("training/prefetch.py", "test_prefetch.py")
 
 few_shot = File("tasks/few_shot.py", "test_tasks_few_shot.py")
 sinusoid = File("tasks/regression/sinusoid.py", "test_tasks_sinusoid.py")
@@ -601,8 +600,8 @@ SELECTION_AND_RESUME = (
     ),
     trainer(
         "training draws validation tasks",
-        'self.meta_batch, "train", generator',
-        'self.meta_batch, "validation", generator',
+        'self.meta_batch, "train", training.generator',
+        'self.meta_batch, "validation", training.generator',
         "test_training_sees_no_test_task",
     ),
     trainer(
@@ -619,7 +618,7 @@ SELECTION_AND_RESUME = (
     ),
     trainer(
         "weights are selected after the last inner step",
-        "rows[min(self.inner_steps, len(rows) - 1)]",
+        "rows[min(inner_steps, len(rows) - 1)]",
         "rows[-1]",
         "test_weights_are_selected_after_the_inner_steps_that_were_trained_or_asked_for[overrides0-1]",
     ),
@@ -631,7 +630,7 @@ SELECTION_AND_RESUME = (
     ),
     run(
         "the last weights are reported as the best",
-        "checkpoint.load_weights(training.folder.best, training.meta_layer)\n    return progress",
+        "checkpoint.load_weights(training.best, training.meta_layer)\n    return progress",
         "pass\n    return progress",
         "test_the_best_weights_are_those_of_the_best_validation",
     ),
@@ -656,12 +655,6 @@ SELECTION_AND_RESUME = (
                 'return Progress(**{**state["progress"], "best": None})',
             ),
         )
-    ),
-    prefetch(
-        "the generator stays where the thread began",
-        "self.generator.set_state(state)",
-        "pass",
-        "test_episodes_and_states_are_those_of_drawing_one_by_one",
     ),
     checkpoint(
         "tied weights are saved twice",
