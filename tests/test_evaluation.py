@@ -19,11 +19,10 @@ from mlframework.episode import Episode
 from mlframework.errors import UserError
 from mlframework.evaluation.baselines.fitted_estimators import FittedEstimators, raw_inputs
 from mlframework.evaluation.baselines.from_scratch import FromScratch, TrainedFromScratch
-from mlframework.evaluation.baselines.on_features import OnFeatures
-from mlframework.evaluation.baselines.scikit_learn import ScikitLearn
+from mlframework.evaluation.baselines.scikit_learn import OnFeatures, ScikitLearn
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.interval import Interval, half_width_over_sources
-from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_by_step, judge_tasks
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_by_step, task_values
 from mlframework.inner_loop import SGD, Adam
 from mlframework.meta_layers import MAML, Exact, Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
@@ -184,7 +183,7 @@ def test_the_scikit_learn_row_is_what_scikit_learn_gives(images, estimator):
     task = Sinusoid() if regression else images
     fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
     name = "query_loss" if regression else "query_accuracy"
-    found = judge_tasks(fitted, TaskSet(task, "test", tasks=5, seed=0), 0, device=CPU)[name][0].mean
+    found = float(task_values(fitted, TaskSet(task, "test", tasks=5, seed=0), 0, device=CPU)[name][0].double().mean())
     episode = next(iter(TaskSet(task, "test", tasks=5, seed=0)))
     expected = []
     for index in range(5):

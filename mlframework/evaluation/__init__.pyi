@@ -1,9 +1,7 @@
-from .baselines.baseline import Baseline as Baseline
 from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
 from .baselines.ngram import NGrams as NGrams
-from .baselines.on_features import OnFeatures as OnFeatures
-from .baselines.scikit_learn import ScikitLearn as ScikitLearn
+from .baselines.scikit_learn import OnFeatures as OnFeatures, ScikitLearn as ScikitLearn
 from .choices import Candidate as Candidate
 from .displays.by_inner_step import ByInnerStep as ByInnerStep
 from .displays.contact_sheet import ContactSheet as ContactSheet
@@ -13,7 +11,7 @@ from .displays.samples import Samples as Samples
 from .displays.text_quality import TextQuality as TextQuality
 from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval
-from .measure import Measure as Measure
+from .part import Baseline as Baseline, Measure as Measure
 from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
 from .task_set import TaskSet as TaskSet
 from .trial import Trial as Trial

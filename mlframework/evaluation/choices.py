@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from mlframework.episode import Params
 from mlframework.errors import FailedRun
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.inner_loop import SGD, Adam, InnerUpdate
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 
-__all__ = ["Candidate", "Choice", "Rule", "choose", "following", "rules", "steps_by_rule", "thinned"]
+__all__ = ["Candidate", "Choice", "Rule", "choose", "following", "steps_by_rule", "thinned"]
 
 
 class Rule(NamedTuple):
@@ -82,35 +80,18 @@ def choose(candidates: Iterable[Candidate], tasks: TaskSet, metric: str, *, high
 
     Values that are not finite are never the best; of equal ones the first wins.
 
-    Args:
-        candidates: the settings.
-        tasks: validation tasks.
-        metric: by which, as `query_loss`.
-        higher_is_better: whether more of it is better.
-
     Raises:
         FailedRun: no setting has a finite value.
     """
     best: Choice | None = None
     for candidate in candidates:
-        for row, value in enumerate(means(candidate.judge(tasks)[metric])):
+        for row, value in enumerate(candidate.judge(tasks)[metric].double().mean(1).tolist()):
             better = best is None or (value > best.value if higher_is_better else value < best.value)
             if math.isfinite(value) and better:
                 best = Choice(candidate, row, value)
     if best is None:
         raise FailedRun(f"no setting has a finite {metric} on the {tasks.split} tasks")
     return best
-
-
-def means(values: Tensor) -> list[float]:
-    """The mean over tasks of values `[steps, tasks]`."""
-    found: list[float] = values.double().mean(1).tolist()
-    return found
-
-
-def rules(*, adam: Iterable[float], sgd: Iterable[float]) -> list[Rule]:
-    """The rules that conventional training is tuned over."""
-    return [*(Rule("Adam", lr) for lr in adam), *(Rule("SGD", lr) for lr in sgd)]
 
 
 def steps_by_rule(meta_layer: MetaLayer) -> bool:

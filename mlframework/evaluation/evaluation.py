@@ -11,13 +11,12 @@ import torch
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, part_of
-from mlframework.evaluation.baselines.baseline import Baseline
-from mlframework.evaluation.choices import Candidate, Choice, Rule, following, rules, steps_by_rule
-from mlframework.evaluation.measure import Measure
-from mlframework.evaluation.part import EvaluationPart
+from mlframework.evaluation.choices import Candidate, Choice, Rule, following, steps_by_rule
+from mlframework.evaluation.part import Baseline, EvaluationPart, Measure
 from mlframework.evaluation.report import MethodResult, Report, difference
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, policies, task_values
 from mlframework.evaluation.trial import Trial
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -60,9 +59,6 @@ class Evaluation:
         baseline: Mapping[str, Baseline] | None = None,
         measure: Mapping[str, Measure] | None = None,
     ) -> None:
-        for field, value in {"tasks": tasks, "chunk": chunk, "validation_tasks": validation_tasks}.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
         if split not in get_args(Split):
             raise InvalidValue("split", split, "must be train, validation or test")
         if inner_steps is not None and inner_steps < 0:
@@ -72,9 +68,11 @@ class Evaluation:
                 raise InvalidValue(field, list(rates), "must hold rates above 0")
         if not (adam_rates or sgd_rates):
             raise InvalidValue("adam_rates", "[]", "must hold a rate, or sgd_rates must")
-        self.tasks, self.seed, self.split, self.inner_steps, self.chunk = tasks, seed, split, inner_steps, chunk
-        self.rules, self.tune_rule = rules(adam=adam_rates, sgd=sgd_rates), tune_rule
-        self.validation_tasks = validation_tasks
+        self.tasks, self.chunk = at_least("tasks", tasks, 1), at_least("chunk", chunk, 1)
+        self.validation_tasks = at_least("validation_tasks", validation_tasks, 1)
+        self.seed, self.split, self.inner_steps = seed, split, inner_steps
+        self.rules = [*(Rule("Adam", lr) for lr in adam_rates), *(Rule("SGD", lr) for lr in sgd_rates)]
+        self.tune_rule = tune_rule
         self.baselines, self.measures = dict(baseline or {}), dict(measure or {})
 
     def check(self, task: TaskDistribution) -> None:

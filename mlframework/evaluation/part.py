@@ -1,14 +1,19 @@
-"""The common base of baselines, measures and displays: config chooses them, and each is for some tasks."""
+"""The interfaces of baselines and measures, and their common base with displays: config chooses them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import get_args
 
-from mlframework.episode import Kind
+from mlframework.episode import Kind, Split
 from mlframework.errors import UserError
+from mlframework.evaluation.report import Measured, MethodResult
+from mlframework.evaluation.trial import Trial
+from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["EvaluationPart"]
+__all__ = ["Baseline", "EvaluationPart", "Measure"]
 
 
 class EvaluationPart:
@@ -25,3 +30,30 @@ class EvaluationPart:
         """
         if task.spec.kind not in self.kinds:
             raise UserError(f"is for a {' or a '.join(self.kinds)}, and {type(task).__name__} is a {task.spec.kind}")
+
+
+class Baseline(EvaluationPart, ABC):
+    """A method that an evaluation judges beside the trained algorithm, on the same tasks."""
+
+    @abstractmethod
+    def rows(self, name: str, trial: Trial) -> Iterable[MethodResult]:
+        """The rows of the report: settings chosen by `trial.choose`, judged by `trial.row`.
+
+        Args:
+            name: the baseline's key in the config.
+            trial: the trained algorithm, the tasks to choose and to be judged on.
+        """
+
+
+class Measure(EvaluationPart, ABC):
+    """A table about a quality that no query metric shows, as that of generated texts."""
+
+    @abstractmethod
+    def measure(self, meta_layer: MetaLayer, split: Split, steps: int) -> Measured | None:
+        """Intervals by column and row; None where there is nothing to measure.
+
+        Args:
+            meta_layer: the trained algorithm.
+            split: of the tasks to look at.
+            steps: inner steps by which it adapts.
+        """

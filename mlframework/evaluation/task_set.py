@@ -1,24 +1,26 @@
-"""Judging an algorithm: a frozen, hashed set of tasks, query metrics after every inner step, intervals over tasks."""
+"""Judging an algorithm: a frozen, hashed set of tasks, query metrics after every inner step."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
 from mlframework.episode import Episode, Split
-from mlframework.errors import InvalidValue
-from mlframework.evaluation.interval import Interval, Sources
+from mlframework.evaluation.interval import Sources
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "judge_tasks", "policies", "task_values"]
+__all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "policies", "task_values"]
 
 #: Validation tasks come from their own generator, so that they are the same for every run and every method.
 VALIDATION_SEED = 1
 
 
+@dataclass(frozen=True)
 class TaskSet:
     """A frozen set of tasks: same seed, same tasks, on any machine, whatever the training drew.
 
@@ -32,11 +34,16 @@ class TaskSet:
         chunk: tasks at a time when they are used.
     """
 
-    def __init__(self, task: TaskDistribution, split: Split, *, tasks: int, seed: int, chunk: int = 50) -> None:
-        for field, value in {"tasks": tasks, "chunk": chunk}.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
-        self.task, self.split, self.tasks, self.seed, self.chunk = task, split, tasks, seed, chunk
+    task: TaskDistribution
+    split: Split
+    _: KW_ONLY
+    tasks: int
+    seed: int
+    chunk: int = 50
+
+    def __post_init__(self) -> None:
+        at_least("tasks", self.tasks, 1)
+        at_least("chunk", self.chunk, 1)
 
     def __iter__(self) -> Iterator[Episode]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -46,11 +53,7 @@ class TaskSet:
 
     def first(self, tasks: int) -> TaskSet:
         """The set of its first tasks."""
-        return TaskSet(self.task, self.split, tasks=min(tasks, self.tasks), seed=self.seed, chunk=self.chunk)
-
-    def by(self, chunk: int) -> TaskSet:
-        """The same tasks, as many at a time."""
-        return TaskSet(self.task, self.split, tasks=self.tasks, seed=self.seed, chunk=chunk)
+        return replace(self, tasks=min(tasks, self.tasks))
 
     def sources(self) -> Sources | None:
         """The sources of each task; None where each task is a source of its own."""
@@ -121,16 +124,3 @@ def task_values(
         judge_by_step(meta_layer, episode.to(device), steps, batch_norm, ends_only=ends_only) for episode in tasks
     ]
     return {name: torch.cat([part[name].cpu() for part in judged], dim=1) for name in judged[0]}
-
-
-def judge_tasks(
-    meta_layer: MetaLayer,
-    tasks: TaskSet,
-    steps: int,
-    *,
-    device: torch.device,
-    batch_norm: BatchNormPolicy | None = None,
-) -> dict[str, list[Interval]]:
-    """Each query metric over a task set: its interval by inner steps; see `judge_by_step`."""
-    values = task_values(meta_layer, tasks, steps, device=device, batch_norm=batch_norm)
-    return {name: [Interval.of(row) for row in rows] for name, rows in values.items()}

@@ -9,8 +9,8 @@ import torch
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.baselines.baseline import Baseline
 from mlframework.evaluation.evaluation import Evaluation
+from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import Report
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.training.outer_loop import OuterLoop

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.episode import Episode, Examples
-from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import at_least
 
 __all__ = ["NGramModel"]
 
@@ -52,9 +52,10 @@ class Text(NamedTuple):
         targets[:, 0] = False
         return targets
 
-    def shared(self) -> Text:
-        """The same rows, all of one owner."""
-        return self._replace(owner=np.zeros_like(self.owner))
+    @property
+    def first_contexts(self) -> np.ndarray:
+        """The contexts of single tokens are the texts' owners, from 1 on: `[rows, length + 1]`."""
+        return np.broadcast_to(self.owner[:, None] + 1, self.tokens.shape)
 
 
 class Found(NamedTuple):
@@ -74,11 +75,12 @@ class Found(NamedTuple):
 class Order(NamedTuple):
     """The n-grams of one order that stand in some text.
 
-    An n-gram's number is its place in `keys`. Its key is made of its context's number among the n-grams of the order
-    below (of order 1: of the text's owner) and of its last token, so that any order and vocabulary are exact.
+    An n-gram's number is its place in `keys`, and 0 stands for none. Its key is made of its context's number among the
+    n-grams of the order below (of order 1: of the text's owner) and of its last token, so that any order and vocabulary
+    are exact.
 
     Attributes:
-        keys: sorted, `[grams]`.
+        keys: sorted, `[grams]`; the first, 0, is no n-gram's.
         counts: `[grams]`; see `places`.
         totals: of the counts after each context, `[contexts]`.
         kinds: how many tokens have a count of one, of two, of more after a context, `[CLASSES, contexts]`.
@@ -99,19 +101,9 @@ class Order(NamedTuple):
         return cls(keys, counts, totals, np.stack(kinds))
 
     def numbers(self, keys: np.ndarray) -> np.ndarray:
-        """The number of each key, -1 where there is no such n-gram."""
-        if not len(self.keys):
-            return np.full(len(keys), -1)
+        """The number of each key, 0 where there is no such n-gram."""
         place = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, place, -1)
-
-    def found(self, contexts: np.ndarray, grams: np.ndarray) -> Found:
-        """The counts, by the numbers of contexts and n-grams `[targets]`; -1 is none."""
-        if not len(self.keys):
-            return Found(np.zeros_like(grams), np.zeros_like(grams), np.zeros((CLASSES, len(grams)), dtype=np.int64))
-        counts = np.where(grams >= 0, self.counts[grams], 0)
-        exists = contexts >= 0
-        return Found(counts, np.where(exists, self.totals[contexts], 0), np.where(exists, self.kinds[:, contexts], 0))
+        return np.where(self.keys[place] == keys, place, 0)
 
 
 class Counts:
@@ -127,38 +119,37 @@ class Counts:
     def __init__(self, text: Text, *, owners: int, order: int, vocabulary: int) -> None:
         self.vocabulary = vocabulary
         self.orders: list[Order] = []
-        contexts = owners
-        keys, grams = self.number(text, np.broadcast_to(text.owner[:, None], text.tokens.shape))
-        for _ in range(order - 1):
-            longer_keys, longer = self.number(text, one_further(grams))
+        contexts = owners + 1
+        keys, grams = self.number(text, text.first_contexts)
+        for further in reversed(range(order)):
+            longer_keys, longer = self.number(text, one_further(grams)) if further else (keys, np.zeros_like(grams))
             counts = places(text, grams, longer, len(keys))
             self.orders.append(Order.of(keys, counts, contexts=contexts, vocabulary=vocabulary))
             contexts, keys, grams = len(keys), longer_keys, longer
-        counts = places(text, grams, np.full_like(grams, -1), len(keys))
-        self.orders.append(Order.of(keys, counts, contexts=contexts, vocabulary=vocabulary))
+
+    def keys(self, text: Text, contexts: np.ndarray) -> np.ndarray:
+        """The key of the n-gram at each token, `[rows, length + 1]`; 0 where is none."""
+        return np.where(text.known & (contexts > 0), contexts * self.vocabulary + text.tokens, 0)
 
     def number(self, text: Text, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The sorted keys of the n-grams with the given contexts, and the n-gram at each token; -1 where is none."""
-        usable = text.known & (contexts >= 0)
-        keys, inverse = np.unique(contexts[usable] * self.vocabulary + text.tokens[usable], return_inverse=True)
-        grams = np.full(text.tokens.shape, -1)
-        grams[usable] = inverse
-        return keys, grams
+        """The sorted keys of the n-grams with the given contexts, and the number of that at each token."""
+        found = self.keys(text, contexts)
+        keys, numbers = np.unique(np.append(found, 0), return_inverse=True)
+        return keys, numbers[:-1].reshape(found.shape)
 
     def find(self, text: Text) -> Iterator[Found]:
         """The counts of the n-grams of order 1, 2, ... that end in a text's targets."""
-        contexts, targets = np.broadcast_to(text.owner[:, None], text.tokens.shape), text.targets
+        contexts, targets = text.first_contexts, text.targets
         for order in self.orders:
-            usable = text.known & (contexts >= 0)
-            grams = np.full(text.tokens.shape, -1)
-            grams[usable] = order.numbers(contexts[usable] * self.vocabulary + text.tokens[usable])
-            yield order.found(contexts[targets], grams[targets])
+            grams = order.numbers(self.keys(text, contexts))
+            before = contexts[targets]
+            yield Found(order.counts[grams[targets]], order.totals[before], order.kinds[:, before])
             contexts = one_further(grams)
 
 
 def one_further(grams: np.ndarray) -> np.ndarray:
-    """The n-gram before each token, its context: `[rows, length + 1]`, -1 at the beginning."""
-    return np.concatenate([np.full((len(grams), 1), -1), grams[:, :-1]], axis=1)
+    """The number of the n-gram before each token, its context: `[rows, length + 1]`, 0 at the beginning."""
+    return np.pad(grams[:, :-1], ((0, 0), (1, 0)))
 
 
 def places(text: Text, grams: np.ndarray, longer: np.ndarray, size: int) -> np.ndarray:
@@ -169,17 +160,18 @@ def places(text: Text, grams: np.ndarray, longer: np.ndarray, size: int) -> np.n
     Args:
         text: the tokens.
         grams: the n-gram that ends at each, `[rows, length + 1]`.
-        longer: the same of n-grams that are one token longer.
+        longer: the same of n-grams that are one token longer; 0 is none.
         size: how many different n-grams there are.
 
     Returns:
         `[size]`.
     """
-    extended = longer >= 0
     endings = np.zeros(longer.max() + 1, dtype=np.int64)
-    endings[longer[extended]] = grams[extended]
-    beginnings = grams[text.targets & (grams >= 0) & ~extended]
-    return np.bincount(endings, minlength=size) + np.bincount(beginnings, minlength=size)
+    endings[longer] = grams * (longer > 0)
+    beginnings = grams * (text.targets & (longer == 0))
+    counts = np.bincount(endings, minlength=size) + np.bincount(beginnings.flatten(), minlength=size)
+    counts[0] = 0
+    return counts
 
 
 class Background:
@@ -200,7 +192,8 @@ class Background:
     def probabilities(self, text: Text) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For contexts of 0, 1, ... tokens: the targets' probabilities, how often their contexts were seen."""
         below = np.full(text.targets.sum(), 1 / self.counts.vocabulary)
-        for found, discounts in zip(self.counts.find(text.shared()), self.discounts, strict=True):
+        shared = text._replace(owner=np.zeros_like(text.owner))
+        for found, discounts in zip(self.counts.find(shared), self.discounts, strict=True):
             seen = found.total > 0
             kept = found.times - discounts[found.times.clip(1, CLASSES) - 1]
             given = np.where(found.times > 0, kept, 0.0) + discounts @ found.kinds * below
@@ -297,10 +290,7 @@ class NGramModel:
     """
 
     def __init__(self, vocabulary: int, *, order: int = 12) -> None:
-        for field, value in {"vocabulary": vocabulary, "order": order}.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
-        self.vocabulary, self.order = vocabulary, order
+        self.vocabulary, self.order = at_least("vocabulary", vocabulary, 1), at_least("order", order, 1)
         self.background: Background | None = None
         self.weights = Weights(order, vocabulary)
 

@@ -40,7 +40,7 @@ def written(module: nn.Module, examples: Examples) -> dict[str, Tensor]:
     before = dict(module.named_buffers())
     copies = {name: buffer.clone() for name, buffer in before.items()}
     with swap_tensors(module, dict(copies)):
-        forward(module, examples)
+        refresh(module, examples)
         after = dict(module.named_buffers())
     return {
         name: buffer
@@ -51,12 +51,7 @@ def written(module: nn.Module, examples: Examples) -> dict[str, Tensor]:
 
 
 def refresh(module: nn.Module, examples: Examples) -> None:
-    """One forward pass in training mode, after which the buffers follow the parameters as they are now."""
-    forward(module, examples)
-
-
-def forward(module: nn.Module, examples: Examples) -> None:
-    """A forward pass in training mode on the first task of examples, for what it leaves in buffers."""
+    """A forward pass in training mode on the first task, after which the buffers follow the parameters as they are."""
     was_training = module.training
     module.train()
     try:

@@ -15,7 +15,7 @@ from torch import nn
 from mlframework.errors import UserError
 from mlframework.files import atomic
 
-__all__ = ["Progress", "load_weights", "read_metadata", "restore", "save_weights", "write"]
+__all__ = ["Progress", "load_weights", "read_metadata", "restore", "save_weights", "state_of"]
 
 
 class Progress(NamedTuple):
@@ -34,27 +34,21 @@ class Progress(NamedTuple):
     seconds: float = 0.0
 
 
-def write(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> None:
-    """Writes the state of a training: meta-parameters, optimizer, schedule, choices, all generators, how far it is."""
-    state = state_of(meta_layer, outer, generator, progress)
-    with atomic(path) as part:
-        torch.save(state, part)
-
-
 def state_of(meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> dict[str, Any]:
-    """What `write` writes."""
+    """The state of a training: meta-parameters, optimizer, schedule, choices, all generators, how far it is."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "meta_layer": meta_layer.state_dict(),
         "optimizer": outer.optimizer.state_dict(),
         "scheduler": outer.scheduler.state_dict(),
         "choices": outer.planner.choices(),
-        "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda_states()},
+        "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda},
         "progress": progress._asdict(),
     }
 
 
 def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator) -> Progress:
-    """Reads what `write` wrote into the objects at hand, and says how far the run was."""
+    """Loads a file with a `state_of` a training into the objects at hand, and says how far the run was."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever a broken file provokes
@@ -70,16 +64,10 @@ def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.G
     return Progress(**state["progress"])
 
 
-def cuda_states() -> list[torch.Tensor]:
-    """The states of the GPUs' generators; none where there is no GPU."""
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def save_weights(path: Path, module: nn.Module, *, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(path: Path, module: nn.Module, *, metadata: Mapping[str, str] = {}) -> None:
     """Writes a module's parameters and buffers as safetensors, with text by name; see `to_bytes`."""
-    content = to_bytes(module, metadata or {})
     with atomic(path) as part:
-        part.write_bytes(content)
+        part.write_bytes(to_bytes(module, metadata))
 
 
 def to_bytes(module: nn.Module, metadata: Mapping[str, str] = {}) -> bytes:
@@ -101,23 +89,16 @@ def to_bytes(module: nn.Module, metadata: Mapping[str, str] = {}) -> bytes:
 
 
 def first_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Each name in a state dict with the first name of the same tensor."""
+    """Each name in a state dict with the first name of the same tensor; an empty one has no memory to tell it by."""
     firsts: dict[Any, str] = {}
-    return {name: firsts.setdefault(identity(tensor) or name, name) for name, tensor in state.items()}
-
-
-def identity(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Equal for names of one tensor; None for an empty one, which has no memory to tell it by."""
-    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else None
+    same = {name: (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name for name, t in state.items()}
+    return {name: firsts.setdefault(key, name) for name, key in same.items()}
 
 
 def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     """Reads what `save_weights` wrote into a module of the same architecture.
 
-    Args:
-        path: of the file.
-        module: what it is read into.
-        prefix: only tensors whose names start with it are read, under what follows it.
+    Only tensors whose names start with `prefix` are read, under the rest of their names.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")

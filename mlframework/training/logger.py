@@ -118,10 +118,6 @@ def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str,
     """The hyperparameters of a run: the chosen options by group, then every leaf of the config by its dotted key.
 
     Numbers stay numbers; anything else is written as on the command line.
-
-    Args:
-        config: the whole config.
-        choices: the option chosen of each config group.
     """
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}

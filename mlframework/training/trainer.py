@@ -18,9 +18,10 @@ from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation.displays.display import Display, Validated
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
-from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_tasks
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
+from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least
-from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress
@@ -128,7 +129,7 @@ class Trainer:
                 metrics = self.outer_step(training, step)
                 if step % self.log_every == 0 or step == self.steps:
                     rate = self.meta_batch * (step - reported) / (time.perf_counter() - clock)
-                    self.report(metrics, training, logger, bar, step, rate)
+                    self.tell(metrics, logger, bar, step, rate)
                     clock, reported = time.perf_counter(), step
                 progress = progress._replace(step=step, seconds=spent + time.perf_counter() - resumed)
                 if step % self.validate_every == 0 or step == self.steps:
@@ -168,7 +169,7 @@ class Trainer:
             why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
             raise InvalidValue("monitor", self.monitor, why)
 
-    def outer_step(self, training: Training, step: int) -> dict[str, torch.Tensor]:
+    def outer_step(self, training: Training, step: int) -> Metrics:
         """Steps on the next meta-batch; where the loss is not finite, says which step and which tasks."""
         episode = training.task.sample(self.meta_batch, "train", training.generator).to(training.device)
         training.outer.capture.steps_left = self.steps - step
@@ -178,15 +179,7 @@ class Trainer:
             why = f"{error} ({culprits(episode, error.tasks)}); the last good checkpoint is {training.last}"
             raise FailedRun(f"step {step}: {why}") from error
 
-    def report(
-        self,
-        metrics: dict[str, torch.Tensor],
-        training: Training,
-        logger: TensorBoardLogger,
-        bar: TrainingProgress,
-        step: int,
-        rate: float,
-    ) -> None:
+    def tell(self, metrics: Metrics, logger: TensorBoardLogger, bar: TrainingProgress, step: int, rate: float) -> None:
         """A point of each training curve, and the end of the progress bar, which tell the tasks per second as well."""
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
         values["train/tasks_per_second"] = rate
@@ -215,7 +208,8 @@ class Trainer:
         """Judges the frozen validation tasks after 0, 1, ... inner steps."""
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
-        by_step = judge_tasks(layer, tasks, layer.test_inner_steps, device=training.device)
+        values = task_values(layer, tasks, layer.test_inner_steps, device=training.device)
+        by_step = {name: [Interval.of(row) for row in rows] for name, rows in values.items()}
         inner_steps = self.selecting_step(layer)
         at_selection = {name: rows[min(inner_steps, len(rows) - 1)] for name, rows in by_step.items()}
         return Validation(by_step, inner_steps, at_selection)
@@ -253,13 +247,9 @@ class Trainer:
             checkpoint.save_weights(Path(elsewhere) / training.best.name, training.meta_layer)
 
     def save(self, training: Training, progress: Progress) -> None:
-        checkpoint.write(
-            training.last,
-            meta_layer=training.meta_layer,
-            outer=training.outer,
-            generator=training.generator,
-            progress=progress,
-        )
+        state = checkpoint.state_of(training.meta_layer, training.outer, training.generator, progress)
+        with atomic(training.last) as part:
+            torch.save(state, part)
 
 
 def culprits(episode: Episode, tasks: list[int]) -> str:

@@ -543,8 +543,8 @@ EVALUATION = (
     ),
     judging(
         "the first tasks of a set are others",
-        "tasks=min(tasks, self.tasks), seed=self.seed",
-        "tasks=min(tasks, self.tasks), seed=self.seed + 1",
+        "replace(self, tasks=min(tasks, self.tasks))",
+        "replace(self, tasks=min(tasks, self.tasks), seed=self.seed + 1)",
         "test_from_scratch_is_torchs_training_of_one_initialisation_by_every_rule_on_the_first_tasks",
     ),
     interval(

@@ -10,14 +10,14 @@ from torch import Tensor
 from mlframework.backend.forward import fork_rng
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Params, masked_mean
-from mlframework.errors import InvalidValue
-from mlframework.evaluation.baselines.baseline import Baseline
 from mlframework.evaluation.choices import Candidate, Rule, thinned
+from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
 from mlframework.evaluation.trial import Trial
 from mlframework.inner_loop import InnerUpdate
 from mlframework.inner_loop.inner_loop import inner_loop, last
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -33,10 +33,7 @@ class FromScratch(Baseline):
     """
 
     def __init__(self, *, tasks: int, steps: int) -> None:
-        for field, value in {"tasks": tasks, "steps": steps}.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
-        self.tasks, self.steps = tasks, steps
+        self.tasks, self.steps = at_least("tasks", tasks, 1), at_least("steps", steps, 1)
 
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         choice = trial.choose(self.candidate(rule, trial) for rule in trial.rules)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.baselines.baseline import Baseline
 from mlframework.evaluation.choices import Candidate, steps_by_rule
+from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
 from mlframework.evaluation.trial import Trial
@@ -31,7 +32,7 @@ class SameWeightsInContext(Baseline):
         reader.engine = trial.meta_layer.engine
 
         def read(tasks: TaskSet) -> Metrics:
-            return task_values(reader, tasks.by(max(1, tasks.chunk // 5)), 0, device=trial.device)
+            return task_values(reader, replace(tasks, chunk=max(1, tasks.chunk // 5)), 0, device=trial.device)
 
         try:
             choice = trial.choose([Candidate(read, (0,))])

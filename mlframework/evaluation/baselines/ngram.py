@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import torch
 
 from mlframework.episode import masked_mean
-from mlframework.errors import InvalidValue
-from mlframework.evaluation.baselines.baseline import Baseline
 from mlframework.evaluation.choices import Candidate
+from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.evaluation.trial import Trial
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text.text_tasks import TextTasks, as_text
@@ -30,9 +30,7 @@ class NGrams(Baseline):
     """
 
     def __init__(self, *, order: int) -> None:
-        if order < 1:
-            raise InvalidValue("order", order, "must be at least 1")
-        self.order = order
+        self.order = at_least("order", order, 1)
 
     def check(self, task: TaskDistribution) -> None:
         as_text(task)
@@ -47,11 +45,7 @@ class NGrams(Baseline):
 def ngram_values(task: TextTasks, tasks: TaskSet, *, order: int, validation: TaskSet) -> Metrics:
     """The query metrics of an n-gram model of all training text and each support set, `[1, tasks]` each.
 
-    Args:
-        task: of text.
-        tasks: the task set.
-        order: tokens of the longest n-grams.
-        validation: the tasks on which it chooses how far to trust a support set.
+    On the tasks `validation` it chooses how far to trust a support set.
     """
     rows = task.rows("train")
     train = rows.examples(torch.arange(len(rows.lengths)))

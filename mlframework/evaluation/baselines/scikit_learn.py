@@ -1,4 +1,4 @@
-"""scikit-learn on raw inputs: conventional learning from each support set."""
+"""scikit-learn, fitted to each support set: on raw inputs, which is conventional learning, and on trained features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 
 from mlframework.episode import Kind
-from mlframework.evaluation.baselines.baseline import Baseline
 from mlframework.evaluation.baselines.fitted_estimators import (
     Estimator,
     FittedEstimators,
@@ -15,11 +14,12 @@ from mlframework.evaluation.baselines.fitted_estimators import (
     raw_inputs,
     tuned,
 )
+from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.trial import Trial
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["ScikitLearn", "default_estimator"]
+__all__ = ["OnFeatures", "ScikitLearn", "default_estimator"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,27 @@ class ScikitLearn(Baseline):
         own = [judged("", estimator, inputs, trial, "support")] if self.estimator else None
         choice = trial.choose(own or tuned(estimator, inputs, trial, "support"))
         yield trial.row(f"scikit-learn {type(estimator).__name__}", "none", choice)
+
+
+class OnFeatures(Baseline):
+    """scikit-learn estimators, each fitted to the features of the base layer as they are before it adapts.
+
+    Args:
+        estimators: by name; a row of the report for each.
+    """
+
+    def __init__(self, **estimators: Estimator) -> None:
+        self.estimators = estimators
+
+    def check(self, task: TaskDistribution) -> None:
+        for name, estimator in self.estimators.items():
+            check_estimator(name, estimator, task)
+
+    def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
+        layer = trial.meta_layer
+        for each, estimator in self.estimators.items():
+            choice = trial.choose(tuned(estimator, layer.base_layer, trial, layer.batch_norm))
+            yield trial.row(f"{each} on features", trial.shown(layer.batch_norm), choice)
 
 
 def default_estimator(kind: Kind) -> Estimator:

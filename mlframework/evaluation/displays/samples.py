@@ -33,13 +33,7 @@ class Samples(Display):
 
 
 def sample_sheet(meta_layer: MetaLayer, episode: Episode, *, seed: int = 0) -> str:
-    """A table in markdown for each task of an episode: support examples, and texts drawn before and after adapting.
-
-    Args:
-        meta_layer: an algorithm on a text task.
-        episode: the tasks.
-        seed: of the draws, the same before and after.
-    """
+    """A table in markdown for each task of an episode: support examples, and texts drawn before and after adapting."""
     sheets = [task_sheet(meta_layer, episode.tasks(slice(i, i + 1)), seed) for i in range(episode.num_tasks)]
     return "\n\n".join(f"**task {number}**\n\n{sheet}" for number, sheet in enumerate(sheets, start=1))
 
@@ -67,5 +61,4 @@ def table(columns: Mapping[str, Sequence[str]]) -> str:
 
 def cell(text: str) -> str:
     """A text on one line, with nothing that markdown would read."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~" else c for c in " ".join(text.split()))
-    return escaped
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~" else c for c in " ".join(text.split()))

@@ -9,12 +9,12 @@ from typing import NamedTuple, get_args
 import torch
 
 from mlframework.episode import Examples, Split
-from mlframework.errors import InvalidValue
 from mlframework.evaluation.displays.display import Display, Log, Validated
 from mlframework.evaluation.interval import Interval
-from mlframework.evaluation.measure import Measure
+from mlframework.evaluation.part import Measure
 from mlframework.evaluation.report import Measured
 from mlframework.inner_loop.inner_loop import ends
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text.text_tasks import TextTasks, as_text
@@ -85,11 +85,9 @@ class TextQuality(Measure, Display):
     def __init__(
         self, *, sources: int = 20, texts: int = 20, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
     ) -> None:
-        for field, value in {"sources": sources, "texts": texts}.items():
-            if value < 1:
-                raise InvalidValue(field, value, "must be at least 1")
         Sampling(temperature=temperature, top_p=top_p).check()
-        self.sources, self.texts, self.temperature, self.top_p, self.seed = sources, texts, temperature, top_p, seed
+        self.sources, self.texts = at_least("sources", sources, 1), at_least("texts", texts, 1)
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
 
     def check(self, task: TaskDistribution) -> None:
         as_text(task)
