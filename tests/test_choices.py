@@ -10,9 +10,14 @@ import torch
 
 from mlframework.base_layers import MLP
 from mlframework.errors import FailedRun
-from mlframework.evaluation.baselines.fitted_estimators import FittedEstimators, grid, raw_inputs
 from mlframework.evaluation.baselines.from_scratch import FromScratch
-from mlframework.evaluation.baselines.scikit_learn import ScikitLearn, default_estimator
+from mlframework.evaluation.baselines.scikit_learn import (
+    FittedEstimators,
+    ScikitLearn,
+    default_estimator,
+    grid,
+    raw_inputs,
+)
 from mlframework.evaluation.choices import Candidate, Rule, choose, following
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values

@@ -17,9 +17,8 @@ from sklearn.svm import SVC, LinearSVC
 from mlframework.base_layers import MLP, Conv4
 from mlframework.episode import Episode
 from mlframework.errors import UserError
-from mlframework.evaluation.baselines.fitted_estimators import FittedEstimators, raw_inputs
 from mlframework.evaluation.baselines.from_scratch import FromScratch, TrainedFromScratch
-from mlframework.evaluation.baselines.scikit_learn import OnFeatures, ScikitLearn
+from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, OnFeatures, ScikitLearn, raw_inputs
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.interval import Interval, half_width_over_sources
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, judge_by_step, task_values

@@ -2,7 +2,7 @@ from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
 from .baselines.ngram import NGrams as NGrams
 from .baselines.scikit_learn import OnFeatures as OnFeatures, ScikitLearn as ScikitLearn
-from .choices import Candidate as Candidate
+from .choices import Candidate as Candidate, Trial as Trial
 from .displays.by_inner_step import ByInnerStep as ByInnerStep
 from .displays.contact_sheet import ContactSheet as ContactSheet
 from .displays.display import Display as Display
@@ -14,4 +14,3 @@ from .interval import Interval as Interval
 from .part import Baseline as Baseline, Measure as Measure
 from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
 from .task_set import TaskSet as TaskSet
-from .trial import Trial as Trial

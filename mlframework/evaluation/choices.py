@@ -1,4 +1,4 @@
-"""Every method's settings are chosen alike: on the same validation tasks, by the same metric."""
+"""Every method's settings are chosen alike, on the same validation tasks, and judged alike, on the same task set."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+
+from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Params
 from mlframework.errors import FailedRun
+from mlframework.evaluation.interval import Interval, Sources
+from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.inner_loop import SGD, Adam, InnerUpdate
-from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Candidate", "Choice", "Rule", "choose", "following", "steps_by_rule", "thinned"]
+__all__ = ["Candidate", "Choice", "Rule", "Trial", "choose", "following", "steps_by_rule", "thinned"]
 
 
 class Rule(NamedTuple):
-    """An update rule with its rate.
-
-    Attributes:
-        name: of the optimizer.
-        lr: its rate.
-    """
+    """An update rule, by the name of its optimizer, with its rate."""
 
     name: str
     lr: float
@@ -57,13 +58,7 @@ class Candidate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The setting and the number of steps that did best on validation tasks.
-
-    Attributes:
-        candidate: the setting.
-        row: which of its steps.
-        value: the mean of the metric there.
-    """
+    """The setting and the row of its `steps` that did best on validation tasks, and the mean of the metric there."""
 
     candidate: Candidate
     row: int
@@ -92,6 +87,56 @@ def choose(candidates: Iterable[Candidate], tasks: TaskSet, metric: str, *, high
     if best is None:
         raise FailedRun(f"no setting has a finite {metric} on the {tasks.split} tasks")
     return best
+
+
+class Trial(NamedTuple):
+    """One evaluation at work: the tasks and tools with which a method chooses its setting and is judged.
+
+    Attributes:
+        meta_layer: the trained algorithm.
+        make_base_layer: draws a newly initialised base layer from torch's global generator.
+        tasks: the task set on which methods are judged.
+        sources: of each of these tasks; None where each task is a source of its own.
+        validation: the tasks on which methods choose.
+        rules: the update rules over which conventional training is tuned.
+        monitor: the metric by which choices are made.
+        device: where episodes go.
+    """
+
+    meta_layer: MetaLayer
+    make_base_layer: Callable[[], BaseLayer]
+    tasks: TaskSet
+    sources: Sources | None
+    validation: TaskSet
+    rules: Sequence[Rule]
+    monitor: str
+    device: torch.device
+
+    @property
+    def task(self) -> TaskDistribution:
+        return self.tasks.task
+
+    def choose(self, candidates: Iterable[Candidate]) -> Choice:
+        """The setting that does best on the validation tasks."""
+        higher = self.monitor.removeprefix("query_") in self.task.higher_is_better
+        return choose(candidates, self.validation, self.monitor, higher_is_better=higher)
+
+    def row(self, method: str, batch_norm: str, choice: Choice, *, tasks: int | None = None) -> MethodResult:
+        """Judges a choice on the task set, or on its first `tasks`; `batch_norm` is the policy, or `none`."""
+        judged = self.tasks.first(tasks) if tasks else self.tasks
+        sources = self.sources and self.sources[: judged.tasks]
+        candidate, row, value = choice
+        values = candidate.judge(judged)
+        metrics = {name: [Interval.of(step, sources) for step in steps] for name, steps in values.items()}
+        at_choice = {name: steps[row].tolist() for name, steps in values.items()}
+        steps = tuple(candidate.steps)
+        return MethodResult(
+            method, batch_norm, judged.tasks, steps, metrics, candidate.setting, choice.steps, value, at_choice
+        )
+
+    def shown(self, policy: BatchNormPolicy) -> str:
+        """A batch-norm policy as a report names it: `none` where the base layer does not mix examples."""
+        return policy if self.meta_layer.base_layer.mixes_examples else "none"
 
 
 def steps_by_rule(meta_layer: MetaLayer) -> bool:

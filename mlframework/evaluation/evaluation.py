@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -11,11 +12,10 @@ import torch
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, part_of
-from mlframework.evaluation.choices import Candidate, Choice, Rule, following, steps_by_rule
+from mlframework.evaluation.choices import Candidate, Choice, Rule, Trial, following, steps_by_rule
 from mlframework.evaluation.part import Baseline, EvaluationPart, Measure
 from mlframework.evaluation.report import MethodResult, Report, difference
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, policies, task_values
-from mlframework.evaluation.trial import Trial
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -23,6 +23,7 @@ from mlframework.tasks.task_distribution import TaskDistribution
 __all__ = ["Evaluation"]
 
 
+@dataclass(kw_only=True)
 class Evaluation:
     """Judges an algorithm on test tasks that are always the same, with baselines beside it.
 
@@ -44,36 +45,33 @@ class Evaluation:
         measure: further tables about the algorithm, by name.
     """
 
-    def __init__(
-        self,
-        *,
-        tasks: int,
-        seed: int,
-        split: Split = "test",
-        validation_tasks: int = 100,
-        inner_steps: int | None = None,
-        adam_rates: Sequence[float] = (0.001, 0.01, 0.1),
-        sgd_rates: Sequence[float] = (0.01, 0.1),
-        tune_rule: bool | None = None,
-        chunk: int = 50,
-        baseline: Mapping[str, Baseline] | None = None,
-        measure: Mapping[str, Measure] | None = None,
-    ) -> None:
-        if split not in get_args(Split):
-            raise InvalidValue("split", split, "must be train, validation or test")
-        if inner_steps is not None and inner_steps < 0:
-            raise InvalidValue("inner_steps", inner_steps, "must be at least 0, or null for the algorithm's own number")
-        for field, rates in {"adam_rates": adam_rates, "sgd_rates": sgd_rates}.items():
+    tasks: int
+    seed: int
+    split: Split = "test"
+    validation_tasks: int = 100
+    inner_steps: int | None = None
+    adam_rates: Sequence[float] = (0.001, 0.01, 0.1)
+    sgd_rates: Sequence[float] = (0.01, 0.1)
+    tune_rule: bool | None = None
+    chunk: int = 50
+    baseline: Mapping[str, Baseline] | None = None
+    measure: Mapping[str, Measure] | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("tasks", "chunk", "validation_tasks"):
+            at_least(field, getattr(self, field), 1)
+        if self.split not in get_args(Split):
+            raise InvalidValue("split", self.split, "must be train, validation or test")
+        if self.inner_steps is not None and self.inner_steps < 0:
+            why = "must be at least 0, or null for the algorithm's own number"
+            raise InvalidValue("inner_steps", self.inner_steps, why)
+        for field, rates in {"adam_rates": self.adam_rates, "sgd_rates": self.sgd_rates}.items():
             if not all(rate > 0 for rate in rates):
                 raise InvalidValue(field, list(rates), "must hold rates above 0")
-        if not (adam_rates or sgd_rates):
+        if not (self.adam_rates or self.sgd_rates):
             raise InvalidValue("adam_rates", "[]", "must hold a rate, or sgd_rates must")
-        self.tasks, self.chunk = at_least("tasks", tasks, 1), at_least("chunk", chunk, 1)
-        self.validation_tasks = at_least("validation_tasks", validation_tasks, 1)
-        self.seed, self.split, self.inner_steps = seed, split, inner_steps
-        self.rules = [*(Rule("Adam", lr) for lr in adam_rates), *(Rule("SGD", lr) for lr in sgd_rates)]
-        self.tune_rule = tune_rule
-        self.baselines, self.measures = dict(baseline or {}), dict(measure or {})
+        self.rules = [*(Rule("Adam", lr) for lr in self.adam_rates), *(Rule("SGD", lr) for lr in self.sgd_rates)]
+        self.baselines, self.measures = dict(self.baseline or {}), dict(self.measure or {})
 
     def check(self, task: TaskDistribution) -> None:
         """Refuses baselines and measures that do not go with a task."""
@@ -102,7 +100,10 @@ class Evaluation:
             monitor: the metric by which every method's choices are made.
         """
         self.check(meta_layer.task)
-        trial = self.trial(meta_layer, make_base_layer, device, monitor)
+        set_of = functools.partial(TaskSet, meta_layer.task, chunk=self.chunk)
+        tasks = set_of(self.split, tasks=self.tasks, seed=self.seed)
+        validation = set_of("validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
+        trial = Trial(meta_layer, make_base_layer, tasks, tasks.sources(), validation, self.rules, monitor, device)
         rows, choice = self.algorithm(name, trial)
         for key, baseline in self.baselines.items():
             rows += baseline.rows(key, trial)
@@ -119,15 +120,6 @@ class Evaluation:
             [rows[0], *(row._replace(difference=difference(row, rows[0], trial.sources)) for row in rows[1:])],
             {key: measured for key, measured in found.items() if measured is not None},
         )
-
-    def trial(
-        self, meta_layer: MetaLayer, make_base_layer: Callable[[], BaseLayer], device: torch.device, monitor: str
-    ) -> Trial:
-        """The tasks of this evaluation, for the methods to be judged on."""
-        set_of = functools.partial(TaskSet, meta_layer.task, chunk=self.chunk)
-        tasks = set_of(self.split, tasks=self.tasks, seed=self.seed)
-        validation = set_of("validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
-        return Trial(meta_layer, make_base_layer, tasks, tasks.sources(), validation, self.rules, monitor, device)
 
     def algorithm(self, name: str, trial: Trial) -> tuple[list[MethodResult], Choice]:
         """A row for each batch-norm policy; the choice under the first one holds for the others."""

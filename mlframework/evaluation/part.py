@@ -8,8 +8,8 @@ from typing import get_args
 
 from mlframework.episode import Kind, Split
 from mlframework.errors import UserError
+from mlframework.evaluation.choices import Trial
 from mlframework.evaluation.report import Measured, MethodResult
-from mlframework.evaluation.trial import Trial
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 

@@ -94,9 +94,6 @@ def judge_by_step(
     """Query metrics after 0, 1, ..., `steps` inner steps, each `[steps + 1, tasks]` (one row if nothing is stepped).
 
     Args:
-        meta_layer: the algorithm.
-        episode: the tasks.
-        steps: inner steps.
         batch_norm: the policy; None takes the algorithm's own.
         ends_only: whether to judge after 0 and `steps` alone: two rows.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlframework.base_layers.recall import can_recall, recalling
 from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.tasks.text.text_tasks import as_text
 
@@ -35,8 +36,7 @@ class Sampling(NamedTuple):
 
     def check(self) -> None:
         """Refuses settings out of range."""
-        if self.length < 1:
-            raise InvalidValue("length", self.length, "must be at least 1")
+        at_least("length", self.length, 1)
         if self.temperature < 0:
             raise InvalidValue("temperature", self.temperature, "must be at least 0 (0: always the likeliest token)")
         if not 0 < self.top_p <= 1:
@@ -59,14 +59,10 @@ def generate(
     Args:
         meta_layer: an algorithm on a text task.
         adapted: one task's own model; leaves `[1, ...]`.
-        count: texts.
-        sampling: how tokens are drawn.
         generator: a CPU generator.
-        prompt: how every text starts.
     """
     sampling.check()
-    if count < 1:
-        raise InvalidValue("n", count, "must be at least 1")
+    at_least("n", count, 1)
     task = as_text(meta_layer.task)
     start = [task.tokens.boundary, *task.tokens.encode(prompt)]
     rows = sample_rows(meta_layer, adapted, start, count=count, sampling=sampling, generator=generator)

@@ -16,7 +16,6 @@ from mlframework.errors import InvalidValue
 
 if TYPE_CHECKING:
     # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
-    from scipy.sparse import spmatrix
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.naive_bayes import MultinomialNB
 
@@ -133,8 +132,8 @@ class TaskFit:
     pieces of 64 characters of Shakespeare's roles and of the world's languages it recognises about as many as a linear
     support vector machine or logistic regression, and is fitted in a hundredth of their time.
 
-    Real text that it was not trained on says how much can be recognised at all (`ceiling`), guessing how much is
-    nothing (`chance`). Copies of the support set are recognised best of all: read it beside `copied_share`.
+    Real text that it was not trained on says how much can be recognised at all (`ceiling`). Copies of the support set
+    are recognised best of all: read it beside `copied_share`.
 
     Args:
         texts: real text by source; a text that a source repeats counts once.
@@ -160,9 +159,8 @@ class TaskFit:
         self.pieces = {name: distinct_pieces(own, length) for name, own in texts.items()}
         for name, pieces in self.pieces.items():
             if len(pieces) < 2:
-                raise InvalidValue(
-                    "texts", name, "must have at least two different texts: to train on, and to hold out"
-                )
+                why = "must have at least two different texts: to train on, and to hold out"
+                raise InvalidValue("texts", name, why)
         self.names, self.held_out, self.seed = list(self.pieces), held_out, seed
 
     @cached_property
@@ -177,47 +175,29 @@ class TaskFit:
         return train, held_out
 
     @cached_property
-    def vectoriser(self) -> TfidfVectorizer:
-        """Texts to features; it is fitted to the text that the classifier is trained on."""
+    def classifier(self) -> tuple[TfidfVectorizer, MultinomialNB]:
+        """Texts to features, and features to sources by their place in `names`; fitted to the text to train on."""
         from sklearn.feature_extraction.text import TfidfVectorizer
-
-        vectoriser = TfidfVectorizer(
-            analyzer="char", ngram_range=(1, 4), lowercase=False, sublinear_tf=True, max_features=FEATURES
-        )
-        return vectoriser.fit(piece for pieces in self.parts[0].values() for piece in pieces)
-
-    @cached_property
-    def classifier(self) -> MultinomialNB:
-        """Recognises sources by their place in `names`."""
         from sklearn.naive_bayes import MultinomialNB
 
-        labels = [i for i, name in enumerate(self.names) for _ in self.parts[0][name]]
-        # A prior would favour the sources of which there is most text.
-        return MultinomialNB(alpha=0.01, fit_prior=False).fit(
-            self.features(piece for pieces in self.parts[0].values() for piece in pieces), labels
+        pieces = [piece for own in self.parts[0].values() for piece in own]
+        labels = [i for i, own in enumerate(self.parts[0].values()) for _ in own]
+        features = TfidfVectorizer(
+            analyzer="char", ngram_range=(1, 4), lowercase=False, sublinear_tf=True, max_features=FEATURES
         )
-
-    def features(self, texts: Iterator[str] | Sequence[str]) -> spmatrix:
-        """Tf-idf of texts `[texts, features]`."""
-        return self.vectoriser.transform(texts)
+        # A prior would favour the sources of which there is most text.
+        bayes = MultinomialNB(alpha=0.01, fit_prior=False)
+        return features, bayes.fit(features.fit_transform(pieces), labels)
 
     @cached_property
     def ceiling(self) -> Recognition:
         """The recognition of held-out real text of each source, in the order of `names`."""
         return self.score(self.parts[1])
 
-    @property
-    def chance(self) -> Recognition:
-        """The recognition by guessing, of each source."""
-        count = len(self.names)
-        places = torch.arange(1, count + 1, dtype=torch.get_default_dtype())
-        return Recognition(torch.full((count,), 1 / count), places.reciprocal().mean().expand(count))
-
     def score(self, samples: Mapping[str, Sequence[str]]) -> Recognition:
         """The recognition of samples, by the source that they should resemble."""
-        return Recognition(
-            *torch.tensor([self.recognised(name, texts) for name, texts in samples.items()]).reshape(-1, 2).unbind(1)
-        )
+        found = [self.recognised(name, texts) for name, texts in samples.items()]
+        return Recognition(*torch.tensor(found).reshape(-1, 2).unbind(1))
 
     def recognised(self, name: str, texts: Sequence[str]) -> tuple[float, float]:
         """The accuracy and the mean reciprocal rank of one source's samples."""
@@ -225,8 +205,8 @@ class TaskFit:
             raise InvalidValue("samples", name, "is none of the sources that the classifier was trained on")
         if not texts:
             raise InvalidValue("samples", name, "has no text to judge")
-        known = self.features(texts)
-        scores = self.classifier.predict_joint_log_proba(known)
+        features, bayes = self.classifier
+        scores = bayes.predict_joint_log_proba(features.transform(texts))
         own = scores[:, self.names.index(name), None]
         # A text that could be anybody's is nobody's: of equal sources, the own one comes last.
         places = (scores >= own).sum(1)

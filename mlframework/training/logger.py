@@ -48,11 +48,7 @@ class TensorBoardLogger:
         """The config as text, an HParams entry, and charts of the main metrics with their intervals.
 
         Written once, at a run's start: a sweep can be compared while it runs, and a resumed run has said it already.
-
-        Args:
-            config: the whole config.
-            choices: the option chosen of each config group.
-            overrides: the user's, as in `algorithm.inner_steps=3`; HParams shows these columns first.
+        HParams shows the columns of the user's overrides, as in `algorithm.inner_steps=3`, first.
         """
         if self.start:
             return

@@ -31,8 +31,6 @@ def meta_gradient(
     """Sets `.grad` of every meta-parameter to the gradient of the meta-loss, averaged over tasks.
 
     Args:
-        meta_layer: the algorithm.
-        episode: the meta-batch.
         chunk: tasks at a time; each chunk's graph is freed before the next is built, so memory is that of one chunk.
         gradients_of: finds the gradients of a chunk's summed losses; by default autograd does.
         learned: the meta-parameters by name; finding them takes a good part of a small step.

@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -76,6 +76,7 @@ class Validation(NamedTuple):
     metrics: dict[str, Interval]
 
 
+@dataclass(kw_only=True)
 class Trainer:
     """Runs the outer loop for a number of steps.
 
@@ -91,26 +92,21 @@ class Trainer:
             validation takes fewer.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int,
-        meta_batch: int,
-        validate_every: int,
-        validation_tasks: int,
-        checkpoint_every: int,
-        log_every: int,
-        monitor: str,
-        monitor_step: int | None = None,
-    ) -> None:
-        self.steps, self.meta_batch = at_least("steps", steps, 1), at_least("meta_batch", meta_batch, 1)
-        self.validate_every = at_least("validate_every", validate_every, 1)
-        self.validation_tasks = at_least("validation_tasks", validation_tasks, 1)
-        self.checkpoint_every = at_least("checkpoint_every", checkpoint_every, 1)
-        self.log_every, self.monitor, self.monitor_step = at_least("log_every", log_every, 1), monitor, monitor_step
-        if monitor_step is not None and monitor_step < 0:
+    steps: int
+    meta_batch: int
+    validate_every: int
+    validation_tasks: int
+    checkpoint_every: int
+    log_every: int
+    monitor: str
+    monitor_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "meta_batch", "validate_every", "validation_tasks", "checkpoint_every", "log_every"):
+            at_least(field, getattr(self, field), 1)
+        if self.monitor_step is not None and self.monitor_step < 0:
             why = "must be at least 0, or null for the steps that are trained"
-            raise InvalidValue("monitor_step", monitor_step, why)
+            raise InvalidValue("monitor_step", self.monitor_step, why)
 
     def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
         """Trains from where `progress` stands to the last step.
@@ -120,7 +116,7 @@ class Trainer:
             FailedRun: a loss was not finite, or the monitored metric was not finite at any validation.
         """
         if progress.step == 0:
-            self.save_first(training, progress)
+            self.save(training, progress)
         with training_progress(self.steps, progress.step) as bar, deferred_interrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
@@ -239,12 +235,6 @@ class Trainer:
             return True
         higher = self.monitor.removeprefix("query_") in task.higher_is_better
         return value > than if higher else value < than
-
-    def save_first(self, training: Training, progress: Progress) -> None:
-        """Writes a checkpoint before the first outer step; weights that cannot be written as the best ones fail now."""
-        self.save(training, progress)
-        with TemporaryDirectory() as elsewhere:  # no validation has selected them
-            checkpoint.save_weights(Path(elsewhere) / training.best.name, training.meta_layer)
 
     def save(self, training: Training, progress: Progress) -> None:
         state = checkpoint.state_of(training.meta_layer, training.outer, training.generator, progress)

@@ -68,10 +68,10 @@ episode = File("episode.py", "test_tasks_text.py")
 
 evaluation = File("evaluation/evaluation.py", "test_evaluation.py")
 choices = File("evaluation/choices.py", "test_choices.py")
-trial = File("evaluation/trial.py", "test_evaluation.py")
+trial = File("evaluation/choices.py", "test_evaluation.py")
 report = File("evaluation/report.py", "test_evaluation.py")
 from_scratch = File("evaluation/baselines/from_scratch.py", "test_evaluation.py")
-fitted = File("evaluation/baselines/fitted_estimators.py", "test_evaluation.py")
+fitted = File("evaluation/baselines/scikit_learn.py", "test_evaluation.py")
 ngram_baseline = File("evaluation/baselines/ngram.py", "test_text_quality.py")
 judging = File("evaluation/task_set.py", "test_evaluation.py")
 interval = File("evaluation/interval.py", "test_sources.py")
@@ -796,7 +796,7 @@ TEXT_MEASURES = (
     ),
     quality(
         "real text is recognised where it was learned by heart",
-        "ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))",
+        "ceiling = measures.Recognition(*(leaf[places] for leaf in fit.ceiling))",
         "ceiling = fit.score({each.name: each.real for each in found})",
         "test_real_text_is_recognised_where_the_classifier_was_not_trained_on_it",
     ),

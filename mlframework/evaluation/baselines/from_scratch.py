@@ -10,11 +10,10 @@ from torch import Tensor
 from mlframework.backend.forward import fork_rng
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Params, masked_mean
-from mlframework.evaluation.choices import Candidate, Rule, thinned
+from mlframework.evaluation.choices import Candidate, Rule, Trial, thinned
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
-from mlframework.evaluation.trial import Trial
 from mlframework.inner_loop import InnerUpdate
 from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.inner_loop.inner_update import at_least

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mlframework.errors import InvalidValue
-from mlframework.evaluation.choices import Candidate, steps_by_rule
+from mlframework.evaluation.choices import Candidate, Trial, steps_by_rule
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
-from mlframework.evaluation.trial import Trial
 from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.meta_layers.neural_network.in_context import InContext
 

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import torch
 
 from mlframework.episode import masked_mean
-from mlframework.evaluation.choices import Candidate
+from mlframework.evaluation.choices import Candidate, Trial
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet
-from mlframework.evaluation.trial import Trial
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.tasks.task_distribution import TaskDistribution

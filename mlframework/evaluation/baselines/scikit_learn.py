@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
-from mlframework.episode import Kind
-from mlframework.evaluation.baselines.fitted_estimators import (
-    Estimator,
-    FittedEstimators,
-    check_estimator,
-    judged,
-    raw_inputs,
-    tuned,
-)
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Examples, Kind
+from mlframework.errors import InvalidValue
+from mlframework.evaluation.choices import Candidate, Trial
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
-from mlframework.evaluation.trial import Trial
+from mlframework.evaluation.task_set import task_values
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
+from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["OnFeatures", "ScikitLearn", "default_estimator"]
+__all__ = ["Estimator", "FittedEstimators", "OnFeatures", "ScikitLearn", "default_estimator", "grid", "raw_inputs"]
 
 log = logging.getLogger(__name__)
+
+#: The settings of scikit-learn's estimators that are tuned, where an estimator has them: penalties and widths.
+GRID: dict[str, tuple[float, ...]] = {
+    "C": (0.01, 0.1, 1.0, 10.0, 100.0),
+    "alpha": (0.001, 0.01, 0.1, 1.0, 10.0),
+    "gamma": (0.02, 0.1, 0.5, 2.0),
+}
+
+#: The logarithm of a probability that counts as none.
+LEAST = float(np.log(1e-12))
+
+
+class Estimator(Protocol):
+    """The part of scikit-learn's estimators that is used: to import their own class takes a second."""
+
+    def fit(self, x: Any, y: Any) -> Any: ...
+
+    def predict(self, x: Any) -> Any: ...
 
 
 class ScikitLearn(Baseline):
@@ -43,9 +64,9 @@ class ScikitLearn(Baseline):
         if kind not in FittedEstimators.kinds:
             log.warning("%s: left out, it has no estimator for a %s", name, kind)
             return
-        estimator, inputs = self.estimator or default_estimator(kind), raw_inputs()
-        own = [judged("", estimator, inputs, trial, "support")] if self.estimator else None
-        choice = trial.choose(own or tuned(estimator, inputs, trial, "support"))
+        estimator = self.estimator or default_estimator(kind)
+        settings = [("", estimator)] if self.estimator else grid(estimator)
+        choice = trial.choose(candidates(settings, raw_inputs(), trial, "support"))
         yield trial.row(f"scikit-learn {type(estimator).__name__}", "none", choice)
 
 
@@ -66,7 +87,7 @@ class OnFeatures(Baseline):
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         layer = trial.meta_layer
         for each, estimator in self.estimators.items():
-            choice = trial.choose(tuned(estimator, layer.base_layer, trial, layer.batch_norm))
+            choice = trial.choose(candidates(grid(estimator), layer.base_layer, trial, layer.batch_norm))
             yield trial.row(f"{each} on features", trial.shown(layer.batch_norm), choice)
 
 
@@ -78,3 +99,141 @@ def default_estimator(kind: Kind) -> Estimator:
     if kind == "classification":
         return LogisticRegression(max_iter=1000)
     return KernelRidge(kernel="rbf", alpha=0.1, gamma=0.5)
+
+
+class FittedEstimators(FeatureMetaLayer):
+    """A scikit-learn estimator, fitted to the features of each support set.
+
+    No gradient passes through it, so the features are taken as they are: those of a trained network, or the raw inputs
+    (see `raw_inputs`).
+
+    Args:
+        base_layer, task, batch_norm: see `FeatureMetaLayer`.
+        estimator: cloned for every task.
+
+    >>> from sklearn.kernel_ridge import KernelRidge
+    >>> from mlframework.tasks import Sinusoid
+    >>> fitted = FittedEstimators(raw_inputs(), Sinusoid(), estimator=KernelRidge(kernel="rbf"))
+    >>> episode = Sinusoid().sample(2, "test", torch.Generator().manual_seed(0))
+    >>> fitted.predict(fitted.adapt(episode.support), episode.query.x).shape
+    torch.Size([2, 10, 1])
+    """
+
+    kinds = ("classification", "regression")
+    exact = False
+
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        estimator: Estimator,
+        batch_norm: BatchNormPolicy = "support",
+    ) -> None:
+        super().__init__(base_layer, task, batch_norm=batch_norm)
+        self.estimator = estimator
+
+    def fit(self, features: Tensor, support: Examples) -> list[Any]:
+        return [self.fitted(*leaves) for leaves in zip(features, support.y, support.mask, strict=True)]
+
+    def fitted(self, features: Tensor, y: Tensor, mask: Tensor) -> Any:
+        """One task's estimator, from the rows that count."""
+        from sklearn.base import clone
+
+        kept = mask > 0
+        return clone(self.estimator).fit(as_array(features[kept]), as_array(y[kept]))
+
+    def outputs(self, adapted: list[Any], features: Tensor) -> Tensor:
+        width = self.task.spec.out_features
+        found = [scores(e, as_array(rows), width) for e, rows in zip(adapted, features, strict=True)]
+        dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
+        return torch.from_numpy(np.stack(found)).to(features.device, dtype)
+
+
+def raw_inputs() -> BaseLayer:
+    """A base layer whose features are the inputs themselves."""
+    return BaseLayer(nn.Flatten(), nn.Identity())
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A numpy array on the CPU."""
+    return tensor.detach().cpu().numpy()
+
+
+def scores(estimator: Any, x: np.ndarray, width: int) -> np.ndarray:
+    """The predictions of a fitted estimator: values, or a score per class; the likeliest class has the highest.
+
+    Args:
+        x: examples `[n, d]`.
+        width: values per example, or classes; the estimator may have met only some of them.
+
+    Returns:
+        `[n, width]`; a class that was not met is the least likely.
+    """
+    if kind_of(estimator) == "regression":
+        return np.asarray(estimator.predict(x)).reshape(len(x), -1)
+    known = known_scores(estimator, x)
+    whole = np.full((len(x), width), min(known.min() - 1, LEAST))
+    whole[:, estimator.classes_.astype(int)] = known
+    return whole
+
+
+def known_scores(estimator: Any, x: np.ndarray) -> np.ndarray:
+    """Scores `[n, classes met]`: logarithms of probabilities where there are such, else the decision function."""
+    if hasattr(estimator, "predict_proba"):
+        return np.log(np.clip(estimator.predict_proba(x), np.exp(LEAST), 1))
+    if not hasattr(estimator, "decision_function"):
+        chosen = np.asarray(estimator.predict(x))[:, None] == estimator.classes_
+        return np.where(chosen, 0.0, LEAST)
+    decision = estimator.decision_function(x)
+    # Of two classes, scikit-learn gives the second's margin alone.
+    return np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
+
+
+def grid(estimator: Any) -> Iterator[tuple[str, Any]]:
+    """Copies of an estimator with each setting of `GRID` that it has, each in words; a width only of an RBF kernel.
+
+    >>> from sklearn.svm import LinearSVC
+    >>> [setting for setting, _ in grid(LinearSVC())]
+    ['C=0.01', 'C=0.1', 'C=1', 'C=10', 'C=100']
+    """
+    from sklearn.base import clone
+    from sklearn.model_selection import ParameterGrid
+
+    has = estimator.get_params(deep=False)
+    tuned = {name: values for name, values in GRID.items() if name in has}
+    if has.get("kernel") != "rbf":
+        tuned.pop("gamma", None)
+    for settings in ParameterGrid(tuned):
+        named = ", ".join(f"{name}={value:g}" for name, value in settings.items())
+        yield named, clone(estimator).set_params(**settings)
+
+
+def kind_of(estimator: Estimator) -> Kind:
+    """The kind of task that an estimator is for: a classifier for a classification, any other for a regression."""
+    from sklearn.base import is_classifier
+
+    return "classification" if is_classifier(estimator) else "regression"
+
+
+def check_estimator(field: str, estimator: Estimator, task: TaskDistribution) -> None:
+    """Refuses an object that cannot be fitted, settings that its `fit` would refuse, and tasks of another kind."""
+    if not hasattr(estimator, "fit"):
+        raise InvalidValue(field, estimator, "must be a scikit-learn estimator, by its _target_")
+    try:
+        getattr(estimator, "_validate_params", lambda: None)()
+    except ValueError as error:
+        raise InvalidValue(field, estimator, str(error)) from error
+    if (takes := kind_of(estimator)) != task.spec.kind:
+        name, why = type(estimator).__name__, f"takes a {takes}, and {type(task).__name__} is a {task.spec.kind}"
+        raise InvalidValue(field, name, why)
+
+
+def candidates(
+    estimators: Iterable[tuple[str, Estimator]], base_layer: BaseLayer, trial: Trial, batch_norm: BatchNormPolicy
+) -> Iterator[Candidate]:
+    """Estimators, each with its setting in words (see `grid`), to be judged on the features of a base layer."""
+    for named, estimator in estimators:
+        fitted = FittedEstimators(base_layer, trial.task, estimator=estimator, batch_norm=batch_norm)
+        fitted.engine = trial.meta_layer.engine
+        yield Candidate(functools.partial(task_values, fitted, steps=0, device=trial.device), (1,), named)

@@ -10,17 +10,8 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples
 from mlframework.errors import UserError
+from mlframework.evaluation.displays import drawing
 from mlframework.evaluation.displays.display import Display, Log, Validated
-from mlframework.evaluation.displays.drawing import (
-    GREEN,
-    GREY,
-    INK,
-    RED,
-    after_steps,
-    new_figure,
-    predictions,
-    some_models,
-)
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -51,25 +42,22 @@ class ContactSheet(Display):
 def contact_sheet(meta_layer: MetaLayer, episode: Episode) -> Figure:
     """One row per class: its support images, then its query images in green where the prediction is right, else in red.
 
-    Under each query stands the predicted class and its probability.
-
-    Args:
-        meta_layer: an algorithm on a classification task of images with one or three channels.
-        episode: a single task.
+    Under each query stands the predicted class and its probability. The episode is a single task, of images with one
+    or three channels.
     """
-    models = some_models(meta_layer, episode)
+    models = drawing.some_models(meta_layer, episode)
     last = max(models)
-    before, after = (predictions(meta_layer, models[step], episode)[0] for step in (0, last))  # [n, classes]
+    before, after = (drawing.predictions(meta_layer, models[step], episode)[0] for step in (0, last))  # [n, classes]
     support, query = (images_by_class(examples, meta_layer.task.spec.out_features) for examples in episode)
     shots = (min(MOST_SHOTS, longest(support)), min(MOST_QUERIES, longest(query)))
     rows = min(MOST_CLASSES, len(support))
-    figure = new_figure(0.85 * sum(shots) + 1.5, 1.0 * rows + 1.0)
+    figure = drawing.new_figure(0.85 * sum(shots) + 1.5, 1.0 * rows + 1.0)
     left, right = figure.subplots(1, 2, width_ratios=shots)
     draw_support(left, episode.support, support[:rows], shots[0])
     draw_queries(right, episode.query, query[:rows], shots[1], after.softmax(-1))
     title = f"{len(support)}-way {longest(support)}-shot: query accuracy {accuracy(after, episode.query):.2f}"
     if last:
-        title += f" {after_steps(last, last)}, {accuracy(before, episode.query):.2f} before"
+        title += f" {drawing.after_steps(last, last)}, {accuracy(before, episode.query):.2f} before"
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -95,7 +83,7 @@ def draw_support(axes: Axes, examples: Examples, rows: Sequence[Sequence[int]], 
     for label, images in enumerate(rows):
         axes.text(-0.2, label + 0.5, f"class {label}", ha="right", va="center", fontsize=9)
         for column, image in enumerate(images[:columns]):
-            draw_image(axes, examples.x[0], image, (column, label), INK)
+            draw_image(axes, examples.x[0], image, (column, label), drawing.INK)
 
 
 def draw_queries(
@@ -106,7 +94,7 @@ def draw_queries(
     for label, images in enumerate(rows):
         for column, image in enumerate(images[:columns]):
             predicted = int(probabilities[image].argmax())
-            colour = GREEN if predicted == label else RED
+            colour = drawing.GREEN if predicted == label else drawing.RED
             draw_image(axes, examples.x[0], image, (column, label), colour)
             text = f"{predicted}   {float(probabilities[image, predicted]):.0%}"
             axes.text(column + 0.4, label + 0.9, text, color=colour, ha="center", va="center", fontsize=7.5)
@@ -114,7 +102,7 @@ def draw_queries(
 
 def prepare_sheet(axes: Axes, title: str, rows: int, columns: int) -> None:
     """Axes without lines in which an image takes 0.8 by 0.8, from the top left corner of its cell."""
-    axes.set_title(title, fontsize=9, color=GREY, loc="left")
+    axes.set_title(title, fontsize=9, color=drawing.GREY, loc="left")
     axes.set(xlim=(-0.1, columns), ylim=(rows, -0.1), aspect="equal", autoscale_on=False)
     axes.set_axis_off()
 
@@ -127,4 +115,5 @@ def draw_image(axes: Axes, x: Tensor, row: int, cell: tuple[int, int], frame: st
     pixels = ((x[row] - low) / max(high - low, 1e-12)).movedim(0, -1).squeeze(-1).cpu().numpy()
     left, top = cell
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=(left, left + 0.8, top + 0.8, top), aspect="auto")
-    axes.add_patch(Rectangle((left, top), 0.8, 0.8, fill=False, edgecolor=frame, linewidth=1 if frame == INK else 2.5))
+    width = 1 if frame == drawing.INK else 2.5
+    axes.add_patch(Rectangle((left, top), 0.8, 0.8, fill=False, edgecolor=frame, linewidth=width))

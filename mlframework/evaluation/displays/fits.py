@@ -9,18 +9,8 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples
 from mlframework.errors import UserError
+from mlframework.evaluation.displays import drawing
 from mlframework.evaluation.displays.display import Display, Log, Validated
-from mlframework.evaluation.displays.drawing import (
-    BLUE,
-    GREY,
-    INK,
-    LIGHT,
-    after_steps,
-    new_figure,
-    predictions,
-    some_models,
-    tidy,
-)
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -48,27 +38,25 @@ class Fits(Display):
 def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
     """Functions of one number: support, query, and the predicted curve before, after one and after all inner steps.
 
-    Args:
-        meta_layer: an algorithm on a regression task of one input and one output.
-        episode: one pair of axes is drawn for each of its tasks.
+    The task is a regression of one input and one output; each task of the episode has a pair of axes.
     """
-    grid = grid_over(episode)
-    models = some_models(meta_layer, episode)
+    on_grid = episode._replace(query=grid_over(episode))
+    models = drawing.some_models(meta_layer, episode)
     last = max(models)
-    curves = {step: predictions(meta_layer, model, episode._replace(query=grid)) for step, model in models.items()}
+    curves = {step: drawing.predictions(meta_layer, model, on_grid) for step, model in models.items()}
     with torch.no_grad():
         losses = [meta_layer.query_metrics(models[step], episode)["query_loss"] for step in (0, last)]  # [tasks] each
     columns = min(2, episode.num_tasks)
     rows = -(-episode.num_tasks // columns)
-    figure = new_figure(4.6 * columns, 2.9 * rows + 0.6)
+    figure = drawing.new_figure(4.6 * columns, 2.9 * rows + 0.6)
     for i in range(episode.num_tasks):
         axes = figure.add_subplot(rows, columns, i + 1)
         for step, y in curves.items():
-            draw_curve(axes, grid.x[i, :, 0], y[i, :, 0], step, last)
+            draw_curve(axes, on_grid.query.x[i, :, 0], y[i, :, 0], step, last)
         draw_points(axes, episode.tasks(slice(i, i + 1)))
         before, after = (float(loss[i]) for loss in losses)
         axes.set_title(f"query loss {before:.3g} → {after:.3g}" if last else f"query loss {after:.3g}", fontsize=10)
-        tidy(axes, "x", "y")
+        drawing.tidy(axes, "x", "y")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
@@ -84,15 +72,15 @@ def grid_over(episode: Episode) -> Examples:
 def draw_curve(axes: Axes, x: Tensor, y: Tensor, step: int, last: int) -> None:
     """The prediction after `step` of `last` inner steps; `x` and `y` are `[POINTS]`."""
     if step == last:
-        colour, dashes, width = BLUE, "-", 2.2
+        colour, dashes, width = drawing.BLUE, "-", 2.2
     else:
-        colour, dashes, width = (GREY, "--", 1.6) if step == 0 else (LIGHT, "-", 1.6)
-    axes.plot(x.cpu(), y.cpu(), dashes, color=colour, linewidth=width, label=after_steps(step, last))
+        colour, dashes, width = (drawing.GREY, "--", 1.6) if step == 0 else (drawing.LIGHT, "-", 1.6)
+    axes.plot(x.cpu(), y.cpu(), dashes, color=colour, linewidth=width, label=drawing.after_steps(step, last))
 
 
 def draw_points(axes: Axes, task: Episode) -> None:
     """The support and query points of one task."""
-    for name, fill, examples in (("support", INK, task.support), ("query", "white", task.query)):
+    for name, fill, examples in (("support", drawing.INK, task.support), ("query", "white", task.query)):
         counts = examples.mask[0].cpu() > 0
         x, y = (leaf[0, :, 0].cpu()[counts] for leaf in (examples.x, examples.y))
-        axes.scatter(x, y, s=24, zorder=3, facecolors=fill, edgecolors=INK, label=name)
+        axes.scatter(x, y, s=24, zorder=3, facecolors=fill, edgecolors=drawing.INK, label=name)

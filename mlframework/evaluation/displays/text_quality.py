@@ -18,16 +18,8 @@ from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text.text_tasks import TextTasks, as_text
+from mlframework.text import measures
 from mlframework.text.generation import Sampling, generate
-from mlframework.text.measures import (
-    Recognition,
-    TaskFit,
-    copied_ngrams,
-    copied_share,
-    distinct_n,
-    distinct_pieces,
-    ngram_distance,
-)
 
 __all__ = ["TextQuality"]
 
@@ -38,10 +30,10 @@ DISTANCE_N = 2
 
 #: Measures of a source's texts, given real text of as many and the support texts.
 MEASURES: dict[str, Callable[[Sequence[str], Sequence[str], Sequence[str]], float]] = {
-    "ngram_distance": lambda texts, real, support: ngram_distance(texts, real, DISTANCE_N),
-    "copied_share": lambda texts, real, support: copied_share(texts, support),
-    "copied_10grams": lambda texts, real, support: copied_ngrams(texts, support),
-    "distinct_3": lambda texts, real, support: distinct_n(texts, 3),
+    "ngram_distance": lambda texts, real, support: measures.ngram_distance(texts, real, DISTANCE_N),
+    "copied_share": lambda texts, real, support: measures.copied_share(texts, support),
+    "copied_10grams": lambda texts, real, support: measures.copied_ngrams(texts, support),
+    "distinct_3": lambda texts, real, support: measures.distinct_n(texts, 3),
 }
 
 
@@ -53,15 +45,14 @@ class SourceTexts(NamedTuple):
         support: the support set.
         real: other text of it.
         reference: more of that, to compare with.
-        before, after: generated before and after adapting.
+        made: texts generated `before` and `after` adapting.
     """
 
     name: str
     support: list[str]
     real: list[str]
     reference: list[str]
-    before: list[str]
-    after: list[str]
+    made: dict[str, list[str]]
 
 
 class TextQuality(Measure, Display):
@@ -96,8 +87,8 @@ class TextQuality(Measure, Display):
         """Writes the mean of each measure on validation sources."""
         layer = validated.meta_layer
         measured = self.measure(layer, "validation", layer.test_inner_steps)
-        for when, measures in measured.columns.items() if measured else ():
-            log.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in measures.items()}, validated.step)
+        for when, column in measured.columns.items() if measured else ():
+            log.scalars({f"validation/samples_{when}/{n}": i.mean for n, i in column.items()}, validated.step)
 
     def measure(self, meta_layer: MetaLayer, split: Split, steps: int) -> Measured | None:
         """Generates and judges; None, and a line in the log, where there are not two sources to tell apart."""
@@ -107,18 +98,15 @@ class TextQuality(Measure, Display):
             logger.warning("generated texts are not judged: there are not two sources with two pieces of text each")
             return None
         # Pieces as long as the generated texts; the texts of a list are mostly shorter, and stay whole.
-        fit = TaskFit(texts, length=task.length)
+        fit = measures.TaskFit(texts, length=task.length)
         numbers = [number for number, source in enumerate(task.sources(split)) if source.name in texts]
         found = [self.texts_of(meta_layer, split, number, steps) for number in numbers[: self.sources]]
-        before = {each.name: each.before for each in found}
-        after = {each.name: each.after for each in found}
+        stages = ("before", "after") if meta_layer.test_inner_steps else ("after",)
+        made = {stage: {each.name: each.made[stage] for each in found} for stage in stages}
+        columns = {stage: judged_texts(task, found, own, fit.score(own)) for stage, own in made.items()}
         # The classifier knows the real text that it was trained on: only the rest is a fair ceiling.
         places = torch.tensor([fit.names.index(each.name) for each in found])
-        ceiling = Recognition(*(leaf[places] for leaf in fit.ceiling))
-        columns = {}
-        if meta_layer.test_inner_steps:
-            columns["before"] = judged_texts(task, found, before, fit.score(before))
-        columns["after"] = judged_texts(task, found, after, fit.score(after))
+        ceiling = measures.Recognition(*(leaf[places] for leaf in fit.ceiling))
         columns["real"] = judged_texts(task, found, {each.name: each.real for each in found}, ceiling)
         return Measured(f"generated texts of {split} sources", columns)
 
@@ -130,17 +118,17 @@ class TextQuality(Measure, Display):
         with torch.no_grad():
             models = ends(meta_layer.trajectory(support.to(device), steps))
         sampling = Sampling(task.length, self.temperature, self.top_p)
-        before, after = (
-            generate(meta_layer, adapted, count=self.texts, sampling=sampling, generator=generator)
-            for adapted in (models[0], models[-1])
-        )
+        made = {
+            stage: generate(meta_layer, adapted, count=self.texts, sampling=sampling, generator=generator)
+            for stage, adapted in zip(("before", "after"), (models[0], models[-1]), strict=True)
+        }
         unseen = texts_beside(task, split, number, support)[: 2 * self.texts]
         given = row_texts(task, support.y[0], support.mask[0])
-        return SourceTexts(task.sources(split)[number].name, given, unseen[::2], unseen[1::2], before, after)
+        return SourceTexts(task.sources(split)[number].name, given, unseen[::2], unseen[1::2], made)
 
 
 def judged_texts(
-    task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: Recognition
+    task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: measures.Recognition
 ) -> dict[str, Interval]:
     """The measures of some texts of each source."""
     values = {"task_fit": recognition.accuracy, "task_fit_rank": recognition.reciprocal_rank}
@@ -157,7 +145,7 @@ def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:
     """
     splits = [split] if len(task.sources(split)) > 1 else list(get_args(Split))
     sources = (source for each in splits for source in task.sources(each))
-    return {s.name: s.texts for s in sources if len(distinct_pieces(s.texts, task.length)) > 1}
+    return {s.name: s.texts for s in sources if len(measures.distinct_pieces(s.texts, task.length)) > 1}
 
 
 def texts_beside(task: TextTasks, split: Split, number: int, support: Examples) -> list[str]:
