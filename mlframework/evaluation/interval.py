@@ -78,8 +78,7 @@ def half_width_over_sources(values: Tensor, sources: Sources) -> float | None:
     >>> round(half_width_over_sources(torch.tensor([1.0, 1.0, 2.0, 2.0, 4.0, 4.0]), tasks), 3)
     3.795
     """
-    # Imported here: a run's first step need not wait for it.
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # here, as above
 
     member = membership(sources)
     shares = (member @ member.T > 0).double()

@@ -23,11 +23,7 @@ class EvaluationPart:
     kinds: tuple[Kind, ...] = get_args(Kind)
 
     def check(self, task: TaskDistribution) -> None:
-        """Refuses a task that the part is not for.
-
-        Raises:
-            UserError: says why.
-        """
+        """Refuses a task that the part is not for: a `UserError` says why."""
         if task.spec.kind not in self.kinds:
             raise UserError(f"is for a {' or a '.join(self.kinds)}, and {type(task).__name__} is a {task.spec.kind}")
 
@@ -37,12 +33,7 @@ class Baseline(EvaluationPart, ABC):
 
     @abstractmethod
     def rows(self, name: str, trial: Trial) -> Iterable[MethodResult]:
-        """The rows of the report: settings chosen by `trial.choose`, judged by `trial.row`.
-
-        Args:
-            name: the baseline's key in the config.
-            trial: the trained algorithm, the tasks to choose and to be judged on.
-        """
+        """Rows of the report: settings chosen by `trial.choose`, judged by `trial.row`; `name` is its config key."""
 
 
 class Measure(EvaluationPart, ABC):
@@ -50,10 +41,4 @@ class Measure(EvaluationPart, ABC):
 
     @abstractmethod
     def measure(self, meta_layer: MetaLayer, split: Split, steps: int) -> Measured | None:
-        """Intervals by column and row; None where there is nothing to measure.
-
-        Args:
-            meta_layer: the trained algorithm.
-            split: of the tasks to look at.
-            steps: inner steps by which it adapts.
-        """
+        """Intervals by column and row after some inner steps on tasks of a split; None if nothing can be measured."""

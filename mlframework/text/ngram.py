@@ -48,9 +48,7 @@ class Text(NamedTuple):
     @property
     def targets(self) -> np.ndarray:
         """The tokens to predict, `[rows, length + 1]`: all that count, but for the first of each row."""
-        targets = self.known.copy()
-        targets[:, 0] = False
-        return targets
+        return self.known & (np.arange(self.known.shape[1]) > 0)
 
     @property
     def first_contexts(self) -> np.ndarray:
@@ -107,14 +105,7 @@ class Order(NamedTuple):
 
 
 class Counts:
-    """The n-grams of some text, of all orders up to one.
-
-    Args:
-        text: the tokens, each owner's counted by themselves.
-        owners: how many there are.
-        order: tokens of the longest n-grams.
-        vocabulary: different tokens.
-    """
+    """The n-grams of some text of at most `order` tokens, those of each of its owners by themselves."""
 
     def __init__(self, text: Text, *, owners: int, order: int, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -158,10 +149,9 @@ def places(text: Text, grams: np.ndarray, longer: np.ndarray, size: int) -> np.n
     These are Kneser and Ney's counts of lower orders. Where nothing is longer, every occurrence is a place.
 
     Args:
-        text: the tokens.
-        grams: the n-gram that ends at each, `[rows, length + 1]`.
+        grams: the n-gram that ends at each token, `[rows, length + 1]`.
         longer: the same of n-grams that are one token longer; 0 is none.
-        size: how many different n-grams there are.
+        size: numbers of n-grams.
 
     Returns:
         `[size]`.
@@ -175,14 +165,11 @@ def places(text: Text, grams: np.ndarray, longer: np.ndarray, size: int) -> np.n
 
 
 class Background:
-    """Interpolated modified Kneser-Ney smoothing of the n-grams of a large text.
+    """Interpolated modified Kneser-Ney smoothing of the n-grams of a large text, which has one owner.
 
     Reference: Chen & Goodman, An empirical study of smoothing techniques for language modeling, 1999 (Computer Speech
         and Language 13:359-394), equations 18-26. Where the counts of counts do not give discounts (a small text, or
         single tokens that are all frequent), they are half the count.
-
-    Args:
-        counts: of a text with one owner.
     """
 
     def __init__(self, counts: Counts) -> None:
@@ -233,12 +220,7 @@ class Evidence(NamedTuple):
 
 
 class Weights(nn.Module):
-    """How a support set's n-grams are discounted and how far the background is trusted; tuned on other tasks.
-
-    Args:
-        order: tokens of the longest n-grams.
-        vocabulary: different tokens.
-    """
+    """How a support set's n-grams are discounted and how far the background is trusted; tuned on other tasks."""
 
     def __init__(self, order: int, vocabulary: int) -> None:
         super().__init__()

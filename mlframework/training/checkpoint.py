@@ -133,15 +133,14 @@ def safetensors_errors(path: Path) -> Iterator[None]:
 
 def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
     """Loads a state dict, or says in one line where its architecture differs."""
-    state = module.state_dict()
+    state, other = module.state_dict(), f"{path}: a checkpoint of another architecture"
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             have, need = found.get(name, "absent"), wanted.get(name, "absent")
-            raise UserError(f"{path}: a checkpoint of another architecture: {name} is {have} there and {need} here")
+            raise UserError(f"{other}: {name} is {have} there and {need} here")
     for name, first in first_names(state).items():
         if name != first and not torch.equal(tensors[name], tensors[first]):
-            why = f"{name} and {first} are one tensor here and two there"
-            raise UserError(f"{path}: a checkpoint of another architecture: {why}")
+            raise UserError(f"{other}: {name} and {first} are one tensor here and two there")
     module.load_state_dict(tensors)

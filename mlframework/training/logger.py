@@ -86,8 +86,12 @@ class TensorBoardLogger:
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
         # Not SummaryWriter.add_figure: it needs pyplot, which picks a backend for the whole process.
-        self.writer.add_image(tag, rendered(figure), step, dataformats="HWC")
+        self.writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
         """A text in markdown."""
@@ -99,15 +103,6 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         self.writer.close()
-
-
-def rendered(figure: Figure) -> np.ndarray:
-    """The figure's pixels `[height, width, 3]`, uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str, float | str]:

@@ -21,11 +21,7 @@ __all__ = ["NotFinite", "OuterLoop"]
 
 
 class NotFinite(FailedRun):
-    """A meta-loss or meta-gradient that is infinite or not a number.
-
-    Attributes:
-        tasks: which tasks of the meta-batch have such a loss; none where only the gradient is at fault.
-    """
+    """The meta-loss of some `tasks` of the meta-batch is infinite or NaN; if of none, the meta-gradient is."""
 
     def __init__(self, what: str, tasks: list[int]) -> None:
         super().__init__(what)

@@ -531,8 +531,8 @@ EVALUATION = (
     ),
     fitted(
         "an estimator is fitted to padding",
-        "kept = mask > 0",
-        "kept = mask >= 0",
+        "support.mask > 0, strict",
+        "support.mask >= 0, strict",
         "test_a_class_that_an_estimator_has_not_met_is_the_least_likely",
     ),
     judging(

@@ -56,7 +56,6 @@ class TrainedFromScratch(MetaLayer):
 
     Args:
         make_base_layer: draws a newly initialised network from torch's global generator.
-        task: defines the loss and the metrics.
         update: builds the optimizer's rule from the parameters.
         steps: of it, on the whole support set.
     """

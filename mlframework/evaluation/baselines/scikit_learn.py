@@ -134,14 +134,10 @@ class FittedEstimators(FeatureMetaLayer):
         self.estimator = estimator
 
     def fit(self, features: Tensor, support: Examples) -> list[Any]:
-        return [self.fitted(*leaves) for leaves in zip(features, support.y, support.mask, strict=True)]
-
-    def fitted(self, features: Tensor, y: Tensor, mask: Tensor) -> Any:
-        """One task's estimator, from the rows that count."""
         from sklearn.base import clone
 
-        kept = mask > 0
-        return clone(self.estimator).fit(as_array(features[kept]), as_array(y[kept]))
+        tasks = zip(features, support.y, support.mask > 0, strict=True)
+        return [clone(self.estimator).fit(as_array(x[kept]), as_array(y[kept])) for x, y, kept in tasks]
 
     def outputs(self, adapted: list[Any], features: Tensor) -> Tensor:
         width = self.task.spec.out_features

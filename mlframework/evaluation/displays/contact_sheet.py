@@ -49,13 +49,14 @@ def contact_sheet(meta_layer: MetaLayer, episode: Episode) -> Figure:
     last = max(models)
     before, after = (drawing.predictions(meta_layer, models[step], episode)[0] for step in (0, last))  # [n, classes]
     support, query = (images_by_class(examples, meta_layer.task.spec.out_features) for examples in episode)
-    shots = (min(MOST_SHOTS, longest(support)), min(MOST_QUERIES, longest(query)))
+    k_shot, k_query = (max(len(images) for images in part) for part in (support, query))
+    shots = (min(MOST_SHOTS, k_shot), min(MOST_QUERIES, k_query))
     rows = min(MOST_CLASSES, len(support))
     figure = drawing.new_figure(0.85 * sum(shots) + 1.5, 1.0 * rows + 1.0)
     left, right = figure.subplots(1, 2, width_ratios=shots)
     draw_support(left, episode.support, support[:rows], shots[0])
     draw_queries(right, episode.query, query[:rows], shots[1], after.softmax(-1))
-    title = f"{len(support)}-way {longest(support)}-shot: query accuracy {accuracy(after, episode.query):.2f}"
+    title = f"{len(support)}-way {k_shot}-shot: query accuracy {accuracy(after, episode.query):.2f}"
     if last:
         title += f" {drawing.after_steps(last, last)}, {accuracy(before, episode.query):.2f} before"
     figure.suptitle(title, fontsize=11)
@@ -66,10 +67,6 @@ def images_by_class(examples: Examples, classes: int) -> list[list[int]]:
     """The rows of each class that count, of a single task."""
     y, mask = examples.y[0].cpu(), examples.mask[0].cpu()
     return [torch.nonzero((y == label) & (mask > 0)).flatten().tolist() for label in range(classes)]
-
-
-def longest(rows: Sequence[Sequence[int]]) -> int:
-    return max(len(row) for row in rows)
 
 
 def accuracy(logits: Tensor, query: Examples) -> float:
