@@ -71,12 +71,11 @@ class TensorBoardLogger:
 
     def intervals(self, split: str, metrics: Mapping[str, Interval], step: int) -> None:
         """A point of each metric, with the ends of its interval, at an outer step; tags start with the split."""
-        for name, interval in metrics.items():
-            tag = f"{split}/{name}"
-            self.scalars({tag: interval.mean}, step)
-            if not math.isnan(interval.half_width):
-                bounds = {"lower": interval.mean - interval.half_width, "upper": interval.mean + interval.half_width}
-                self.scalars({f"{tag}_interval/{bound}": value for bound, value in bounds.items()}, step)
+        for name, (mean, width, *_) in metrics.items():
+            self.scalars({f"{split}/{name}": mean}, step)
+            if not math.isnan(width):
+                bounds = f"{split}/{name}_interval"
+                self.scalars({f"{bounds}/lower": mean - width, f"{bounds}/upper": mean + width}, step)
 
     def by_step(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
         """A point of each metric after 0, 1, ... inner steps, at an outer step; tags start with the split."""

@@ -71,10 +71,8 @@ def grid_over(episode: Episode) -> Examples:
 
 def draw_curve(axes: Axes, x: Tensor, y: Tensor, step: int, last: int) -> None:
     """The prediction after `step` of `last` inner steps; `x` and `y` are `[POINTS]`."""
-    if step == last:
-        colour, dashes, width = drawing.BLUE, "-", 2.2
-    else:
-        colour, dashes, width = (drawing.GREY, "--", 1.6) if step == 0 else (drawing.LIGHT, "-", 1.6)
+    styles = {0: (drawing.GREY, "--", 1.6), last: (drawing.BLUE, "-", 2.2)}
+    colour, dashes, width = styles.get(step, (drawing.LIGHT, "-", 1.6))
     axes.plot(x.cpu(), y.cpu(), dashes, color=colour, linewidth=width, label=drawing.after_steps(step, last))
 
 
