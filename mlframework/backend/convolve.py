@@ -23,7 +23,7 @@ __all__ = ["convolve", "max_pool"]
 Pair = Sequence[int]
 
 #: Multiplications of a task up to which a traced convolution is unfolded; and those where tasks have their own weights.
-SMALL, MEDIUM = 1_000_000, 4_000_000
+SMALL, MEDIUM = 1_000_000, 20_000_000
 
 #: Channels up to which weights of each task are unfolded whatever the size: there is little to unfold.
 FEW_CHANNELS = 3
