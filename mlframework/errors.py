@@ -8,9 +8,8 @@ from difflib import get_close_matches
 
 __all__ = ["FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidValue", "UserError", "nearest", "part_of"]
 
-#: A task of each kind that needs no data, and an algorithm that takes all of them.
+#: A task of each kind that needs no data.
 EXAMPLES = {"classification": "task=glyphs", "regression": "task=sinusoid", "sequence": "task=text_lists"}
-ANY_KIND = "algorithm=maml"
 
 
 class UserError(Exception):
@@ -44,9 +43,8 @@ class IncompatibleKind(IncompatibleTask):
     """An algorithm that does not take tasks of some kind, as the SVM takes no regression.
 
     Args:
-        algorithm: the class of the meta layer.
-        kinds: of tasks that it takes.
-        task: the class of the task distribution.
+        algorithm, task: the classes of the meta layer and of the task distribution.
+        kinds: of tasks that the algorithm takes.
         kind: of that task distribution.
     """
 
@@ -57,8 +55,8 @@ class IncompatibleKind(IncompatibleTask):
     def told(self, algorithm: str, task: str) -> str:
         """The line, with the names by which the user knows the two."""
         takes = " and ".join(f"{kind} tasks" for kind in self.kinds)
-        other = next(EXAMPLES[kind] for kind in self.kinds)
-        return f"{algorithm} takes {takes}, and {task} is a {self.kind}: use {other}, or {ANY_KIND}"
+        other = EXAMPLES[self.kinds[0]]
+        return f"{algorithm} takes {takes}, and {task} is a {self.kind}: use {other}, or algorithm=maml"
 
 
 class FailedRun(Exception):

@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("KeepsArguments", "as_json", "atomic", "cache_folder", "remove_parts", "take_lock", "write_first"),
-    *("write_json", "write_part"),
+    *("write_json", "write_part", "write_text"),
 ]
 
 
 class KeepsArguments:
-    """A class whose objects remember the arguments of their constructor, so that a file can describe them.
+    """A class whose objects remember the arguments of their constructor, so that a file can describe them."""
 
-    Attributes:
-        constructor_arguments: the positional ones and the keywords.
-    """
-
+    #: The positional ones and the keywords.
     constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -52,8 +49,6 @@ def cache_folder() -> Path:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A file to write in `path`'s place: it takes the name when all went well, and is gone otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for every writer: two processes may build the same file at once, and either is right.
     part = part_of(path)
     try:
         yield part
@@ -63,7 +58,11 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """A new name for a file that is being written: `name.<32 hexadecimal digits>.part`."""
+    """A new name for a file that is being written: `name.<32 hexadecimal digits>.part`, in a folder that is there.
+
+    Every writer has its own: two processes may build the same file at once, and either is right.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
@@ -87,12 +86,7 @@ def take_lock(path: Path) -> IO[str] | None:
 
 
 def write_first(path: Path, text: str) -> bool:
-    """Writes a file unless there is one: of several writers the first wins, and nobody sees half a file.
-
-    Returns:
-        Whether this writer was the first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file unless there is one, and says whether it did; nobody sees half a file."""
     part = part_of(path)
     try:
         part.write_text(text, encoding="utf-8")
@@ -124,13 +118,16 @@ def without_nan(content: Any) -> Any:
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Writes JSON atomically; see `as_json`."""
+    write_text(path, as_json(content, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     with atomic(path) as part:
-        part.write_text(as_json(content, indent=indent) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
 
 
 def write_part(page: Path, name: str, text: str) -> None:
     """Replaces the part of a page between `<!-- begin: name -->` and the `<!-- end -->` after it."""
     begin, end = f"<!-- begin: {name} -->", "<!-- end -->"
     head, rest = page.read_text(encoding="utf-8").split(begin, 1)
-    with atomic(page) as part:
-        part.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+    write_text(page, f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")

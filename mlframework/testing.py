@@ -10,6 +10,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,9 +58,6 @@ def check_task_distribution(
         num_tasks: tasks per draw.
         inputs_repeat: whether different examples may have the same input by nature, as with a handful of items to rate;
             the checks that tell examples apart by their inputs are then left out.
-
-    >>> from mlframework.tasks import Sinusoid
-    >>> check_task_distribution(Sinusoid(k_shot=5, k_query=5))
     """
     for split in splits:
         check_randomness(task, split, num_tasks)
@@ -80,10 +78,9 @@ def check_scores(task: TaskDistribution, examples: Examples, where: str) -> None
     """The loss and the metrics of a random prediction: one each per example that counts, and finite."""
     y, mask = examples.y, examples.mask
     prediction = torch.randn(*mask.shape, task.spec.out_features, generator=seeded(0))
-    scores = {"loss": task.loss(prediction, y)}
     metrics = task.metrics(prediction, y)
     require("loss" not in metrics, f"{where}: no metric may be called loss")
-    for name, value in {**scores, **metrics}.items():
+    for name, value in {"loss": task.loss(prediction, y), **metrics}.items():
         require(value.shape == mask.shape, f"{where}: {name} is {tuple(value.shape)}, the mask {tuple(mask.shape)}")
         require(bool(torch.isfinite(value[mask.bool()]).all()), f"{where}: {name} is not finite")
     of_tasks = task.scores(prediction, y, mask)
@@ -97,10 +94,8 @@ def check_randomness(task: TaskDistribution, split: Split, num_tasks: int) -> No
     before = global_random_state()
     generator = seeded(0)
     first, second = (task.sample(num_tasks, split, generator).hash() for _ in range(2))
-    used = [name for name, state in global_random_state().items() if state != before[name]]
-    require(
-        not used, f"{split}: draws from the global generator of {', '.join(used)}, not only from the one it is given"
-    )
+    used = ", ".join(name for name, state in global_random_state().items() if state != before[name])
+    require(not used, f"{split}: draws from the global generator of {used}, not only from the one it is given")
     require(first != second, f"{split}: two draws in a row are the same episode")
     again = task.sample(num_tasks, split, seeded(0)).hash()
     require(first == again, f"{split}: the same state of the generator gives another episode")
@@ -112,10 +107,8 @@ def check_query_is_new(episode: Episode, split: str) -> None:
     """No task is asked about an example that it adapts to."""
     for number in range(episode.num_tasks):
         support, query = (inputs_of(part, number) for part in episode)
-        require(
-            not set(support) & set(query),
-            f"{split}: task {number} has an input in both support and query (inputs_repeat=True if that is natural)",
-        )
+        why = "has an input in both support and query (inputs_repeat=True if that is natural)"
+        require(not set(support) & set(query), f"{split}: task {number} {why}")
 
 
 def check_splits_differ(task: TaskDistribution, splits: Sequence[Split], num_tasks: int) -> None:
@@ -130,13 +123,9 @@ def check_splits_differ(task: TaskDistribution, splits: Sequence[Split], num_tas
 
 
 def check_labels_are_permuted(task: TaskDistribution, split: Split, num_tasks: int) -> None:
-    """An example that is drawn in several tasks does not keep its class number.
-
-    The check passes if hardly any example is drawn twice.
-    """
-    generator = seeded(0)
+    """An example that is drawn in several tasks does not keep its class number; passes if hardly any is drawn twice."""
+    generator, recurrences = seeded(0), 0
     label_of: dict[bytes, int] = {}
-    recurrences = 0
     for _ in range(50):
         examples = task.sample(num_tasks, split, generator).joined()
         for number in range(num_tasks):
@@ -186,18 +175,12 @@ def check_meta_layer(
         padding: False leaves out the check of padding, for a layer that takes only tasks of equal size.
         tolerance: of the meta-gradient, relative to its norm.
         device: where to compute.
-
-    >>> from functools import partial
-    >>> from mlframework import MAML, MLP, SGD, Exact, Sinusoid
-    >>> def maml(task):
-    ...     update = partial(SGD, lr=0.01)
-    ...     return MAML(MLP(task.spec, hidden=[8]), task, update=update, meta_gradient=Exact(), inner_steps=2)
-    >>> check_meta_layer(maml, Sinusoid(k_shot=5, k_query=5))
     """
-    with reproducible(torch.device(device)):
-        episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(torch.device(device))
-        make = MakeSeeded(make_meta_layer, task, torch.device(device))
-        make.engine = choose_engine(make(), episode, "auto")
+    device = torch.device(device)
+    with reproducible(device):
+        episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(device)
+        make = partial(make_seeded, make_meta_layer, task, device)
+        make = partial(make, engine=choose_engine(make(), episode, "auto"))
         check_every_parameter_learns(make(), episode)
         check_adapting_changes_nothing(make(), episode)
         check_tasks_are_independent(make(), episode)
@@ -210,22 +193,23 @@ def check_meta_layer(
         check_exact(make(), episode, tolerance)
 
 
-class MakeSeeded:
-    """Makes meta layers of one kind in float64, on a device, with the same engine and the same first parameters."""
-
-    def __init__(self, make_meta_layer: MakeMetaLayer, task: TaskDistribution, device: torch.device) -> None:
-        self.make_meta_layer, self.task, self.device = make_meta_layer, task, device
-        self.engine: Engine = "loop"
-
-    def __call__(self, *, ragged: bool = False, seed: int = 0) -> MetaLayer:
-        task = self.task
-        if ragged:
-            task = copy.copy(task)
-            task.spec = task.spec._replace(ragged=True)
-        torch.manual_seed(seed)
-        meta_layer = self.make_meta_layer(task).double().to(self.device)
-        meta_layer.engine = self.engine
-        return meta_layer
+def make_seeded(
+    make_meta_layer: MakeMetaLayer,
+    task: TaskDistribution,
+    device: torch.device,
+    *,
+    engine: Engine = "loop",
+    ragged: bool = False,
+    seed: int = 0,
+) -> MetaLayer:
+    """A new meta layer in float64, whose first parameters follow from the seed."""
+    if ragged:
+        task = copy.copy(task)
+        task.spec = task.spec._replace(ragged=True)
+    torch.manual_seed(seed)
+    meta_layer = make_meta_layer(task).double().to(device)
+    meta_layer.engine = engine
+    return meta_layer
 
 
 def check_every_parameter_learns(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -241,9 +225,8 @@ def check_adapting_changes_nothing(meta_layer: MetaLayer, episode: Episode) -> N
     before = copy.deepcopy(meta_layer.state_dict())
     for mode in (True, False):
         meta_layer.train(mode)
-        meta_layer.predict(
-            meta_layer.adapt(episode.support), episode.query.x, meta_layer.mask_or_none(episode.query.mask)
-        )
+        query_mask = meta_layer.mask_or_none(episode.query.mask)
+        meta_layer.predict(meta_layer.adapt(episode.support), episode.query.x, query_mask)
         changed = [name for name, value in meta_layer.state_dict().items() if not torch.equal(value, before[name])]
         require(not changed, f"adapting changes {', '.join(changed)}")
         touched = [name for name, p in meta_layer.named_parameters() if p.grad is not None]
@@ -252,8 +235,8 @@ def check_adapting_changes_nothing(meta_layer: MetaLayer, episode: Episode) -> N
 
 
 def check_tasks_are_independent(meta_layer: MetaLayer, episode: Episode) -> None:
-    together = outcome(meta_layer, episode)
-    rounding, alone = rounding_of(meta_layer), outcome(meta_layer, episode, chunk=1)
+    together, alone = outcome(meta_layer, episode), outcome(meta_layer, episode, chunk=1)
+    rounding = SCALED_ROUNDING if isinstance(getattr(meta_layer, "update", None), (Adam, RMSprop)) else ROUNDING
     require_equal(alone, together, "a task alone gives another result than in company", rounding)
     if meta_layer.engine == "vectorised":
         meta_layer.engine = "loop"
@@ -291,14 +274,11 @@ def check_state_dict(one: MetaLayer, other: MetaLayer, episode: Episode) -> None
 
 def check_exact(meta_layer: MetaLayer, episode: Episode, tolerance: float) -> None:
     meta_layer.outer_step = LATE
-    if not meta_layer.exact:
-        return
-    # The median: in a wide network some direction may well cross a kink, such as a ReLU's.
-    error = float(directional_errors(meta_layer, episode).median())
-    require(
-        error <= tolerance,
-        f"exact is claimed, and the meta-gradient is off by {error:.1e} of its norm from differences of the query loss",
-    )
+    if meta_layer.exact:
+        # The median: in a wide network some direction may well cross a kink, such as a ReLU's.
+        error = float(directional_errors(meta_layer, episode).median())
+        off = f"the meta-gradient is off by {error:.1e} of its norm from differences of the query loss"
+        require(error <= tolerance, f"exact is claimed, and {off}")
 
 
 def directional_errors(
@@ -310,10 +290,9 @@ def directional_errors(
     step: float = 1e-6,
     seed: int = 0,
 ) -> Tensor:
-    """How far the meta-gradient is from differences of the mean query loss, along random directions.
+    """How far the meta-gradient is from differences of the mean query loss, along standard normal directions.
 
-    With directions from a standard normal distribution, the mean of the squared errors is an unbiased estimate of the
-    squared norm of the whole error.
+    The mean of the squared errors is an unbiased estimate of the squared norm of the whole error.
 
     Args:
         meta_layer: in float64, like the episode; its parameters are unchanged afterwards.
@@ -328,8 +307,7 @@ def directional_errors(
     """
     meta_gradient(meta_layer, episode)
     learned = [p for p in meta_layer.parameters() if p.requires_grad]
-    gradient = flat(p.grad for p in learned if p.grad is not None)
-    values = flat(learned)
+    gradient, values = flat(p.grad for p in learned if p.grad is not None), flat(learned)
     losses_of, errors = losses_of or query_losses, []
 
     def loss_at(values: Tensor) -> Tensor:
@@ -367,9 +345,8 @@ def with_garbage(examples: Examples, spec: TaskSpec) -> Examples:
 
 def in_float64(episode: Episode) -> Episode:
     """The same episode, its floating-point leaves in float64."""
-    return Episode(
-        *(Examples(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in part)) for part in episode)
-    )
+    halves = ([leaf.double() if leaf.is_floating_point() else leaf for leaf in part] for part in episode)
+    return Episode(*(Examples(*leaves) for leaves in halves))
 
 
 @contextmanager
@@ -402,14 +379,9 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def require(condition: bool, message: str) -> None:
-    """Like an assert, and not left out by `python -O`."""
+    """An assert that `python -O` does not leave out."""
     if not condition:
         raise AssertionError(message)
-
-
-def rounding_of(meta_layer: MetaLayer) -> float:
-    """The largest difference between two computations of one result."""
-    return SCALED_ROUNDING if isinstance(getattr(meta_layer, "update", None), (Adam, RMSprop)) else ROUNDING
 
 
 def require_equal(found: Tensor, wanted: Tensor, message: str, rounding: float = ROUNDING) -> None:

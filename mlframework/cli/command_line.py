@@ -7,8 +7,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import hydra
@@ -70,8 +69,12 @@ def command(function: Job, *, config_name: str) -> Callable[[], None]:
     run = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name=config_name)(function)
 
     def main() -> None:
-        with hydra_raises():
+        before = os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
+        os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
+        try:
             exit_code = outcome(run)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = before
         if exit_code:
             raise SystemExit(exit_code)
 
@@ -102,17 +105,6 @@ def report(error: Exception, config: DictConfig | None = None, *, prefix: str = 
     found = fault(error, config)
     print(f"{prefix}{found.line}", file=sys.stderr, flush=True)
     return found
-
-
-@contextmanager
-def hydra_raises() -> Iterator[None]:
-    """Lets Hydra raise errors instead of printing them, and remembers whether the user wanted tracebacks."""
-    before = os.environ.get("HYDRA_FULL_ERROR", "")
-    os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}
-    try:
-        yield
-    finally:
-        os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def refuse_unknown_flags() -> None:

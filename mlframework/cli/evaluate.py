@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -20,26 +18,15 @@ def evaluate_command(config: DictConfig) -> None:
     from mlframework.runs.tables import show_report
 
     folder, overrides = RunFolder(config.run, key="run"), list(HydraConfig.get().overrides.task)
-    evaluation = with_own(config.evaluation, folder.config().get("evaluation"), overrides)
-    report = evaluate_run(folder, evaluation, weights=config.weights, device=config.device)
+    own = folder.config().get("evaluation") or {}
+    with open_dict(config.evaluation):
+        for group in ("baseline", "measure"):  # those of the run, unless the user names others
+            if own.get(group) and not any(o.startswith(f"evaluation/{group}=") for o in overrides):
+                config.evaluation[group] = OmegaConf.merge(own[group], config.evaluation.get(group) or {})
+    report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
     show_report(report, folder.config().trainer.monitor)  # before it is written, which may fail
     path = folder.add_evaluation({**report.to_json(), "weights": config.weights, "overrides": overrides})
     print(f"written to {path}")
-
-
-def with_own(evaluation: DictConfig, own: DictConfig | None, overrides: Sequence[str]) -> DictConfig:
-    """The evaluation with the baselines and measures of the run, unless the user names others.
-
-    Args:
-        evaluation: as it was composed.
-        own: the evaluation in the config of the run.
-        overrides: typed by the user.
-    """
-    with open_dict(evaluation):
-        for group in ("baseline", "measure"):
-            if own and own.get(group) and not any(o.startswith(f"evaluation/{group}=") for o in overrides):
-                evaluation[group] = OmegaConf.merge(own[group], evaluation.get(group) or {})
-    return evaluation
 
 
 main = command(evaluate_command, config_name="evaluate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from mlframework.cli.command_line import command, job
 from mlframework.errors import InvalidValue, UserError
 
 if TYPE_CHECKING:
-    from mlframework.runs.trained import Trained
     from mlframework.tasks.text.text_files import Unit
 
 __all__ = ["generate_command"]
@@ -52,22 +51,11 @@ def generate_command(config: DictConfig) -> None:
     from mlframework.runs.trained import load
 
     trained = load(config.run, weights=config.weights, device=config.device)
+    sampling = {name: config[name] for name in ("prompt", "length", "temperature", "top_p", "stop", "seed")}
+    between = "\n" if config.unit == "line" else "\n\n"
     for examples in chain([first], sets):
-        print_texts(trained, examples, config)
-
-
-def print_texts(trained: Trained, examples: list[str], config: DictConfig) -> None:
-    """Prints new texts like the examples: one per line, or with empty lines between longer ones."""
-    texts = trained.adapt(examples, inner_steps=config.inner_steps).generate(
-        config.n,
-        prompt=config.prompt,
-        length=config.length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        stop=config.stop,
-        seed=config.seed,
-    )
-    print(*texts, sep="\n" if config.unit == "line" else "\n\n", flush=True)
+        texts = trained.adapt(examples, inner_steps=config.inner_steps).generate(config.n, **sampling)
+        print(*texts, sep=between, flush=True)
 
 
 def examples_in(files: Iterable[str], unit: Unit) -> list[str]:
@@ -91,20 +79,12 @@ def sets_of_examples(lines: Iterable[str], unit: Unit) -> Iterator[list[str]]:
     """
     from mlframework.tasks.text.text_files import units
 
-    if unit != "line":
-        lines = ["".join(lines)]
-    examples: list[str] = []
-    found = 0
-    for line in lines:
-        more = units(line, unit)
-        if not more and examples:
-            found += 1
-            yield examples
-            examples = []
-        examples += more
-    if examples:
-        yield examples
-    elif not found:
+    pieces, found = lines if unit == "line" else ["".join(lines)], False
+    for found_here, texts in groupby((units(piece, unit) for piece in pieces), key=bool):
+        if found_here:
+            found = True
+            yield list(chain.from_iterable(texts))
+    if not found:
         raise UserError("support=-: standard input holds no text")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
@@ -18,26 +17,20 @@ GROUP = "mlframework.conf"
 
 
 class InstalledConfigs(SearchPathPlugin):
-    """Adds the config folders of installed packages behind ours."""
+    """Adds the config folders of installed packages behind ours; a broken package is left out, with a warning."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for name, folder in installed():
-            search_path.append(provider=name, path=f"file://{folder}")
+        for entry in entry_points(group=GROUP):
+            try:
+                spec = find_spec(entry.value)
+            except Exception as error:  # importing another package may raise anything
+                warnings.warn(f"{GROUP}: {entry.name} = {entry.value} cannot be imported ({error})", stacklevel=2)
+                continue
+            for folder in (spec.submodule_search_locations or ()) if spec else ():
+                search_path.append(provider=entry.name, path=f"file://{folder}")
 
 
 def register() -> None:
     """Makes the config folders of installed packages known to Hydra; to be called before it composes anything."""
     if InstalledConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(InstalledConfigs)
-
-
-def installed() -> Iterator[tuple[str, str]]:
-    """The names and folders of the packages' configs; a package that is broken is left out, with a warning."""
-    for entry in entry_points(group=GROUP):
-        try:
-            spec = find_spec(entry.value)
-        except Exception as error:  # importing another package may raise anything
-            warnings.warn(f"{GROUP}: {entry.name} = {entry.value} cannot be imported ({error})", stacklevel=2)
-            continue
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            yield entry.name, folder

@@ -17,7 +17,6 @@ from mlframework.runs.check_config import is_part
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
-from mlframework.training.logger import TensorBoardLogger
 from mlframework.training.outer_loop import OuterLoop
 from mlframework.training.trainer import Trainer
 
@@ -29,7 +28,6 @@ __all__ = [
     "build_device",
     "build_displays",
     "build_evaluation",
-    "build_logger",
     "build_meta_layer",
     "build_outer_loop",
     "build_task",
@@ -51,17 +49,12 @@ def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
 def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
     base_layer = build_base_layer(config, task)
     if config.get("init"):
-        # Before the algorithm, which may put modules of its own between those of the base layer.
-        load_base_layer(base_layer, RunFolder(config.init, key="init"))
+        run = RunFolder(config.init, key="init")
+        try:  # before the algorithm, which may put modules of its own between those of the base layer
+            checkpoint.load_weights(run.best, base_layer, prefix="base_layer.")
+        except UserError as error:
+            raise InvalidValue("init", run.path, str(error)) from error
     return instantiate(config.algorithm, _partial_=True)(base_layer, task)
-
-
-def load_base_layer(base_layer: BaseLayer, run: RunFolder) -> None:
-    """Reads the best weights of a run's base layer."""
-    try:
-        checkpoint.load_weights(run.best, base_layer, prefix="base_layer.")
-    except UserError as error:
-        raise InvalidValue("init", run.path, str(error)) from error
 
 
 def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
@@ -74,12 +67,10 @@ def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
 def check_schedule(schedule: DictConfig) -> None:
     """Refuses settings that torch's schedules accept and that make a rate rise or fall below zero."""
     for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
-        if name not in schedule:
-            continue
-        value = schedule[name]
-        derived = OmegaConf.is_interpolation(schedule, name)  # the error names the key that it refers to
-        if not derived and (not isinstance(value, int | float) or value < least):
-            raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
+        if name in schedule and not OmegaConf.is_interpolation(schedule, name):  # else the key referred to is checked
+            value = schedule[name]
+            if not isinstance(value, int | float) or value < least:
+                raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
 
 
 def build_trainer(config: DictConfig) -> Trainer:
@@ -108,10 +99,6 @@ def build_displays(config: DictConfig, task: TaskDistribution) -> dict[str, Disp
 def build_named(group: DictConfig | None) -> dict[str, Any]:
     """The parts of a group of which several may be chosen; settings of one that is not chosen have no _target_."""
     return {str(name): instantiate(part) for name, part in (group or {}).items() if is_part(part)}
-
-
-def build_logger(config: DictConfig, folder: RunFolder, *, start: int) -> TensorBoardLogger:
-    return instantiate(config.logger)(folder.path, start=start)
 
 
 def build_device(name: str) -> torch.device:

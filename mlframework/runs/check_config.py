@@ -1,21 +1,27 @@
-"""Checks a config against the constructors that it names, before anything is built."""
+"""Checks a config against the constructors that it names and the memory there is, before anything is built or drawn."""
 
 from __future__ import annotations
 
 import inspect
+import math
+import os
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from mlframework.errors import InvalidValue, UserError, nearest
+from mlframework.evaluation.number_format import shown
 
-__all__ = ["check_config", "check_keys", "is_part", "locate", "located", "parts"]
+if TYPE_CHECKING:  # it imports torch, which --help does without
+    from mlframework.episode import TaskSpec
+
+__all__ = ["check_config", "check_episodes", "check_keys", "is_part", "located", "parts"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
 
@@ -24,13 +30,13 @@ LARGEST = 3.4028234e38
 
 #: The largest whole number of any setting, and of a setting that counts steps or things in memory.
 MOST_OF_ANY, MOST = 10**9, 10**6
-COUNTS = frozenset(
-    {
-        *("n_way", "k_shot", "k_query", "meta_batch", "chunk", "inner_steps", "test_inner_steps"),
-        *("tasks", "validation_tasks", "order"),
-        *("sources", "texts", "n", "length"),
-    }
+COUNTS = (
+    *("n_way", "k_shot", "k_query", "meta_batch", "chunk", "inner_steps", "test_inner_steps"),
+    *("tasks", "validation_tasks", "order", "sources", "texts", "n", "length"),
 )
+
+#: Copies of an episode while it is drawn: numbers in 64 bits, and the arrays that they are drawn from.
+COPIES = 3
 
 
 def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: Sequence[str] = ()) -> None:
@@ -76,10 +82,11 @@ def check_numbers(config: DictConfig) -> None:
     for key, value in leaves(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))):
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not isinstance(number, bool):
-                check_number(key, key.rpartition(".")[2], number)
+                check_number(key, number)
 
 
-def check_number(key: str, name: str, number: float) -> None:
+def check_number(key: str, number: float) -> None:
+    name = key.rpartition(".")[2]
     if name == "seed" and isinstance(number, int):
         if not 0 <= number < 2**63:
             raise InvalidValue(key, number, "must be at least 0, and below 2^63")
@@ -90,12 +97,7 @@ def check_number(key: str, name: str, number: float) -> None:
 
 
 def check_keys(config: DictConfig, known: Sequence[str]) -> None:
-    """Refuses a key that nothing reads, neither a command nor another key's interpolation.
-
-    Args:
-        config: the whole config.
-        known: the keys that the command reads.
-    """
+    """Refuses a key that nothing reads, neither the command, which reads those `known`, nor an interpolation."""
     tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     interpolations = " ".join(str(value) for _, value in leaves(tree) if "${" in str(value))
     for name in tree:
@@ -103,6 +105,36 @@ def check_keys(config: DictConfig, known: Sequence[str]) -> None:
             key, value = next(leaves({name: tree[name]}), (name, "{}"))
             why = f"nothing reads {name}{nearest(name, known)}; there are {', '.join(known)}"
             raise InvalidValue(key, value, why)
+
+
+def check_episodes(config: DictConfig, spec: TaskSpec) -> None:
+    """Refuses more examples per task, or more tasks at a time, than this machine's memory can hold.
+
+    Nothing is drawn: the size follows from the keys that all tasks have; a missing key counts as one.
+    """
+    each = 4 * math.prod(spec.x_shape) + 8  # an input, its target and its mask
+    task = {f"task.{name}": most(config.task.get(name)) for name in ("n_way", "k_shot", "k_query")}
+    examples = task["task.n_way"] * (task["task.k_shot"] + task["task.k_query"])
+    check_size(task, each * examples)
+    check_size({"trainer.meta_batch": config.trainer.meta_batch}, each * examples * config.trainer.meta_batch)
+    chunk = config.evaluation.get("chunk") if config.get("evaluation") else None
+    if chunk is not None:
+        check_size({"evaluation.chunk": chunk}, each * examples * min(chunk, config.evaluation.get("tasks", chunk)))
+
+
+def check_size(counts: Mapping[str, int], size: float) -> None:
+    """Refuses the largest of some counts if `size`, in bytes, is too large for the memory."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if COPIES * size > there:
+        key = max(counts, key=counts.__getitem__)
+        why = f"such episodes take {shown(COPIES * size / 1e9)} GB, and this machine has {shown(there / 1e9)} GB"
+        raise InvalidValue(key, counts[key], why)
+
+
+def most(count: Any) -> int:
+    """The number, or the largest of a range; 1 if there is none."""
+    numbers = count if isinstance(count, Sequence) else [count]
+    return max((number for number in numbers if isinstance(number, int)), default=1)
 
 
 def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -128,13 +160,8 @@ def is_part(node: Any) -> bool:
     return isinstance(node, DictConfig) and "_target_" in node
 
 
-def locate(part: DictConfig) -> Any:
-    """The class or function that a part names; an error of its import comes through."""
-    return located(part._target_)
-
-
 def located(name: str) -> Any:
-    """The object of a dotted name."""
+    """The object of a dotted name; an error of its import comes through."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -162,7 +189,7 @@ def check_names(key: str, part: DictConfig) -> None:
 def check_target(key: str, part: DictConfig) -> Callable[..., Any]:
     """The callable that a part names; raises an error that says why there is none."""
     try:
-        target = locate(part)
+        target = located(part._target_)
     except Exception as error:  # importing a user's module may raise anything
         why = f"cannot be imported ({error})"
         raise InvalidValue(f"{key}._target_", part._target_, why) from error
@@ -172,14 +199,8 @@ def check_target(key: str, part: DictConfig) -> Callable[..., Any]:
 
 
 def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
-    """The values of a part are of the types that a signature names.
-
-    Args:
-        key: of the part.
-        part: with its settings.
-        derived: True checks the interpolations of other keys, False the other values.
-    """
-    target = locate(part)
+    """The values of a part, or with `derived` its interpolations, are of the types that the signature names."""
+    target = located(part._target_)
     hints, takes = type_hints(target), parameters(target)
     for name in given(part):
         if part[name] is None and name in takes and takes[name].default is None:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from mlframework.errors import FailedRun, IncompatibleKind, InvalidValue, UserError, nearest
-from mlframework.runs.check_config import locate, parts
+from mlframework.runs.check_config import located, parts
 
 __all__ = ["Fault", "fault"]
 
@@ -88,11 +81,7 @@ def named(error: BaseException) -> str:
 
 def typed(value: Any) -> str:
     """A value as it is typed on the command line."""
-    return str(
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else value
-    )
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def cause(error: BaseException) -> BaseException:
@@ -118,31 +107,19 @@ def built_from(error: Exception, config: DictConfig | None) -> str | None:
     An `InvalidValue` belongs to the innermost object whose config has such a setting, best with that value; any other
     error to the object whose constructor raised it.
     """
-    root = cause(error)
-    for owner, method in reversed(list(calls(root.__traceback__))):
-        found = dict(parts_like(owner, config))
+    root, known = cause(error), [] if config is None else list(parts(config))
+    frames = [frame for frame, _ in traceback.walk_tb(root.__traceback__) if "self" in frame.f_locals]
+    for frame in reversed(frames):
+        kind = type(frame.f_locals["self"])
+        found = {key: part for key, part in known if located(part._target_) is kind}
         if isinstance(root, InvalidValue):
             settings = {key: part[root.field] for key, part in found.items() if root.field in part}
             if settings:
                 return max(settings, key=lambda key: str(settings[key]) == str(root.value))
-        elif found and method == "__init__":
+        elif found and frame.f_code.co_name == "__init__":
             return next(iter(found))
     full_key = re.search(r"full_key: (\S+)$", str(error)) if isinstance(error, InstantiationException) else None
     return full_key.group(1) if full_key else None
-
-
-def calls(stack: TracebackType | None) -> Iterator[tuple[object, str]]:
-    """The objects whose methods an error passed through, and the methods' names, outermost first."""
-    for frame, _ in traceback.walk_tb(stack):
-        if "self" in frame.f_locals:
-            yield frame.f_locals["self"], frame.f_code.co_name
-
-
-def parts_like(owner: object, config: DictConfig | None) -> Iterator[tuple[str, DictConfig]]:
-    """The parts of a config that name an object's class."""
-    for key, part in parts(config) if config is not None else ():
-        if locate(part) is type(owner):
-            yield key, part
 
 
 def composition(error: BaseException) -> str:

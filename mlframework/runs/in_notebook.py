@@ -12,6 +12,7 @@ from mlframework.errors import InvalidValue
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import Report
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.training.outer_loop import OuterLoop
 from mlframework.training.progress import training_progress
@@ -43,9 +44,8 @@ def train(
     Returns:
         The mean query loss of each outer step's tasks.
     """
-    for field, value in {"steps": steps, "meta_batch": meta_batch}.items():
-        if value < 1:
-            raise InvalidValue(field, value, "must be at least 1")
+    at_least("steps", steps, 1)
+    at_least("meta_batch", meta_batch, 1)
     optimizer = torch.optim.Adam([p for p in meta_layer.parameters() if p.requires_grad], lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     outer = OuterLoop(meta_layer, optimizer, schedule, clip=clip, capture=capture)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_module
@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework.errors import InvalidValue, UserError
+from mlframework.files import write_json
 from mlframework.runs.check_config import leaves
 from mlframework.runs.run_folder import RunFolder
 
@@ -20,20 +21,9 @@ __all__ = ["Resumed", "resumed"]
 
 #: Settings that may change: length, intervals, place and output; not the learning, nor the choice of the best weights.
 CHANGEABLE = (
-    "trainer.steps",
-    "trainer.validate_every",
-    "trainer.checkpoint_every",
-    "trainer.log_every",
-    "evaluation",
-    "logger",
-    "display",
-    "outer.capture",
-    "outer.engine",
-    "outer.chunk",
-    "outer.memory_limit",
-    "device",
-    "threads",
-    "allocator",
+    *("trainer.steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every"),
+    *("outer.capture", "outer.engine", "outer.chunk", "outer.memory_limit"),
+    *("evaluation", "logger", "display", "device", "threads", "allocator"),
 )
 
 #: Settings of this process; they are no part of the record.
@@ -46,26 +36,14 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 
 class Composed(NamedTuple):
-    """The config that overrides lead to.
-
-    Attributes:
-        values: every leaf of the config by its dotted key, resolved.
-        choices: the option chosen of each config group.
-    """
+    """The config that overrides lead to: its leaves by dotted key, resolved, and the option of each config group."""
 
     values: dict[str, Any]
-    choices: dict[str, str | None]
+    choices: dict[str, Any]
 
 
 class Resumed(NamedTuple):
-    """A run that goes on.
-
-    Attributes:
-        config: of the run, with the changes.
-        overrides, choices: of the run, with those typed now in place of those of the same keys.
-        changes: `(before, now)` of every changed key.
-        typed: the new overrides.
-    """
+    """A run that goes on, with its settings of now; `changes` are `(before, now)` by key, `typed` the new overrides."""
 
     config: DictConfig
     overrides: list[str]
@@ -80,7 +58,7 @@ class Resumed(NamedTuple):
         file = folder.path / "resumed.json"
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         changes = {key: list(pair) for key, pair in self.changes.items()}
-        folder.write_json(file, [*before, {"step": step, "overrides": self.typed, "changes": changes}])
+        write_json(file, [*before, {"step": step, "overrides": self.typed, "changes": changes}])
         folder.record_settings(changed(folder.config(), self.changes), self.overrides, self.choices)
 
 
@@ -88,11 +66,7 @@ def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
     """The run in a folder with the overrides that the user types when it goes on.
 
     The overrides of the start are composed with and without the new ones. The difference is the user's change, with
-    group choices, experiments and interpolations.
-
-    Raises:
-        UserError: there is no run in the folder.
-        InvalidValue: an override changes a setting that the run has learned with.
+    group choices, experiments and interpolations. A change of a setting that the run has learned with is refused.
     """
     if not folder.holds_run:
         raise UserError(f"resume=true: there is no run in {folder.key}={folder.path}")
@@ -108,14 +82,14 @@ def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
         raise misfit(error, typed, before) from error
     changes = difference(before.values, now.values)
     for key in changes:
-        if not changeable(key):
+        if not f"{key}.".startswith(tuple(f"{allowed}." for allowed in CHANGEABLE)):
             raise refusal(key, changes[key], typed, started, before)
-    choices = {**folder.choices(), **dict(difference_of_choices(before.choices, now.choices))}
+    choices = {**folder.choices(), **{g: o for g, o in now.choices.items() if before.choices.get(g) != o}}
     return Resumed(changed(stored, changes), merged(started, typed), choices, changes, typed)
 
 
 def key_of(override: str) -> str:
-    """The key of an override as the user typed it, as in `algorithm/update` or `trainer.steps`."""
+    """The key as the user typed it, as in `algorithm/update` or `trainer.steps`."""
     return override.split("=")[0].lstrip("+~")
 
 
@@ -126,8 +100,9 @@ def merged(started: Sequence[str], typed: Sequence[str]) -> list[str]:
 
 
 def composed(overrides: Sequence[str]) -> Composed:
-    """Composes `conf/train.yaml` with overrides."""
-    with initialised():
+    """Composes `conf/train.yaml` with overrides, in Hydra as the command has set it up, if one has."""
+    initialised = GlobalHydra.instance().is_initialized()
+    with nullcontext() if initialised else initialize_config_module("mlframework.conf", version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
@@ -137,29 +112,10 @@ def composed(overrides: Sequence[str]) -> Composed:
     return Composed(dict(leaves(values)), {g: o for g, o in choices.items() if not g.startswith("hydra/")})
 
 
-@contextmanager
-def initialised() -> Iterator[None]:
-    """Hydra as the command has set it up, with the user's search path, or else with this package's configs."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    with initialize_config_module("mlframework.conf", version_base="1.3"):
-        yield
-
-
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """`(before, now)` of the keys whose values differ."""
     pairs = {key: (before.get(key, ABSENT), now.get(key, ABSENT)) for key in sorted(before.keys() | now.keys())}
     return {key: (then, value) for key, (then, value) in pairs.items() if then != value}
-
-
-def difference_of_choices(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """The groups whose options differ, with the option now."""
-    return ((group, option) for group, option in now.items() if before.get(group) != option)
-
-
-def changeable(key: str) -> bool:
-    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE)
 
 
 def changed(config: DictConfig, changes: Changes) -> DictConfig:
@@ -180,7 +136,7 @@ def refusal(
     override = culprit(key, typed, started, before)
     name, value = key_of(override), override.partition("=")[2]
     if name in before.choices or key == name:
-        then = before.choices.get(name, change[0]) if name in before.choices else change[0]
+        then = before.choices.get(name, change[0])
         shown = "null" if then is None else "none" if then == ABSENT else then
         return InvalidValue(name, value, f"this run was started with {shown}; resume=true cannot change it")
     then, now = change
@@ -191,8 +147,7 @@ def refusal(
 
 def misfit(error: HydraException, typed: Sequence[str], before: Composed) -> InvalidValue:
     """An override that cannot be composed with those of the start, as a base layer with settings of another."""
-    groups = (override for override in typed if key_of(override) in before.choices)
-    override = next(groups, typed[0])
+    override = next((o for o in typed if key_of(o) in before.choices), typed[0])
     why = f"does not go with the overrides of this run ({str(error).splitlines()[0]}); resume=true cannot change it"
     return InvalidValue(key_of(override), override.partition("=")[2], why)
 

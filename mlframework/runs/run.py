@@ -8,17 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mlframework.backend.step import import_compiler, tune
 from mlframework.errors import FailedRun, InvalidValue
-from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.files import write_json
 from mlframework.runs import build
-from mlframework.runs.check_size import check_episodes
+from mlframework.runs.check_config import check_episodes
 from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.runs.try_out import try_out
-from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress
 from mlframework.training.logger import TensorBoardLogger
@@ -45,13 +45,11 @@ def train_run(
     choices: Mapping[str, str] | None = None,
     show: Callable[[Report, str], None] | None = None,
 ) -> tuple[dict[str, Any], Report | None]:
-    """Meta-trains and evaluates.
+    """Meta-trains and evaluates a config as composed from `conf/train.yaml`.
 
     Args:
-        config: as composed from `conf/train.yaml`.
-        folder: the run's files go there.
-        overrides: the user's, for the record.
-        choices: the option chosen of each config group, for the record.
+        config, folder: of the run.
+        overrides, choices: the user's, and the option chosen of each config group, for the record.
         show: takes the evaluation and the name of the monitored metric, before the result is written.
 
     Returns:
@@ -67,12 +65,12 @@ def train_run(
     with folder.locked():
         if not config.resume:
             folder.check_new()  # another process may have finished a run here in the meantime
-        progress = start(training, folder, config, overrides, choices)
+        progress = start(training, config, partial(folder.record, config, overrides, choices))
         if progress.step > trainer.steps:
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
         if run is not None:
             run.record(folder, progress.step)
-        logger = build.build_logger(config, folder, start=progress.step)
+        logger = instantiate(config.logger)(folder.path, start=progress.step)
         logger.config(config, choices, overrides)
         progress = meta_train(training, trainer, logger, progress)
         report = evaluate(evaluation, config, training, choices) if evaluation is not None else None
@@ -80,14 +78,12 @@ def train_run(
         result |= {**outcome(training, trainer, progress), "evaluation": report and report.to_json()}
         if show is not None and report is not None:
             show(report, trainer.monitor)
-        folder.write_json(folder.result, result)
+        write_json(folder.result, result)
     return result, report
 
 
 def check_process(config: DictConfig) -> None:
-    """Refuses a seed and a number of threads that torch does not take."""
-    if not 0 <= config.seed < 2**63:
-        raise InvalidValue("seed", config.seed, "must be at least 0, and below 2^63")
+    """Refuses a number of threads that torch does not take."""
     if config.threads is not None and not 1 <= config.threads <= MOST_THREADS:
         why = f"must be from 1 to {MOST_THREADS} on this machine, or null for torch's own number"
         raise InvalidValue("threads", config.threads, why)
@@ -114,7 +110,9 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
         evaluation.check(training.task)
     trainer.check_monitor_step(training.meta_layer)
     check_episodes(config, training.task.spec)
-    trainer.check_monitor(try_out(training, partial(new_meta_layer, config, training.task)))
+    anew = config.copy()
+    anew.init = None
+    trainer.check_monitor(try_out(training, partial(build.build_meta_layer, anew, training.task)))
     return training, trainer, evaluation
 
 
@@ -124,17 +122,12 @@ def meta_train(training: Training, trainer: Trainer, logger: TensorBoardLogger, 
         progress = trainer.run(training, logger, progress)
     finally:
         logger.close()
-    check_finite(training, progress)
-    checkpoint.load_weights(training.best, training.meta_layer)
-    return progress
-
-
-def check_finite(training: Training, progress: Progress) -> None:
-    """Refuses parameters that the last step made infinite or NaN: no later loss would show it."""
     for name, parameter in training.meta_layer.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not torch.isfinite(parameter).all():  # the last step made it so: no later loss would show it
             why = f"{name} is not finite after step {progress.step}"
             raise FailedRun(f"{why}; the best weights so far are {training.best}")
+    checkpoint.load_weights(training.best, training.meta_layer)
+    return progress
 
 
 def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
@@ -166,27 +159,18 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
     return Training(task, meta_layer, outer, generator, device, folder.last, folder.best)
 
 
-def new_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
-    """The algorithm of a config, newly initialised."""
-    config = config.copy()
-    config.init = None
-    return build.build_meta_layer(config, task)
-
-
-def start(
-    training: Training,
-    folder: RunFolder,
-    config: DictConfig,
-    overrides: Sequence[str],
-    choices: Mapping[str, str],
-) -> Progress:
+def start(training: Training, config: DictConfig, record: Callable[[], None]) -> Progress:
     """Restores the last checkpoint of a resumed run, or records the settings of a new one."""
-    if config.resume and folder.last.exists():
-        return checkpoint.restore(
-            folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
-        )
-    folder.record(config, overrides, choices)
+    if config.resume and training.last.exists():
+        return restored(training)
+    record()
     return Progress()
+
+
+def restored(training: Training) -> Progress:
+    """Loads the last checkpoint."""
+    meta_layer, outer, generator = training.meta_layer, training.outer, training.generator
+    return checkpoint.restore(training.last, meta_layer=meta_layer, outer=outer, generator=generator)
 
 
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
@@ -201,16 +185,9 @@ def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, cho
 
 
 def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:
-    """Evaluates the run in a folder.
-
-    Args:
-        folder: of the run.
-        evaluation: as composed from `conf/evaluation`.
-        weights, device: see `load_run`.
-    """
-    config = folder.config()
-    config.evaluation, config.device = evaluation, device
-    training = loaded(folder, config, weights=weights)
+    """Evaluates the run in a folder, as composed from `conf/evaluation`; see `load_run`."""
+    training, config = load_run(folder, weights=weights, device=device), folder.config()
+    config.evaluation = evaluation
     training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
     built = build.build_evaluation(config)
     assert built is not None
@@ -226,20 +203,12 @@ def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
         device: `auto`, `cpu`, `cuda`, ...
     """
     config = folder.config()
-    config.device = device
-    return loaded(folder, config, weights=weights)
-
-
-def loaded(folder: RunFolder, config: DictConfig, *, weights: str) -> Training:
-    """Builds the config's parts, with the weights of the run in the folder."""
     if weights not in ("best", "last"):
         raise InvalidValue("weights", weights, "must be best or last")
-    config.init = None
+    config.device, config.init = device, None
     training = set_up(config, folder)
     if weights == "best":
         checkpoint.load_weights(folder.best, training.meta_layer)
     else:
-        checkpoint.restore(
-            folder.last, meta_layer=training.meta_layer, outer=training.outer, generator=training.generator
-        )
+        restored(training)
     return training

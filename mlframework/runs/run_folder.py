@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import as_json, atomic, remove_parts, take_lock, write_first, write_json
+from mlframework.files import as_json, remove_parts, take_lock, write_first, write_json, write_text
 
-__all__ = ["PARTS", "RunFolder", "git_state"]
+__all__ = ["PARTS", "RunFolder", "git_state", "locked_folder"]
 
 #: The parts of a run's config.
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
@@ -28,9 +28,7 @@ PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "t
 FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "resumed.json", "result.json")
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
-#: Held by the process that writes the run.
-LOCK = ".lock"
-
+#: Packages whose versions are recorded.
 RECORDED = ("mlframework", "torch", "numpy", "scikit-learn", "hydra-core", "omegaconf", "tensorboard")
 
 
@@ -41,6 +39,12 @@ class RunFolder:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
             TensorBoard's events lie here; `resumed.json` lists the changes of each resume.
         key: the setting that named the folder, for messages.
+
+    Attributes:
+        last: the state of the training at the last checkpoint.
+        best: the weights of the best validation.
+        result: of the run; written last.
+        failed: the error of a failed job of a sweep; a job that ended well leaves `result`.
     """
 
     #: The folders that this process has held.
@@ -50,57 +54,28 @@ class RunFolder:
         if not str(path).strip():
             raise InvalidValue(key, path, "must name a folder")
         self.path, self.key = Path(path), key
-
-    @property
-    def last(self) -> Path:
-        """The state of the training at the last checkpoint."""
-        return self.path / "checkpoints" / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best validation."""
-        return self.path / "checkpoints" / "best.safetensors"
-
-    @property
-    def result(self) -> Path:
-        """The result of the run; written last."""
-        return self.path / "result.json"
-
-    @property
-    def failed(self) -> Path:
-        """The error of a failed job of a sweep; a job that ended well leaves `result`."""
-        return self.path / "failed.json"
+        self.last, self.best = (self.path / "checkpoints" / name for name in CHECKPOINTS)
+        self.result, self.failed = self.path / "result.json", self.path / "failed.json"
 
     @property
     def holds_run(self) -> bool:
         return (self.path / "config.yaml").exists()
 
     def check_new(self) -> None:
-        """Refuses a folder in which a new run would overwrite something.
-
-        Raises:
-            UserError: it holds a run, or files of the same names that are not of a run, or it is no folder for one run.
-        """
+        """Refuses a folder that holds a run, or files of a run's names, or that is no folder for one run."""
         if self.path.resolve() in (Path("/"), Path.home().resolve()):
             raise InvalidValue(self.key, self.path, "must name a folder of the run's own, as in runs/mine")
         if self.holds_run:
             why = "holds a run already: resume=true continues it, or name another folder"
             raise InvalidValue(self.key, self.path, why)
         others = [name for name in FILES if (self.path / name).exists()]
-        if others and not (self.path / LOCK).exists():
+        if others and not (self.path / ".lock").exists():
             raise InvalidValue(self.key, self.path, f"holds {others[0]}, which no run has written: name another folder")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes out until this one ends; removes files that an earlier one left half written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(self.path / LOCK)
-        except OSError as error:
-            raise InvalidValue(self.key, self.path, f"cannot be made ({error.strerror})") from error
-        if lock is None:
-            raise InvalidValue(self.key, self.path, "another process is using this run folder")
-        with lock:
+        with locked_folder(self.key, self.path, "another process is using this run folder"):
             self.held.add(self.path.resolve())
             self.failed.unlink(missing_ok=True)
             remove_parts(self.path, FILES)
@@ -108,26 +83,30 @@ class RunFolder:
             yield
 
     def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
-        """Writes the resolved config, the overrides, the options chosen of groups, versions and the state of git."""
+        """Writes the environment and the settings: versions, machine, and the state of git."""
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        self.write_json(self.path / "environment.json", environment())
+        environment = {
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "versions": {name: installed(name) for name in RECORDED},
+            "git": git_state(),
+        }
+        write_json(self.path / "environment.json", environment)
         self.record_settings(config, overrides, choices)
 
     def record_settings(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
         """Writes the resolved config, the overrides, and the options chosen of groups."""
         write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
-        self.write_json(self.path / "choices.json", dict(choices))
+        write_json(self.path / "choices.json", dict(choices))
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
     def choices(self) -> dict[str, str]:
         """The option chosen of each config group."""
-        found: dict[str, str] = read(self.path / "choices.json", dict, json.loads)
-        return found
+        return dict(read(self.path / "choices.json", dict, json.loads))
 
     def overrides(self) -> list[str]:
         """The overrides with which the user started the run."""
-        found: list[Any] = read(self.path / "overrides.yaml", list, yaml.safe_load)
-        return [str(override) for override in found]
+        return [str(override) for override in read(self.path / "overrides.yaml", list, yaml.safe_load)]
 
     def finished(self, overrides: Sequence[str]) -> bool:
         """Whether a run with the same overrides, those of later resumes included, has come to its end."""
@@ -135,8 +114,7 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`."""
-        found: dict[str, Any] = read(self.result, dict, json.loads)
-        return found
+        return dict(read(self.result, dict, json.loads))
 
     def config(self) -> DictConfig:
         """The resolved config of the run."""
@@ -150,12 +128,9 @@ class RunFolder:
         return config
 
     def add_evaluation(self, content: Mapping[str, Any]) -> Path:
-        """Writes an evaluation to a file of its own, the next of `evaluations/1.json`, `2.json`, ...
+        """Writes an evaluation to the next file of `evaluations/1.json`, `2.json`, ..., which is returned.
 
         The latest stands in `evaluation.json` as well.
-
-        Returns:
-            The file of its own.
         """
         text = as_json(content, indent=2) + "\n"
         paths = (self.path / "evaluations" / f"{number}.json" for number in itertools.count(1))
@@ -163,9 +138,21 @@ class RunFolder:
         write_text(self.path / "evaluation.json", text)
         return path
 
-    def write_json(self, path: Path, content: Any) -> None:
-        """Writes JSON, atomically, with `null` for a number that is not finite."""
-        write_json(path, content)
+
+def locked_folder(key: str, path: Path, taken: str) -> IO[str]:
+    """The lock of a folder, which is made if need be.
+
+    Raises:
+        InvalidValue: of the setting `key`, which named the folder: another process holds the lock, as `taken` says.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path / ".lock")
+    except OSError as error:
+        raise InvalidValue(key, path, f"cannot be made ({error.strerror})") from error
+    if lock is None:
+        raise InvalidValue(key, path, taken)
+    return lock
 
 
 def read(path: Path, kind: type[Any], parse: Callable[[str], Any]) -> Any:
@@ -179,21 +166,6 @@ def read(path: Path, kind: type[Any], parse: Callable[[str], Any]) -> Any:
     if not isinstance(found, kind):
         raise UserError(f"{path}: damaged (it holds no {kind.__name__})")
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine, and the commit of the working directory if it is a git checkout."""
-    return {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: installed(name) for name in RECORDED},
-        "git": git_state(),
-    }
 
 
 def git_state() -> dict[str, Any]:

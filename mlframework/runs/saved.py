@@ -32,11 +32,7 @@ ROOMS = ("mlframework.base_layers", "mlframework.inner_loop", "mlframework.meta_
 
 
 class SpecOnly(TaskDistribution):
-    """Stands for a task whose data did not go into the file: it has the spec, the loss and the metrics.
-
-    Args:
-        spec: of the task.
-    """
+    """Stands for a task whose data did not go into the file: it has the spec, the loss and the metrics."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -51,21 +47,14 @@ def save(meta_layer: MetaLayer, path: str | Path) -> None:
     The arguments of the constructors go into the file as JSON. A task that holds arrays is left out; its spec, which
     says the loss and the metrics, goes in.
 
-    Args:
-        meta_layer: the algorithm.
-        path: of the file, such as `maml.safetensors`.
-
     Raises:
         UserError: an argument cannot be written as JSON, as a module of torch's own.
     """
     args, keywords = meta_layer.constructor_arguments
     # Not meta_layer.base_layer, which an algorithm on features has cut.
     base_layer = next(each for each in (*args, *keywords.values()) if isinstance(each, nn.Module))
-    parts = {
-        "task": described_task(meta_layer.task),
-        "base_layer": described(base_layer),
-        "algorithm": described(meta_layer),
-    }
+    task = described_task(meta_layer.task)
+    parts = {"task": task, "base_layer": described(base_layer), "algorithm": described(meta_layer)}
     checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: as_json(parts)})
 
 
@@ -101,13 +90,10 @@ def described(value: Any) -> Any:
     if isinstance(value, KeepsArguments):
         args, keywords = value.constructor_arguments
         given = inspect.signature(type(value)).bind(*args, **keywords).arguments
-        others = {name: each for name, each in given.items() if not isinstance(each, HANDED_OVER)}
+        others = {n: each for n, each in given.items() if not isinstance(each, BaseLayer | TaskDistribution | TaskSpec)}
         return {"_target_": name_of(type(value)), **described(others)}
     why = "build it in a BaseLayer of your own that takes plain values"
     raise UserError(f"{type(value).__name__} cannot be saved: {why}")
-
-
-HANDED_OVER = (BaseLayer, TaskDistribution, TaskSpec)
 
 
 def name_of(kind: type) -> str:
@@ -121,20 +107,17 @@ def name_of(kind: type) -> str:
 def read(path: Path, classes: Sequence[type] = ()) -> MetaLayer:
     """The algorithm in a file that `save` wrote.
 
-    Args:
-        path: of the file.
-        classes: classes of your own that the file may name. Else it may name those of this package and of installed
-            plug-ins, so that a file from somebody else runs no other code.
+    The file may name `classes`, and those of this package and of installed plug-ins: a file from somebody else runs no
+    other code.
     """
     text = checkpoint.read_metadata(path).get(PARTS)
     if text is None:
         raise UserError(f"{path}: holds weights alone: save() writes files that load() can read")
     own = {name_of(kind): kind for kind in (*classes, SpecOnly)} | {"SpecOnly": SpecOnly}
     parts = json.loads(text)
-    task_part = parts["task"]
-    if task_part["_target_"] == "SpecOnly":
-        task_part["spec"] = TaskSpec(*task_part["spec"])
-    task = built(task_part, own)
+    if parts["task"]["_target_"] == "SpecOnly":
+        parts["task"]["spec"] = TaskSpec(*parts["task"]["spec"])
+    task = built(parts["task"], own)
     base_layer = built(parts["base_layer"], own, task.spec)
     meta_layer: MetaLayer = built(parts["algorithm"], own, base_layer, task)
     checkpoint.load_weights(path, meta_layer)
@@ -142,13 +125,7 @@ def read(path: Path, classes: Sequence[type] = ()) -> MetaLayer:
 
 
 def built(part: Any, own: Mapping[str, type], *args: Any) -> Any:
-    """What `described` was given.
-
-    Args:
-        part: as JSON.
-        own: classes by name, beside those of this package and of installed plug-ins.
-        args: positional arguments of the outermost constructor.
-    """
+    """What `described` was given; `args` go to the outermost constructor, `own` are further classes by name."""
     if isinstance(part, list):
         return [built(each, own) for each in part]
     if not isinstance(part, dict):
@@ -162,11 +139,7 @@ def built(part: Any, own: Mapping[str, type], *args: Any) -> Any:
 
 
 def class_named(name: str) -> type:
-    """A class of this package or of an installed plug-in.
-
-    Raises:
-        UserError: it is none.
-    """
+    """A class of this package or of an installed plug-in; any other is refused."""
     module, _, last = name.rpartition(".")
     plug_ins = {entry.value.partition(".")[0] for entry in entry_points(group="mlframework.conf")}
     known = module in ROOMS or name.partition(".")[0] in plug_ins

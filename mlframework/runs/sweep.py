@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -17,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlframework.errors import FailedRun, UserError
 from mlframework.evaluation.number_format import shown, shown_interval
-from mlframework.files import atomic, take_lock, write_json
+from mlframework.files import atomic, write_json
 from mlframework.runs.check_config import located
 from mlframework.runs.error_report import Fault
-from mlframework.runs.run_folder import RunFolder
+from mlframework.runs.run_folder import RunFolder, locked_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,14 +44,7 @@ OmegaConf.register_new_resolver("direction", direction, replace=True)
 
 
 class Job(NamedTuple):
-    """A job of a sweep, while it runs.
-
-    Attributes:
-        number: in the order in which they were launched.
-        overrides: in which it differs from the default config.
-        run: its own folder.
-        sweep: the folder of the sweep.
-    """
+    """A job of a sweep, while it runs: its number in the order of the launches, and its own and the sweep's folder."""
 
     number: int
     overrides: tuple[str, ...]
@@ -82,44 +76,28 @@ class Job(NamedTuple):
 class RememberFolder(Callback):
     """Remembers the folder of this process's sweep for `conclude`, and keeps a second sweep out of it."""
 
-    folder: ClassVar[Path | None] = None
-    lock: ClassVar[IO[str] | None] = None
+    running: ClassVar[tuple[Path, IO[str]] | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         try:
-            RememberFolder.lock = locked(folder)
+            lock = locked_folder("hydra.sweep.dir", folder, "another sweep is running in this folder")
         except UserError as error:
             print(error, file=sys.stderr)
             raise SystemExit(error.exit_code) from None  # Hydra would make a warning of an Exception
-        RememberFolder.folder = folder
+        RememberFolder.running = folder, lock
         for path in folder.glob(REFUSED.format("*")):
             path.unlink()
 
 
-def locked(folder: Path) -> IO[str]:
-    """The lock of a sweep's folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(folder / ".lock")
-    except OSError as error:
-        raise UserError(f"hydra.sweep.dir={folder}: cannot be made ({error.strerror})") from error
-    if lock is None:
-        raise UserError(f"hydra.sweep.dir={folder}: another sweep is running in this folder")
-    return lock
-
-
 class JobRow(NamedTuple):
-    """A line of the table.
+    """A line of the table: the job by its folder within the sweep's, its overrides by key, and its result.
 
     Attributes:
-        job: its folder within the sweep's.
         status: `finished`, `failed`, `lost` if a job left no record, or `damaged` if its record cannot be read.
-        overrides: by key.
         metric: the name of the monitored validation metric; empty where there is none.
         mean, half_width: of that metric over validation tasks, with its 95 % interval; None if not finite.
         seconds: spent training.
-        error: its line.
     """
 
     job: str
@@ -134,25 +112,23 @@ class JobRow(NamedTuple):
 
 def conclude() -> int:
     """Prints and writes the table of the sweep that this process launched, if any; 1 if one of its jobs failed."""
-    folder, RememberFolder.folder = RememberFolder.folder, None
-    if folder is None:
+    running, RememberFolder.running = RememberFolder.running, None
+    if running is None:
         return 0
-    try:
+    folder, lock = running
+    with lock:
         return summarised(folder)
-    finally:
-        assert RememberFolder.lock is not None
-        RememberFolder.lock.close()
 
 
 def summarised(folder: Path) -> int:
     """`conclude` for the sweep in a folder."""
-    rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
-    if not rows:
-        return 0
     from rich.console import Console
 
     from mlframework.runs.tables import print_table
 
+    rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
+    if not rows:
+        return 0
     groups = grouped(rows)
     write_csv(folder / "sweep.csv", groups)
     if groups != rows:
@@ -169,8 +145,7 @@ def summarised(folder: Path) -> int:
 
 def read_rows(folder: Path) -> list[JobRow]:
     """The rows of the jobs in a sweep's folder, in the jobs' order."""
-    marks = ("result.json", "failed.json", "config.yaml")
-    jobs = {path.parent for mark in marks for path in folder.rglob(mark)}
+    jobs = {path.parent for mark in ("result.json", "failed.json", "config.yaml") for path in folder.rglob(mark)}
     return [read_row(job, folder) for job in sorted(jobs, key=lambda job: natural(str(job)))]
 
 
@@ -181,14 +156,16 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def read_row(job: Path, folder: Path) -> JobRow:
     """The row of one job, by the files that it left."""
-    name, run = str(job.relative_to(folder)), RunFolder(job)
+    name, run, started = str(job.relative_to(folder)), RunFolder(job), Overrides()
     file = run.failed if run.failed.exists() else run.result
+    with suppress(UserError):  # they cannot be read
+        started = by_key(run.overrides())
     if not file.exists():
-        return JobRow(name, "lost", started_with(run), error="ended without a word: was it killed?")
+        return JobRow(name, "lost", started, error="ended without a word: was it killed?")
     try:
         return row_of(name, json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return JobRow(name, "damaged", started_with(run), error=f"damaged: {file}")
+        return JobRow(name, "damaged", started, error=f"damaged: {file}")
 
 
 def row_of(name: str, record: dict[str, Any]) -> JobRow:
@@ -202,18 +179,9 @@ def row_of(name: str, record: dict[str, Any]) -> JobRow:
     return JobRow(name, status, overrides, metric, mean, half_width, finite(record["seconds"]))
 
 
-def started_with(run: RunFolder) -> Overrides:
-    """The overrides of a run; none if they cannot be read."""
-    try:
-        return by_key(run.overrides())
-    except UserError:
-        return {}
-
-
 def by_key(overrides: Iterable[str]) -> Overrides:
     """`["a.b=1"]` as `{"a.b": "1"}`."""
-    pairs = (override.partition("=") for override in overrides)
-    return {key.lstrip("+"): value for key, _, value in pairs}
+    return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def grouped(rows: Sequence[JobRow]) -> list[JobRow]:
@@ -223,9 +191,8 @@ def grouped(rows: Sequence[JobRow]) -> list[JobRow]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[JobRow]] = {}
     for row in rows:
-        same = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")
-        if not row.overrides:  # a damaged record: no seed of anything
-            same = (("job", row.job),)
+        of_seed = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")
+        same = of_seed if row.overrides else (("job", row.job),)  # a damaged record: no seed of anything
         groups.setdefault(same, []).append(row)
     if all(len(group) == 1 for group in groups.values()):
         return list(rows)
@@ -245,23 +212,19 @@ def over_seeds(rows: Sequence[JobRow]) -> JobRow:
     )
     if not finished:
         return row
-    mean, half_width = interval([row.mean for row in finished])
-    seconds = sum(row.seconds or 0.0 for row in finished)
-    return row._replace(metric=finished[0].metric, mean=mean, half_width=half_width, seconds=seconds)
-
-
-def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """The mean of some values and the half width of its 95 % interval; None for a number that is not finite.
-
-    With one value that is not finite there is no mean: the mean of the other seeds would flatter.
-    """
     import torch
 
     from mlframework.evaluation.interval import Interval
 
-    known = [math.nan if value is None else value for value in values]
-    mean, half_width, *_ = Interval.of(torch.tensor(known, dtype=torch.float64))
-    return finite(mean), finite(half_width)
+    # With one value that is not finite there is no mean: the mean of the other seeds would flatter.
+    values = [math.nan if row.mean is None else row.mean for row in finished]
+    mean, half_width, *_ = Interval.of(torch.tensor(values, dtype=torch.float64))
+    return row._replace(
+        metric=finished[0].metric,
+        mean=finite(mean),
+        half_width=finite(half_width),
+        seconds=sum(row.seconds or 0.0 for row in finished),
+    )
 
 
 def finite(value: float | None) -> float | None:
@@ -283,19 +246,14 @@ def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
 
 def table(folder: Path, rows: Sequence[JobRow]) -> Table:
     """The table for the terminal: a column for every key in which rows differ; shared overrides are in the title."""
-    from rich.table import Table
+    from mlframework.runs.tables import titled
 
     keys = dict.fromkeys(key for row in rows for key in row.overrides)
     same = {key: {row.overrides.get(key, "") for row in rows if row.overrides} for key in keys}
     shared = " ".join(f"{key}={values.pop()}" for key, values in same.items() if len(values) == 1)
     varied = [key for key, values in same.items() if len(values) > 1]
     over = "seeds" if any("," in row.overrides.get("seed", "") for row in rows) else "validation tasks"
-    found = Table(
-        title=f"{folder} {shared}".rstrip(),
-        caption=f"mean ± half width of the 95 % interval over {over}",
-        title_justify="left",
-        caption_justify="left",
-    )
+    found = titled(f"{folder} {shared}".rstrip(), f"mean ± half width of the 95 % interval over {over}")
     found.add_column("job", justify="right")
     for name in short(varied):
         found.add_column(name, overflow="fold", max_width=40)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlframework.evaluation.interval import Interval
     from mlframework.evaluation.report import Measured, MethodResult, Report
 
-__all__ = ["evaluation_table", "measured_table", "print_table", "show_report"]
+__all__ = ["evaluation_table", "measured_table", "print_table", "show_report", "titled"]
 
 #: Characters of a table at most.
 WIDEST = 1000
@@ -37,16 +37,19 @@ def print_table(table: Table) -> None:
     Console(width=max(console.width, least)).print(table)
 
 
+def titled(title: str, caption: str) -> Table:
+    """An empty table whose title and caption start at its left edge."""
+    return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+
+
 def evaluation_table(report: Report, metric: str) -> Table:
     """One metric of every method, before and after adaptation, with 95 % intervals, and its distance from the first."""
     over = "tasks" if report.sources is None else "sources"
-    table = Table(
-        title=f"{metric.replace('_', ' ')} on {report.tasks} {report.split} tasks "
-        f"(seed {report.seed}, hash {report.task_hash})",
-        caption=f"mean ± half width of the 95 % interval over {over}; (steps) and settings are chosen on "
+    drawn = f"{report.tasks} {report.split} tasks (seed {report.seed}, hash {report.task_hash})"
+    table = titled(
+        f"{metric.replace('_', ' ')} on {drawn}",
+        f"mean ± half width of the 95 % interval over {over}; (steps) and settings are chosen on "
         f"{report.validation_tasks} validation tasks; differences are paired",
-        title_justify="left",
-        caption_justify="left",
     )
     table.add_column("method", overflow="fold")
     mixing = any(row.batch_norm != "none" for row in report.rows)
@@ -57,9 +60,8 @@ def evaluation_table(report: Report, metric: str) -> Table:
     for row in report.rows:
         if metric not in row.metrics:
             continue
-        policy = [row.batch_norm] if mixing else []
         minus = "" if row.difference is None else short(row.difference[metric])
-        table.add_row(described(row, report), *policy, *cells(row, metric), minus)
+        table.add_row(described(row, report), *([row.batch_norm] if mixing else []), *cells(row, metric), minus)
     return table
 
 
@@ -71,10 +73,8 @@ def described(row: MethodResult, report: Report) -> str:
 
 def cells(row: MethodResult, metric: str) -> tuple[str, str]:
     """Before adaptation, and after the chosen step; a method without a before leaves it empty."""
-    before, after = row.metrics[metric][0], row.interval(metric)
-    if len(row.steps) == 1:
-        return "", short(after)
-    return short(before), f"{short(after)} ({row.chosen})"
+    after = short(row.interval(metric))
+    return ("", after) if len(row.steps) == 1 else (short(row.metrics[metric][0]), f"{after} ({row.chosen})")
 
 
 def short(interval: Interval) -> str:
@@ -85,16 +85,10 @@ def short(interval: Interval) -> str:
 
 def measured_table(measured: Measured) -> Table:
     """Every quantity of a measure, a column for each heading."""
-    table = Table(
-        title=measured.title,
-        caption="mean ± half width of the 95 % interval over sources",
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = titled(measured.title, "mean ± half width of the 95 % interval over sources")
     table.add_column("measure")
     for heading in measured.columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for name in next(iter(measured.columns.values())):
-        cells = (short(column[name]) for column in measured.columns.values())
-        table.add_row(name.replace("_", " "), *cells)
+        table.add_row(name.replace("_", " "), *(short(column[name]) for column in measured.columns.values()))
     return table

@@ -41,11 +41,7 @@ def load(run: str | Path, *, weights: str = "best", device: str = "auto", classe
 
 
 class Trained:
-    """An algorithm that has been meta-trained.
-
-    Args:
-        meta_layer: the algorithm, on its device.
-    """
+    """An algorithm that has been meta-trained, on its device."""
 
     def __init__(self, meta_layer: MetaLayer) -> None:
         self.meta_layer = meta_layer.eval()
@@ -72,7 +68,7 @@ class Trained:
     def support_set(self, x: Any, y: Any) -> Examples:
         """The examples of one task."""
         if y is None:
-            return x if isinstance(x, Examples) else self.encoded(x)
+            return x if isinstance(x, Examples) else as_text(self.meta_layer.task).encode(x)
         spec = self.meta_layer.task.spec
         y_shape = {"regression": (spec.out_features,), "classification": (), "sequence": spec.x_shape}[spec.kind]
         numbers = next(self.meta_layer.parameters()).dtype
@@ -82,10 +78,6 @@ class Trained:
             raise InvalidValue("y", f"{len(targets)} targets", f"must be one for each of {len(inputs)} inputs")
         positions = spec.x_shape if spec.kind == "sequence" else ()
         return Examples(inputs[None], targets[None], torch.ones(1, len(inputs), *positions))
-
-    def encoded(self, texts: Sequence[str]) -> Examples:
-        """Texts as the support set of one task."""
-        return as_text(self.meta_layer.task).encode(texts)
 
 
 class TaskModel:
@@ -125,10 +117,9 @@ class TaskModel:
         x = as_tensor("x", x, x_shape, self.support.x.dtype).to(self.support.x.device).unsqueeze(0)
         positions = x.shape[2:] if spec.kind == "sequence" else ()
         mask = self.support.mask.new_ones(*x.shape[:2], *positions)
-        with torch.no_grad():  # predictions do not read targets
-            return self.meta_layer.predict_query(self.adapted, Episode(self.support, Examples(x, mask, mask)), policy)[
-                0
-            ]
+        episode = Episode(self.support, Examples(x, mask, mask))  # predictions do not read targets
+        with torch.no_grad():
+            return self.meta_layer.predict_query(self.adapted, episode, policy)[0]
 
     def check_all_queries(self, count: int) -> None:
         """Refuses a lone query that others should normalise; says once that all queries belong in one call."""
@@ -151,14 +142,8 @@ class TaskModel:
         seed: int = 0,
     ) -> list[str]:
         """`n` new texts in the task's manner; see `mlframework.text.generation.Sampling`."""
-        return generate(
-            self.meta_layer,
-            self.adapted,
-            count=n,
-            sampling=Sampling(length, temperature, top_p, stop),
-            generator=torch.Generator().manual_seed(seed),
-            prompt=prompt,
-        )
+        sampling, generator = Sampling(length, temperature, top_p, stop), torch.Generator().manual_seed(seed)
+        return generate(self.meta_layer, self.adapted, count=n, sampling=sampling, generator=generator, prompt=prompt)
 
 
 def as_tensor(name: str, values: Any, shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor:

@@ -57,13 +57,20 @@ def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Met
     task, meta_layer, device = training.task, training.meta_layer, training.device
     with fork_rng(device):
         drawn = {split: draw(task, split).to(device) for split in get_args(Split)}
+        few = first_queries(drawn["validation"])
+        one = few.tasks(slice(1))
         try:
-            metrics = step(training, drawn["train"])
-            few = first_queries(drawn["validation"])
-            evaluate(meta_layer, few)
+            with explained(meta_layer.base_layer, "in training mode", algorithm(meta_layer)):
+                training.outer.prepare(drawn["train"])
+                _, metrics = meta_gradient(meta_layer.train(), drawn["train"])
             with explained(meta_layer.base_layer, "in evaluation mode", algorithm(meta_layer)):
-                check_predictions(meta_layer, few.tasks(slice(1)))
-            check_files(training, make_meta_layer, few.tasks(slice(1)))
+                for policy in policies(meta_layer):
+                    judge_by_step(meta_layer, few, meta_layer.test_inner_steps, policy, ends_only=True)
+                check_determinism(meta_layer, one)
+                check_queries(meta_layer, one)
+                if task.spec.ragged:
+                    check_padding(meta_layer, one)
+            check_files(training, make_meta_layer, one)
         finally:
             meta_layer.train()
             meta_layer.zero_grad()
@@ -72,20 +79,15 @@ def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Met
 
 def draw(task: TaskDistribution, split: Split) -> Episode:
     """Two tasks of a split, checked."""
-    where = f"task ({type(task).__name__}), {split} split"
-
-    def sample(count: int) -> Episode:
+    where, drawn = f"task ({type(task).__name__}), {split} split", []
+    for count in (1, 2, 2):
         with explained(torch.nn.Module(), f"to sample {count} tasks", where):
-            episode = task.sample(count, split, torch.Generator().manual_seed(0))
-        check_episode(episode, task.spec, num_tasks=count, where=where)
-        return episode
-
-    sample(1)
-    episode = sample(2)
-    if sample(2).hash() != episode.hash():
+            drawn.append(task.sample(count, split, torch.Generator().manual_seed(0)))
+        check_episode(drawn[-1], task.spec, num_tasks=count, where=where)
+    if drawn[1].hash() != drawn[2].hash():
         why = "two generators of one seed give two episodes: draw all random numbers from the generator"
         raise UserError(f"{where}: {why}")
-    return episode
+    return drawn[1]
 
 
 def first_queries(episode: Episode) -> Episode:
@@ -95,31 +97,8 @@ def first_queries(episode: Episode) -> Episode:
     return episode._replace(query=Examples(*(leaf[:, rows] for leaf in episode.query)))
 
 
-def step(training: Training, episode: Episode) -> Metrics:
-    """A meta-gradient in training mode, by the engine that is chosen for it."""
-    meta_layer = training.meta_layer
-    with explained(meta_layer.base_layer, "in training mode", algorithm(meta_layer)):
-        training.outer.prepare(episode)
-        return meta_gradient(meta_layer.train(), episode)[1]
-
-
-def evaluate(meta_layer: MetaLayer, episode: Episode) -> None:
-    """Judges in evaluation mode under every policy of an evaluation."""
-    with explained(meta_layer.base_layer, "in evaluation mode", algorithm(meta_layer)):
-        for policy in policies(meta_layer):
-            judge_by_step(meta_layer, episode, meta_layer.test_inner_steps, policy, ends_only=True)
-
-
 def algorithm(meta_layer: MetaLayer) -> str:
     return f"algorithm ({type(meta_layer).__name__})"
-
-
-def check_predictions(meta_layer: MetaLayer, episode: Episode) -> None:
-    """Checks that random numbers, other queries and padding do not move the predictions for a task."""
-    check_determinism(meta_layer, episode)
-    check_queries(meta_layer, episode)
-    if meta_layer.task.spec.ragged:
-        check_padding(meta_layer, episode)
 
 
 def predicted(meta_layer: MetaLayer, episode: Episode, seed: int = 0) -> Tensor:
@@ -148,8 +127,8 @@ def check_determinism(meta_layer: MetaLayer, episode: Episode) -> None:
     """In evaluation mode one input has one prediction."""
     if not moved(predicted(meta_layer, episode), predicted(meta_layer, episode, seed=1)):
         return
-    found = [calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1)]
-    raise UserError(f"{blamed(meta_layer, culprit(found[0], found[1]))}: {TWO_OUTPUTS}")
+    one, other = (calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1))
+    raise UserError(f"{blamed(meta_layer, culprit(one, other))}: {TWO_OUTPUTS}")
 
 
 def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -190,8 +169,7 @@ def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
     if not moved(one, other):
         return
     found = [calls(meta_layer, each.support.x, each.support.mask) for each in padded]
-    call = culprit(found[0], found[1], slice(episode.support.x.shape[1]))
-    who = blamed(meta_layer, call)
+    who = blamed(meta_layer, culprit(found[0], found[1], slice(episode.support.x.shape[1])))
     raise UserError(
         f"{who}: rows of padding move the predictions of rows that count: let it take the mask (TakesMask), hand it on "
         "and leave out what the mask leaves out"
