@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -29,20 +30,15 @@ __all__ = ["check_meta_layer", "check_task_distribution", "directional_errors"]
 
 MakeMetaLayer = Callable[[TaskDistribution], MetaLayer]
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
 #: The difference between two orders of summation in float64, after a few inner steps have amplified it. Rules that
 #: divide a gradient by its size amplify more: the gradient of a bias before a batch norm is zero but for rounding.
 ROUNDING, SCALED_ROUNDING = 1e-8, 1e-6
-
-#: An outer step at which every schedule of a meta layer has ended.
-LATE = 1_000_000_000
 
 
 def check_task_distribution(
     task: TaskDistribution,
     *,
-    splits: Sequence[Split] = SPLITS,
+    splits: Sequence[Split] = get_args(Split),
     num_tasks: int = 8,
     inputs_repeat: bool = False,
 ) -> None:
@@ -273,7 +269,7 @@ def check_state_dict(one: MetaLayer, other: MetaLayer, episode: Episode) -> None
 
 
 def check_exact(meta_layer: MetaLayer, episode: Episode, tolerance: float) -> None:
-    meta_layer.outer_step = LATE
+    meta_layer.outer_step = 10**9  # every schedule has ended
     if meta_layer.exact:
         # The median: in a wide network some direction may well cross a kink, such as a ReLU's.
         error = float(directional_errors(meta_layer, episode).median())
@@ -298,9 +294,8 @@ def directional_errors(
         meta_layer: in float64, like the episode; its parameters are unchanged afterwards.
         episode: the meta-batch.
         losses_of: the losses `[tasks]` to take differences of; None: the query losses after adapting.
-        directions: how many.
+        directions, seed: how many are drawn, and from which seed.
         step: length of the step to either side. In float64, 1e-6 keeps rounding near 1e-9 and crosses few kinks.
-        seed: of the directions.
 
     Returns:
         `[directions]`: absolute errors, relative to the norm of the meta-gradient.
@@ -374,7 +369,6 @@ def set_flat(tensors: Sequence[Tensor], values: Tensor) -> None:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A new CPU generator."""
     return torch.Generator().manual_seed(seed)
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework.cli import generate, train
@@ -46,7 +47,7 @@ def built(config: DictConfig, folder: Path):
     check_config(config, settings=train.SETTINGS, required=PARTS)
     check_process(config)
     config.init = None  # of another run
-    training, trainer = set_up(config, RunFolder(folder)), build.build_trainer(config)
+    training, trainer = set_up(config, RunFolder(folder)), instantiate(config.trainer)
     build.build_displays(config, training.task)
     evaluation = build.build_evaluation(config)
     if evaluation is not None:

@@ -36,11 +36,8 @@ def job(
     """Checks the config of a function that Hydra calls, and turns its errors into one line.
 
     A single run then ends with the error's exit code. A job of a sweep leaves its line in its folder and returns None,
-    which sweepers take for a failure, so that the other jobs go on. A value that is not finite counts as None.
-
-    Args:
-        settings, required: see `check_config`.
-        others: further keys that the function reads.
+    which sweepers take for a failure, so that the other jobs go on. A value that is not finite counts as None. For
+    `settings` and `required` see `check_config`; `others` are further keys that the function reads.
     """
 
     def decorate(function: Job) -> Job:

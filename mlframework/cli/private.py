@@ -16,8 +16,7 @@ def hydra_parser() -> ArgumentParser:
     """The parser of Hydra's flags; without it an unknown flag prints a page of usage before its one line."""
     from hydra._internal.utils import get_args_parser
 
-    parser: ArgumentParser = get_args_parser()
-    return parser
+    return get_args_parser()
 
 
 def list_options_quickly() -> None:

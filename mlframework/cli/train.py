@@ -36,9 +36,7 @@ def train_command(config: DictConfig) -> float | None:
 
     hydra_config = HydraConfig.get()
     overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
-    choices = {
-        group: option for group, option in hydra_config.runtime.choices.items() if not group.startswith("hydra/")
-    }
+    choices = {g: option for g, option in hydra_config.runtime.choices.items() if not g.startswith("hydra/")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     if in_sweep:
         config.run_dir = hydra_config.runtime.output_dir
@@ -55,8 +53,7 @@ def train_command(config: DictConfig) -> float | None:
 
 def monitored(result: dict[str, Any]) -> float | None:
     """The metric that a sweeper optimises; None if it was not finite."""
-    value: float | None = result["validation"][result["monitor"]]["mean"]
-    return value
+    return result["validation"][result["monitor"]]["mean"]
 
 
 main = command(train_command, config_name="train")

@@ -18,20 +18,13 @@ from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.outer_loop import OuterLoop
-from mlframework.training.trainer import Trainer
 
 if TYPE_CHECKING:  # its imports are slow; a run without evaluation does without them
     from mlframework.evaluation.evaluation import Evaluation
 
 __all__ = [
-    "build_base_layer",
-    "build_device",
-    "build_displays",
-    "build_evaluation",
-    "build_meta_layer",
-    "build_outer_loop",
-    "build_task",
-    "build_trainer",
+    *("build_base_layer", "build_device", "build_displays", "build_evaluation"),
+    *("build_meta_layer", "build_outer_loop", "build_task"),
 ]
 
 
@@ -58,23 +51,15 @@ def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
 
 
 def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
-    learned = [p for p in meta_layer.parameters() if p.requires_grad]
+    learned, schedule = [p for p in meta_layer.parameters() if p.requires_grad], config.schedule
     optimizer = instantiate(config.optimizer)(learned)
-    check_schedule(config.schedule)
-    return instantiate(config.outer)(meta_layer, optimizer, instantiate(config.schedule)(optimizer))
-
-
-def check_schedule(schedule: DictConfig) -> None:
-    """Refuses settings that torch's schedules accept and that make a rate rise or fall below zero."""
+    # Settings that torch's schedules accept and that make a rate rise or fall below zero.
     for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
         if name in schedule and not OmegaConf.is_interpolation(schedule, name):  # else the key referred to is checked
             value = schedule[name]
             if not isinstance(value, int | float) or value < least:
                 raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
-
-
-def build_trainer(config: DictConfig) -> Trainer:
-    return instantiate(config.trainer)
+    return instantiate(config.outer)(meta_layer, optimizer, instantiate(schedule)(optimizer))
 
 
 def build_evaluation(config: DictConfig) -> Evaluation | None:

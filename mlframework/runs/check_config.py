@@ -43,12 +43,7 @@ def check_config(config: DictConfig, *, settings: Mapping[str, Any], required: S
     """Raises a `UserError` for the first value that cannot be right.
 
     Every interpolation resolves, every `_target_` can be imported, takes the settings that stand beside it and is given
-    values of the types that its signature names.
-
-    Args:
-        config: the whole config.
-        settings: the types of its keys that are no parts.
-        required: parts that cannot be left out.
+    values of the types that its signature names. `settings` are the types of the keys that are no parts.
     """
     check_interpolations(config)
     check_numbers(config)

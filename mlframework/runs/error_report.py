@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -39,7 +39,8 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
     root = cause(error)
     if isinstance(root, InvalidValue):
         key = f"{where}.{root.field}" if where else root.field
-        return Fault(squeezed(f"{key}={typed(root.value)}: {root.why}"), UserError.exit_code)
+        value = str(root.value).lower() if isinstance(root.value, bool) else root.value
+        return Fault(squeezed(f"{key}={'null' if value is None else value}: {root.why}"), UserError.exit_code)
     if isinstance(root, IncompatibleKind):
         return Fault(incompatible(root), root.exit_code)
     if isinstance(root, UserError | FailedRun):
@@ -79,11 +80,6 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def cause(error: BaseException) -> BaseException:
     """The error that made Hydra's `instantiate` fail; any other error itself."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -107,8 +103,9 @@ def built_from(error: Exception, config: DictConfig | None) -> str | None:
     An `InvalidValue` belongs to the innermost object whose config has such a setting, best with that value; any other
     error to the object whose constructor raised it.
     """
-    root, known = cause(error), [] if config is None else list(parts(config))
+    root = cause(error)
     frames = [frame for frame, _ in traceback.walk_tb(root.__traceback__) if "self" in frame.f_locals]
+    known = list(parts(config)) if frames and config is not None else []
     for frame in reversed(frames):
         kind = type(frame.f_locals["self"])
         found = {key: part for key, part in known if located(part._target_) is kind}
@@ -139,11 +136,9 @@ def composition(error: BaseException) -> str:
         return f"{error.full_key}: must be given, as in {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {text}"
-    there_already = re.search(r"An item is already at '(.+)'", text)
-    if there_already:
+    if there_already := re.search(r"An item is already at '(.+)'", text):
         return f"+{there_already[1]}=...: is there already: without the + it is set"
-    ambiguous = re.match(r"Ambiguous value for argument '(.+)'$", text)
-    if ambiguous:
+    if ambiguous := re.match(r"Ambiguous value for argument '(.+)'$", text):
         return f"{ambiguous[1]}: several values make a sweep, with -m; a list is written [a,b]"
     return text
 

@@ -34,12 +34,10 @@ def train(
 
     Args:
         meta_layer: the algorithm, with its task.
-        steps: outer steps.
         meta_batch: tasks per outer step.
         lr: the outer rate at the start; it falls to 0.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
         capture: whether the step is compiled, which takes up to a minute or two, once.
-        seed: of the tasks.
 
     Returns:
         The mean query loss of each outer step's tasks.
@@ -75,9 +73,7 @@ def evaluate(
 
     Args:
         meta_layer: the algorithm, with its task.
-        tasks: how many.
-        seed: of the draws.
-        split: of the tasks.
+        tasks, seed, split: how many tasks are drawn, from which seed, and of which split.
         validation_tasks: how many tasks of the split `validation` choose the number of inner steps.
         monitor: the metric by which they do.
         baseline: methods by name that are judged beside the algorithm, such as `{"scikit_learn": ScikitLearn()}`.

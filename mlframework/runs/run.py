@@ -104,7 +104,7 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
         config.init = None  # the checkpoint holds the weights
     training = set_up(config, folder)
     training = training._replace(displays=build.build_displays(config, training.task))
-    trainer: Trainer = build.build_trainer(config)
+    trainer: Trainer = instantiate(config.trainer)
     evaluation = build.build_evaluation(config)
     if evaluation is not None:
         evaluation.check(training.task)
@@ -198,7 +198,6 @@ def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
     """The trained parts of the run in a folder; its data need not be there, for nothing is drawn.
 
     Args:
-        folder: of the run.
         weights: `best` or `last`.
         device: `auto`, `cpu`, `cuda`, ...
     """

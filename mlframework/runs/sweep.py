@@ -61,10 +61,7 @@ class Job(NamedTuple):
         return cls(config.job.num, overrides, run, Path(config.sweep.dir))
 
     def record_failure(self, fault: Fault) -> None:
-        """Writes the error to the job's folder, or to the sweep's folder if another launch's run lies in the job's.
-
-        So a refused job does not mark the run of another launch as failed.
-        """
+        """Writes the error to the job's folder, or to the sweep's if the job's holds the run of another launch."""
         content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
         refused = self.run.holds_run and self.run.path.resolve() not in self.run.held
         write_json(self.sweep / REFUSED.format(self.number) if refused else self.run.failed, content)
@@ -235,13 +232,11 @@ def finite(value: float | None) -> float | None:
 def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
     """Writes a column for every overridden key, between the job and its result."""
     keys = dict.fromkeys(key for row in rows for key in row.overrides)
-    outcome = ("metric", "mean", "half_width", "seconds", "error")
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", "status", *keys, *outcome])
-        for row in rows:
-            chosen = [row.overrides.get(key, "") for key in keys]
-            writer.writerow([row.job, row.status, *chosen, *(getattr(row, name) for name in outcome)])
+        writer.writerow(["job", "status", *keys, *JobRow._fields[3:]])
+        for job, status, overrides, *outcome in rows:
+            writer.writerow([job, status, *(overrides.get(key, "") for key in keys), *outcome])
 
 
 def table(folder: Path, rows: Sequence[JobRow]) -> Table:
@@ -255,7 +250,8 @@ def table(folder: Path, rows: Sequence[JobRow]) -> Table:
     over = "seeds" if any("," in row.overrides.get("seed", "") for row in rows) else "validation tasks"
     found = titled(f"{folder} {shared}".rstrip(), f"mean ± half width of the 95 % interval over {over}")
     found.add_column("job", justify="right")
-    for name in short(varied):
+    last = [key.rpartition(".")[2] for key in varied]
+    for name in last if len(set(last)) == len(last) else varied:
         found.add_column(name, overflow="fold", max_width=40)
     for name in ("metric", "value", "seconds", "status"):
         found.add_column(name, justify="right" if name in ("value", "seconds") else "left", no_wrap=True)
@@ -270,9 +266,3 @@ def table(folder: Path, rows: Sequence[JobRow]) -> Table:
 def rounded(value: str) -> str:
     """A number drawn by a search, with four digits; other values unchanged."""
     return shown(float(value)) if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
-
-
-def short(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, if these differ; else the whole keys."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return last if len(set(last)) == len(last) else list(keys)

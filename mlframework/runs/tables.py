@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluation_table", "measured_table", "print_table", "show_report", "titled"]
 
-#: Characters of a table at most.
-WIDEST = 1000
-
 
 def show_report(report: Report, metric: str) -> None:
     """Prints the tables of an evaluation."""
@@ -33,7 +30,7 @@ def print_table(table: Table) -> None:
         if column.no_wrap:
             column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     console = Console()
-    least = Measurement.get(console, console.options.update(width=WIDEST), table).minimum
+    least = Measurement.get(console, console.options.update(width=1000), table).minimum  # no table is wider
     Console(width=max(console.width, least)).print(table)
 
 

@@ -30,7 +30,6 @@ def load(run: str | Path, *, weights: str = "best", device: str = "auto", classe
     """The trained algorithm of a run folder, or of a file that `save` wrote.
 
     Args:
-        run: the folder or the file.
         weights: of a run folder: `best` or `last`.
         device: `auto`, `cpu`, `cuda`, ...
         classes: classes of your own that a file may name, beside those of this package and of installed plug-ins.
@@ -111,7 +110,12 @@ class TaskModel:
         policy = self.meta_layer.batch_norm if batch_norm is None else batch_norm
         self.meta_layer.check_policy(policy)
         if policy == "transductive" and self.meta_layer.base_layer.mixes_examples:
-            self.check_all_queries(len(x))
+            if len(x) < 2:
+                why = "normalises queries by one another, and there is only one: hand over all of them, or take support"
+                raise InvalidValue("batch_norm", "transductive", why)
+            if not self.warned:
+                self.warned = True
+                log.warning("batch_norm=transductive: predictions hold for these %d queries together", len(x))
         spec = self.meta_layer.task.spec
         x_shape = None if spec.kind == "sequence" else spec.x_shape  # a sequence may be of another length
         x = as_tensor("x", x, x_shape, self.support.x.dtype).to(self.support.x.device).unsqueeze(0)
@@ -120,15 +124,6 @@ class TaskModel:
         episode = Episode(self.support, Examples(x, mask, mask))  # predictions do not read targets
         with torch.no_grad():
             return self.meta_layer.predict_query(self.adapted, episode, policy)[0]
-
-    def check_all_queries(self, count: int) -> None:
-        """Refuses a lone query that others should normalise; says once that all queries belong in one call."""
-        if count < 2:
-            why = "normalises queries by one another, and there is only one: hand over all of them, or take support"
-            raise InvalidValue("batch_norm", "transductive", why)
-        if not self.warned:
-            self.warned = True
-            log.warning("batch_norm=transductive: predictions hold for these %d queries together", count)
 
     def generate(
         self,

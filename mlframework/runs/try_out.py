@@ -42,17 +42,11 @@ QUERIES = 4
 def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Metrics:
     """Draws from every split, chooses the engine, steps and judges once, saves and loads once.
 
-    Parameters, buffers and random numbers stay as they are.
-
-    Args:
-        training: as it was set up.
-        make_meta_layer: builds the algorithm anew, to load saved weights into.
+    Parameters, buffers and random numbers stay as they are. Saved weights are loaded into a new meta layer. A
+    `UserError` names the task, or the module, at fault.
 
     Returns:
         The metrics of the step.
-
-    Raises:
-        UserError: one line that names the task, or the module, at fault.
     """
     task, meta_layer, device = training.task, training.meta_layer, training.device
     with fork_rng(device):
@@ -147,18 +141,18 @@ def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
     found = [calls(meta_layer, torch.cat([support.x, q.x], dim=1), mask) for q in (query, changed)]
     call = culprit(found[0], found[1], rows)
     who = blamed(meta_layer, call)
-    if call is None:
-        raise UserError(f"{who}: a query's prediction depends on the other queries")
-    if isinstance(call.module, MIXING):
-        raise UserError(
-            f"{who}: other queries move a query's prediction under algorithm.batch_norm={policy}: a module "
-            "around it drops the mask; let that take the mask and hand it on (TakesMask), or choose "
-            "algorithm.batch_norm=transductive"
-        )
-    raise UserError(
-        f"{who}: an example's output depends on the examples beside it, unannounced: derive it from "
-        "MixesExamples and let only those count that its mask counts"
+    why = (
+        "an example's output depends on the examples beside it, unannounced: derive it from MixesExamples and let only "
+        "those count that its mask counts"
     )
+    if call is None:
+        why = "a query's prediction depends on the other queries"
+    elif isinstance(call.module, MIXING):
+        why = (
+            f"other queries move a query's prediction under algorithm.batch_norm={policy}: a module around it drops "
+            "the mask; let that take the mask and hand it on (TakesMask), or choose algorithm.batch_norm=transductive"
+        )
+    raise UserError(f"{who}: {why}")
 
 
 def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
