@@ -9,7 +9,7 @@ from mlframework.backend.capture import Capture
 from mlframework.backend.gradients import eager_gradients
 from mlframework.base_layers import MLP
 from mlframework.meta_layers.svm.kernels import LinearKernel
-from mlframework.meta_layers.svm.ridge import Ridge
+from mlframework.meta_layers.svm.regularised import Ridge
 from mlframework.meta_layers.svm.support_vectors import CrammerSingerSVM
 from mlframework.tasks import ArrayTasks, ClassIndexed
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import textwrap
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +30,11 @@ TWO_OUTPUTS = (
 
 
 class Call(NamedTuple):
-    """A call of a module.
+    """A call of a module."""
 
-    Attributes:
-        name: of the module in the base layer.
-        module: itself.
-        given: its first argument.
-        output: what it returned.
-    """
-
-    name: str
+    name: str  # of the module in the base layer
     module: nn.Module
-    given: object
+    given: object  # its first argument
     output: object
 
 
@@ -48,17 +42,14 @@ class Call(NamedTuple):
 def recorded_calls(module: nn.Module) -> Iterator[list[Call]]:
     """Collects the calls of a module and of all its parts within the context; inner ones end, and stand, first."""
     calls: list[Call] = []
-    handles = [
-        part.register_forward_hook(
-            lambda part, args, output, name=name: calls.append(Call(name, part, args[0] if args else None, output))
-        )
-        for name, part in module.named_modules()
-    ]
-    try:
+
+    def record(part: nn.Module, args: tuple[Any, ...], output: object, *, name: str) -> None:
+        calls.append(Call(name, part, args[0] if args else None, output))
+
+    with ExitStack() as hooks:
+        for name, part in module.named_modules():
+            hooks.enter_context(part.register_forward_hook(functools.partial(record, name=name)))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_base_layer(base_layer: nn.Module, spec: TaskSpec) -> None:
@@ -89,9 +80,8 @@ def in_training(base_layer: BaseLayer, x: Tensor) -> Tensor:
         prediction: Tensor = base_layer(x)
     if isinstance(prediction, Tensor) and not prediction.requires_grad and any(map(needs_gradient, calls)):
         culprit = next(call for call in calls if needs_gradient(call) and not requires_grad(call.output))
-        raise UserError(
-            f"{name_of_call(culprit)}: its output is detached, so that no gradient reaches it: leave that out"
-        )
+        why = "its output is detached, so that no gradient reaches it: leave that out"
+        raise UserError(f"{name_of_call(culprit)}: {why}")
     return prediction
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import runs_per_task
 from mlframework.base_layers.base_layer import BaseLayer, Stack
-from mlframework.base_layers.normalisation import NORMS
+from mlframework.base_layers.normalisation import NORMS, check_norm
 from mlframework.episode import TaskSpec
-from mlframework.errors import IncompatibleTask, InvalidValue, nearest
+from mlframework.errors import IncompatibleTask, InvalidValue
 
 __all__ = ["Conv4"]
 
@@ -38,8 +38,7 @@ class Conv4(BaseLayer):
             raise InvalidValue("filters", filters, "must be at least 1")
         if downsample not in ("stride", "pool"):
             raise InvalidValue("downsample", downsample, "must be stride or pool")
-        if norm not in NORMS:
-            raise InvalidValue("norm", norm, f"must be one of {', '.join(NORMS)}{nearest(norm, NORMS)}")
+        check_norm(norm)
         if len(spec.x_shape) != 3:
             raise IncompatibleTask(
                 f"base_layer=conv4 reads images, this task's inputs are {spec.x_shape}: use base_layer=mlp"

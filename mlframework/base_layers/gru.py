@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack, TakesMask
-from mlframework.base_layers.recall import Recalls
-from mlframework.base_layers.sequences import check_sequence
+from mlframework.base_layers.recall import Recalls, check_sequence
 from mlframework.episode import TaskSpec
 
 __all__ = ["GRU"]
@@ -38,11 +37,7 @@ class GRU(BaseLayer):
 
 
 class GatedUnits(Recalls, TakesMask):
-    """A layer of gated recurrent units: what comes in `[n, length, width]` to the states `[n, length, width]`.
-
-    Args:
-        width: of the input and of the state.
-    """
+    """A layer of gated recurrent units: inputs `[n, length, width]` to the states `[n, length, width]`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import batch_norm, by_vmap, runs_per_task
 from mlframework.base_layers.base_layer import MixesExamples
+from mlframework.errors import InvalidValue, nearest
 
-__all__ = ["NORMS", "BatchStatistics", "GroupNorm"]
+__all__ = ["NORMS", "BatchStatistics", "GroupNorm", "check_norm"]
 
 
 class BatchStatistics(MixesExamples):
@@ -88,3 +89,9 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": group_norm,
     "none": lambda channels: nn.Identity(),
 }
+
+
+def check_norm(norm: str) -> None:
+    """Refuses a norm that is no choice."""
+    if norm not in NORMS:
+        raise InvalidValue("norm", norm, f"must be one of {', '.join(NORMS)}{nearest(norm, NORMS)}")

@@ -1,4 +1,4 @@
-"""Reading a sequence in parts: what a base layer has read, it remembers while it is told to."""
+"""Networks over sequences: their tasks, and reading in parts, by remembering what was read while they are told to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from mlframework.errors import UserError
+from mlframework.episode import TaskSpec
+from mlframework.errors import IncompatibleTask, InvalidValue, UserError
 
-__all__ = ["Recalls", "can_recall", "is_recalling", "recalled", "recalling", "split"]
+__all__ = ["Recalls", "can_recall", "check_sequence", "is_recalling", "recalled", "recalling", "split"]
 
 
 class Recalls(nn.Module):
@@ -69,3 +70,15 @@ def split(module: nn.Module, ways: int) -> None:
     for part in module.modules():
         if isinstance(part, Recalls) and part.memory:
             part.memory = tuple(leaf.repeat_interleave(ways, dim=0) for leaf in part.memory)
+
+
+def check_sequence(spec: TaskSpec, name: str, **sizes: int) -> None:
+    """Refuses tasks that are no sequences, and sizes below 1."""
+    if spec.kind != "sequence":
+        other = "conv4" if len(spec.x_shape) == 3 else "mlp"
+        raise IncompatibleTask(
+            f"base_layer={name} reads sequences of tokens, this task is a {spec.kind}: use base_layer={other}"
+        )
+    for field, value in sizes.items():
+        if value < 1:
+            raise InvalidValue(field, value, "must be at least 1")

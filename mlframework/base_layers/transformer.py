@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import per_task, runs_per_task, table
 from mlframework.base_layers.base_layer import BaseLayer, Composed, Run, Stack, TakesMask
-from mlframework.base_layers.recall import Recalls
-from mlframework.base_layers.sequences import check_sequence
+from mlframework.base_layers.recall import Recalls, check_sequence
 from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue
 
@@ -73,11 +72,7 @@ class Transformer(BaseLayer):
 class Block(Composed):
     """Attention and a two-layer perceptron, each on the normalised residual stream, which it adds to.
 
-    Args:
-        width: of the residual stream.
-        heads: of the attention.
-        rotary: whether queries and keys are turned by their positions.
-        depth: blocks that add to the stream; the more, the smaller each one's part starts.
+    `depth` blocks add to the stream; the more, the smaller each one's part starts.
     """
 
     def __init__(self, width: int, heads: int, *, rotary: bool, depth: int) -> None:
@@ -87,13 +82,13 @@ class Block(Composed):
         self.mlp_norm = RMSNorm(width)
         self.expand = nn.Linear(width, 4 * width, bias=False)
         self.contract = nn.Linear(4 * width, width, bias=False)
-        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
-            nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+        for linear in self.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
         for linear in (self.attention.output, self.contract):
             linear.weight.data /= math.sqrt(2 * depth)
 
     def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`[..., length, width]` to the same shape; `mask` `[..., length]`."""
         x = x + run("attention", run("attention_norm", x))
         return x + run("contract", F.gelu(run("expand", run("mlp_norm", x))))
 
@@ -101,11 +96,8 @@ class Block(Composed):
 class Attention(Composed, Recalls):
     """Causal self-attention, written from products of matrices, which can be vmapped and differentiated twice.
 
-    Args:
-        width: of inputs and outputs.
-        heads: they share the width.
-        rotary: whether queries and keys are turned by their positions, so that they meet at their distance alone (Su et
-            al., RoFormer, 2021, arXiv:2104.09864, section 3.2; the halves of a head are its pairs).
+    If it is `rotary`, queries and keys are turned by their positions, so that they meet at their distance alone (Su et
+    al., RoFormer, 2021, arXiv:2104.09864, section 3.2; the halves of a head are its pairs).
     """
 
     def __init__(self, width: int, heads: int, *, rotary: bool) -> None:
@@ -137,12 +129,9 @@ def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) 
     """For each query, the mean of the values up to its own position, weighted by how well their keys fit.
 
     Args:
-        query: `[..., heads, length, d]`, scaled; the last `length` positions of those of the keys.
+        query: `[..., heads, length, d]`, as is the result; scaled; the last `length` positions of those of the keys.
         key, value: `[..., heads, read, d]`.
         counted: `[..., read]`, which keys count; None: all.
-
-    Returns:
-        `[..., heads, length, d]`.
     """
     hidden = later(key, query.shape[-2], key.shape[-2])
     if counted is not None:
@@ -165,15 +154,10 @@ def least(dtype: torch.dtype) -> float:
 
 
 def counted_so_far(reader: Recalls, x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Which positions count, those that were read earlier and those of `x`.
+    """Which positions count, `[..., read + length]`: those read earlier, and those of `x` `[..., length, width]`.
 
-    Args:
-        reader: its memory, if there is any, starts with the answer of the last call.
-        x: `[..., length, width]`.
-        mask: `[..., length]`; None: all count.
-
-    Returns:
-        `[..., read + length]`; None where all count and nothing is remembered.
+    A reader's memory, if there is any, starts with the answer of the last call. Without mask `[..., length]` all of `x`
+    count; None: all count, and nothing is remembered.
     """
     if mask is None and reader.memory is None:
         return None
@@ -188,14 +172,11 @@ def positions_of(length: int, counted: Tensor) -> Tensor:
 
 
 def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """By what angles rotary attention turns queries and keys.
+    """Cosines and sines of rotary attention's angles, each `[length, d / 2]` or `[..., 1, length, d / 2]`.
 
     Args:
-        x: `[..., heads, length, d]`.
+        x: queries or keys `[..., heads, length, d]`.
         counted: `[..., read]`, which positions count, the last of them those of `x`; None: all, and these are all.
-
-    Returns:
-        Cosines and sines, each `[length, d / 2]` or `[..., 1, length, d / 2]`.
     """
     length = x.shape[-2]
     read = length if counted is None else counted.shape[-1]
@@ -208,13 +189,9 @@ def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
 
 @table(count=int, width=int, base=float)
 def rotations(like: Tensor, count: int, width: int, base: float) -> Tensor:
-    """Cosines and sines by which vectors are turned at each position, `[2, count, width / 2]`.
+    """Cosines and sines by which vectors are turned at each of `count` positions, `[2, count, width / 2]`.
 
-    Args:
-        like: of the type and on the device that are wanted.
-        count: positions.
-        width: of the vectors.
-        base: the longest wave, in positions, divided by 2 pi.
+    They have the dtype and the device of `like`; the longest wave, in positions, is 2 pi times `base`.
     """
     rates = base ** -(torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
     turns = torch.arange(count, device=like.device).unsqueeze(-1) * rates
@@ -222,23 +199,13 @@ def rotations(like: Tensor, count: int, width: int, base: float) -> Tensor:
 
 
 def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Vectors `[..., d]`, each pair of their numbers, one of each half, turned by its angle in the plane.
-
-    Args:
-        x: vectors.
-        cosine, sine: of the angles, `[..., d / 2]`.
-    """
+    """Vectors `[..., d]`, each pair of their numbers, one of each half, turned by its angle: `[..., d / 2]` of them."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 class LearnedPositions(TakesMask, Recalls):
-    """Adds to each token's vector a learned one of its position.
-
-    Args:
-        count: positions; no input may be longer.
-        width: of the vectors.
-    """
+    """Adds to each token's vector a learned one of its position; no input may be longer than `count` positions."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -259,11 +226,7 @@ class LearnedPositions(TakesMask, Recalls):
 
 
 class RMSNorm(nn.Module):
-    """Scales vectors to a root mean square of one, then each number by a learned weight.
-
-    Args:
-        width: of the vectors.
-        eps: added to the mean square.
+    """Scales vectors to a root mean square of one, then each number by a learned weight; `eps` is added to the square.
 
     Reference: Zhang, Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, equation 4.
     """
@@ -274,7 +237,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., width]` to the same shape."""
         return to_unit(x, self.eps) * self.weight
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from mlframework.episode import Params
 from mlframework.errors import InvalidValue
 
-__all__ = ["InnerUpdate", "at_least", "fraction", "positive"]
+__all__ = ["InnerUpdate", "at_least", "fraction", "positive", "zeros"]
 
 N = TypeVar("N", int, float)
 
@@ -38,6 +39,11 @@ class InnerUpdate(nn.Module, ABC):
         Returns:
             The moved parameters, and the state after the step.
         """
+
+
+def zeros(params: Params) -> Params:
+    """A zero for every number of the parameters, where running means start."""
+    return {name: torch.zeros_like(p) for name, p in params.items()}
 
 
 def at_least(field: str, value: N, least: N) -> N:

@@ -1,8 +1,11 @@
 from .feature_meta_layer import FeatureMetaLayer as FeatureMetaLayer
 from .gradient_descent.cavia import CAVIA as CAVIA, FiLM as FiLM, Shift as Shift
 from .gradient_descent.imaml import Implicit as Implicit
-from .gradient_descent.inner_losses import InnerLoss as InnerLoss, SupportLoss as SupportLoss
-from .gradient_descent.learned_loss import LearnedLoss as LearnedLoss
+from .gradient_descent.inner_losses import (
+    InnerLoss as InnerLoss,
+    LearnedLoss as LearnedLoss,
+    SupportLoss as SupportLoss,
+)
 from .gradient_descent.lora import LoRA as LoRA
 from .gradient_descent.maml import MAML as MAML
 from .gradient_descent.meta_gradients import (
@@ -14,13 +17,15 @@ from .gradient_descent.meta_gradients import (
     ParameterDifference as ParameterDifference,
     Truncated as Truncated,
 )
-from .gradient_descent.norm_weights import (
+from .gradient_descent.per_step import (
+    LastStep as LastStep,
+    MultiStep as MultiStep,
     NormWeights as NormWeights,
     PerStepNorm as PerStepNorm,
     SharedNorm as SharedNorm,
+    StepWeights as StepWeights,
 )
 from .gradient_descent.proto_maml import ProtoMAML as ProtoMAML
-from .gradient_descent.step_weights import LastStep as LastStep, MultiStep as MultiStep, StepWeights as StepWeights
 from .meta_layer import Adapted as Adapted, MetaLayer as MetaLayer, Metrics as Metrics
 from .neural_network.conditional_neural_process import ConditionalNeuralProcess as ConditionalNeuralProcess
 from .neural_network.hypernetwork import Hypernetwork as Hypernetwork
@@ -29,10 +34,9 @@ from .neural_network.matching import Matching as Matching
 from .neural_network.meta_networks import MetaNetworks as MetaNetworks
 from .neural_network.prototypes import Prototypes as Prototypes
 from .neural_network.relation import RelationNetwork as RelationNetwork
-from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine, RegularisedFit as RegularisedFit
+from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine
 from .svm.kernels import Kernel as Kernel, LinearKernel as LinearKernel, RBFKernel as RBFKernel
-from .svm.logistic import Logistic as Logistic
-from .svm.ridge import Ridge as Ridge
+from .svm.regularised import Logistic as Logistic, RegularisedFit as RegularisedFit, Ridge as Ridge
 from .svm.support_vectors import (
     CrammerSingerSVM as CrammerSingerSVM,
     OneVsRestSVM as OneVsRestSVM,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import region
 from mlframework.base_layers.base_layer import BaseLayer, PlainLayer
-from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.episode import Episode, Examples
 from mlframework.errors import UserError
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["FeatureMetaLayer", "feature_size", "require_features"]
+__all__ = ["FeatureMetaLayer", "require_features"]
 
 
 class FeatureMetaLayer(MetaLayer):
@@ -45,7 +45,9 @@ class FeatureMetaLayer(MetaLayer):
         require_features(base_layer, type(self).__name__)
         super().__init__(BaseLayer(base_layer.features, nn.Identity()), task, frozen=frozen, batch_norm=batch_norm)
         self.prior = base_layer.head if task.spec.kind == "sequence" else None
-        self.feature_size = feature_size(base_layer, task.spec)
+        device = next(base_layer.parameters(), torch.empty(0)).device
+        with torch.no_grad():
+            self.feature_size = base_layer.features(task.spec.zeros(2, device)).shape[-1]
 
     @abstractmethod
     def fit(self, features: Tensor, support: Examples) -> Adapted:
@@ -94,10 +96,3 @@ def require_features(base_layer: nn.Module, algorithm: str) -> None:
     """Refuses a plain module, which has no features of its own."""
     if not isinstance(base_layer, BaseLayer) or isinstance(base_layer, PlainLayer):
         raise UserError(f"{algorithm} works on features: base_layer must be a BaseLayer(features, head)")
-
-
-def feature_size(base_layer: BaseLayer, spec: TaskSpec) -> int:
-    """How many features an example has, by asking for those of two inputs of zeros."""
-    device = next(base_layer.parameters(), torch.empty(0)).device
-    with torch.no_grad():
-        return base_layer.features(spec.zeros(2, device)).shape[-1]

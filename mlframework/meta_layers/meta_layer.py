@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.files import KeepsArguments
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "learned_names", "matching"]
+__all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "learned_names", "matching", "with_settings_of"]
 
 #: A task's own model in whatever form an algorithm keeps it; every leaf starts with `[tasks]`.
 Adapted = Any
@@ -26,6 +27,30 @@ Adapted = Any
 Metrics = dict[str, Tensor]
 
 BatchNormPolicy = Literal["transductive", "inductive", "support"]
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def with_settings_of(parent: type, *, but: Collection[str] = ()) -> Callable[[Init], Init]:
+    """Lets a constructor's signature name the parent's keywords, which its `**settings` stand for.
+
+    Whoever asks for the signature or the types, as the check of a config does, then sees every keyword.
+
+    Args:
+        parent: its constructor takes the settings.
+        but: its keywords that the constructor gives itself.
+    """
+    theirs = vars(parent)["__init__"]
+
+    def named(init: Init) -> Init:
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {*but, *(p.name for p in own)}
+        others = [p for p in inspect.signature(theirs).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        init.__annotations__ = {**get_type_hints(theirs), **get_type_hints(init)}
+        vars(init)["__signature__"] = inspect.Signature([*own, *(p for p in others if p.name not in taken)])
+        return init
+
+    return named
 
 
 class MetaLayer(KeepsArguments, nn.Module, ABC):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack, as_base_layer
-from mlframework.episode import Params, TaskSpec
+from mlframework.base_layers.check_base_layer import recorded_calls
+from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue, nearest
 from mlframework.files import KeepsArguments
-from mlframework.inner_loop import InnerUpdate
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.gradient_descent.maml import MAML
-from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["CAVIA", "FiLM", "Modulation", "Shift"]
@@ -87,13 +88,13 @@ class CAVIA(MAML):
             where they have names of their own.
         modulation: `Shift` or `FiLM`.
         context_size: numbers in the context.
-        update, meta_gradient, inner_steps, test_inner_steps, inner_clip: see `MAML`.
-        frozen, batch_norm, checkpoint_steps: see `MAML`.
+        settings: see `MAML`.
 
     Reference: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, Fast Context Adaptation via Meta-Learning, 2019,
         arXiv:1810.03642, section 3 and algorithm 1.
     """
 
+    @with_settings_of(MAML, but=["adapts"])
     def __init__(
         self,
         base_layer: nn.Module,
@@ -102,35 +103,15 @@ class CAVIA(MAML):
         modulates: str,
         modulation: Callable[[int, int], Modulation],
         context_size: int,
-        update: Callable[[Params], InnerUpdate],
-        meta_gradient: MetaGradient,
-        inner_steps: int,
-        test_inner_steps: int | None = None,
-        inner_clip: float | None = None,
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "transductive",
-        checkpoint_steps: bool = False,
+        **settings: Any,
     ) -> None:
-        if context_size < 1:
-            raise InvalidValue("context_size", context_size, "must be at least 1")
+        at_least("context_size", context_size, 1)
         base_layer = as_base_layer(base_layer)
         modulates = by_number(base_layer, modulates)
         channels = channels_behind(base_layer, modulates, task.spec)
         modulated = modulation(context_size, channels).to(next(base_layer.parameters()))
-        insert_behind(base_layer, modulates, modulated)
-        super().__init__(
-            base_layer,
-            task,
-            update=update,
-            meta_gradient=meta_gradient,
-            inner_steps=inner_steps,
-            test_inner_steps=test_inner_steps,
-            inner_clip=inner_clip,
-            adapts=r"\.context$",
-            frozen=frozen,
-            batch_norm=batch_norm,
-            checkpoint_steps=checkpoint_steps,
-        )
+        base_layer.set_submodule(modulates, Stack(base_layer.get_submodule(modulates), modulated))
+        super().__init__(base_layer, task, adapts=r"\.context$", **settings)
         # It adapts, but where it starts is not learned.
         modulated.context.requires_grad_(False)
 
@@ -150,24 +131,11 @@ def channels_behind(base_layer: BaseLayer, name: str, spec: TaskSpec) -> int:
     modules = dict(base_layer.named_modules())
     modules.pop("")
     if name not in modules:
-        raise InvalidValue(
-            "modulates", name, f"names no module{nearest(name, modules)}; there are {', '.join(modules)}"
-        )
-    found: list[object] = []
-    handle = modules[name].register_forward_hook(lambda module, inputs, output: found.append(output))
-    device = next(base_layer.parameters()).device
-    try:
-        with torch.no_grad():
-            base_layer(spec.zeros(2, device))
-    finally:
-        handle.remove()
-    if len(found) != 1 or not isinstance(found[0], Tensor):
-        why = "must be a module that is called once, and puts out one tensor"
+        why = f"names no module{nearest(name, modules)}; there are {', '.join(modules)}"
         raise InvalidValue("modulates", name, why)
-    return found[0].shape[1 if found[0].dim() == 4 else -1]
-
-
-def insert_behind(base_layer: BaseLayer, name: str, module: nn.Module) -> None:
-    """Replaces the named module by a stack of itself and another."""
-    parent, _, last = name.rpartition(".")
-    setattr(base_layer.get_submodule(parent), last, Stack(base_layer.get_submodule(name), module))
+    with torch.no_grad(), recorded_calls(base_layer) as calls:
+        base_layer(spec.zeros(2, next(base_layer.parameters()).device))
+    outputs = [call.output for call in calls if call.name == name]
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+        raise InvalidValue("modulates", name, "must be a module that is called once, and puts out one tensor")
+    return outputs[0].shape[1 if outputs[0].dim() == 4 else -1]

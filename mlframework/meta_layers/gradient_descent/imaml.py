@@ -11,7 +11,7 @@ from mlframework.episode import Episode, Params
 from mlframework.errors import UserError
 from mlframework.inner_loop.inner_loop import last
 from mlframework.inner_loop.inner_update import at_least, positive
-from mlframework.inner_loop.proximal import Proximal
+from mlframework.inner_loop.rules import Proximal
 from mlframework.meta_layers.gradient_descent.meta_gradients import InnerLearner, MetaGradient
 from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product
@@ -52,9 +52,6 @@ class Implicit(MetaGradient):
         self.cg_steps, self.tolerance = at_least("cg_steps", cg_steps, 1), positive("tolerance", tolerance)
         self.warned = False
 
-    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
-        return inner_steps
-
     def meta_loss(self, layer: InnerLearner, episode: Episode) -> tuple[Tensor, Metrics]:
         strength = strength_of(layer)
         start = layer.initial(episode.support)
@@ -74,12 +71,9 @@ class Implicit(MetaGradient):
         # the implicit function theorem multiplies by the solution of the linear system.
         equation = {name: start[name] - gradient[name] / strength for name in start}
         surrogate = metrics["query_loss"] + inner_product(solution.x, equation)
-        metrics = {
-            **metrics,
-            "inner_residual": inner_residual(start, solved, gradient, strength).detach(),
-            "cg_residual": solution.residual,
-        }
-        self.warn(metrics["inner_residual"])
+        residual = inner_residual(start, solved, gradient, strength).detach()
+        self.warn(residual)
+        metrics = {**metrics, "inner_residual": residual, "cg_residual": solution.residual}
         return metrics["query_loss"].detach() + surrogate - surrogate.detach(), metrics
 
     def warn(self, residual: Tensor) -> None:
@@ -101,21 +95,15 @@ def strength_of(layer: InnerLearner) -> float:
             f"not {type(layer.update).__name__}"
         )
     if layer.inner_clip is not None or layer.inner_weight_decay:
-        raise UserError(
-            "an implicit meta-gradient is that of the support loss alone: no inner_clip, inner_weight_decay"
-        )
+        why = "that of the support loss alone: no inner_clip, inner_weight_decay"
+        raise UserError(f"an implicit meta-gradient is {why}")
     return layer.update.strength
 
 
 def gradients(values: Tensor, params: Params, *, create_graph: bool = False) -> Params:
     """Each task's gradient of its value `[tasks]`; the graph stays for another one."""
     found = torch.autograd.grad(
-        values.sum(),
-        list(params.values()),
-        create_graph=create_graph,
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
+        values.sum(), list(params.values()), retain_graph=True, create_graph=create_graph, materialize_grads=True
     )
     return dict(zip(params, found, strict=True))
 

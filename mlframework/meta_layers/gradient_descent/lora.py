@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import as_base_layer
-from mlframework.episode import Params
-from mlframework.errors import InvalidValue
-from mlframework.inner_loop import InnerUpdate
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.gradient_descent.maml import MAML
-from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
-from mlframework.meta_layers.meta_layer import BatchNormPolicy, matching
+from mlframework.meta_layers.meta_layer import matching, with_settings_of
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["LoRA", "LowRank"]
 
 
 class LowRank(nn.Module):
-    """A linear layer with a change of low rank: `y = W x + b + U D x`, at first `U = 0`.
-
-    Args:
-        linear: `W` and `b`.
-        rank: of the change.
-    """
+    """A linear layer with a change of low rank: `y = W x + b + U D x`, at first `U = 0`."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -52,49 +44,20 @@ class LoRA(MAML):
         task: says what the loss and the metrics are.
         layers: a regular expression for the names of the linear layers that get a low-rank change.
         rank: of the changes.
-        update, meta_gradient, inner_steps, test_inner_steps, inner_weight_decay, inner_clip: see `MAML`.
-        frozen, batch_norm, checkpoint_steps: see `MAML`.
+        settings: see `MAML`.
 
     Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, section 4.1.
         Deviations: the outer loop learns `W`, `D` and `U` together, where the paper's `W` is frozen; there is no factor
         alpha / rank beside the inner rate.
     """
 
+    @with_settings_of(MAML, but=["adapts"])
     def __init__(
-        self,
-        base_layer: nn.Module,
-        task: TaskDistribution,
-        *,
-        layers: str,
-        rank: int,
-        update: Callable[[Params], InnerUpdate],
-        meta_gradient: MetaGradient,
-        inner_steps: int,
-        test_inner_steps: int | None = None,
-        inner_weight_decay: float = 0.0,
-        inner_clip: float | None = None,
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "transductive",
-        checkpoint_steps: bool = False,
+        self, base_layer: nn.Module, task: TaskDistribution, *, layers: str, rank: int, **settings: Any
     ) -> None:
-        if rank < 1:
-            raise InvalidValue("rank", rank, "must be at least 1")
+        at_least("rank", rank, 1)
         base_layer = as_base_layer(base_layer)
         linear = {name: module for name, module in base_layer.named_modules() if isinstance(module, nn.Linear)}
         for name in matching(layers, linear, field="layers", what="linear layer"):
-            parent, _, last = name.rpartition(".")
-            setattr(base_layer.get_submodule(parent), last, LowRank(linear[name], rank))
-        super().__init__(
-            base_layer,
-            task,
-            update=update,
-            meta_gradient=meta_gradient,
-            inner_steps=inner_steps,
-            test_inner_steps=test_inner_steps,
-            inner_weight_decay=inner_weight_decay,
-            inner_clip=inner_clip,
-            adapts=r"\.(down|up)$",
-            frozen=frozen,
-            batch_norm=batch_norm,
-            checkpoint_steps=checkpoint_steps,
-        )
+            base_layer.set_submodule(name, LowRank(linear[name], rank))
+        super().__init__(base_layer, task, adapts=r"\.(down|up)$", **settings)

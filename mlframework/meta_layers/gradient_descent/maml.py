@@ -13,8 +13,7 @@ from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.inner_loop.inner_update import InnerUpdate, at_least, positive
 from mlframework.meta_layers.gradient_descent.inner_losses import InnerLoss, SupportLoss
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
-from mlframework.meta_layers.gradient_descent.norm_weights import NormWeights, SharedNorm
-from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
+from mlframework.meta_layers.gradient_descent.per_step import LastStep, NormWeights, SharedNorm, StepWeights
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, learned_names
 from mlframework.tasks.task_distribution import TaskDistribution
 

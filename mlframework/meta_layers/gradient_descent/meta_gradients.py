@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
 from mlframework.inner_loop.inner_loop import last
 from mlframework.inner_loop.inner_update import InnerUpdate, at_least
-from mlframework.meta_layers.gradient_descent.step_weights import LastStep, StepWeights
+from mlframework.meta_layers.gradient_descent.per_step import LastStep, StepWeights
 from mlframework.meta_layers.meta_layer import Metrics
 
 __all__ = [
@@ -56,9 +56,9 @@ class MetaGradient(KeepsArguments, ABC):
     #: Whether query losses are differentiated at all, so that it matters how those after each step weigh.
     uses_query_losses: bool = True
 
-    @abstractmethod
     def detached_steps(self, inner_steps: int, outer_step: int) -> int:
         """How many of the first inner steps' gradients are constants, at an outer step; 0: the gradient is exact."""
+        return inner_steps
 
     def trained_steps(self, inner_steps: int) -> int:
         """After how many of the inner steps the trained model predicts."""
@@ -99,9 +99,6 @@ class Exact(MetaGradient):
 
 class FirstOrder(MetaGradient):
     """Treats the inner gradients as constants (FOMAML; arXiv:1703.03400, section 5.2)."""
-
-    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
-        return inner_steps
 
 
 class Truncated(MetaGradient):
@@ -160,9 +157,6 @@ class ParameterDifference(MetaGradient):
             raise InvalidValue("batch_size", batch_size, "must be at least 1, or null for all examples")
         self.batch_size = batch_size
 
-    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
-        return inner_steps
-
     def meta_loss(self, layer: InnerLearner, episode: Episode) -> tuple[Tensor, Metrics]:
         # The gradient of <initial, constant> is the constant; the query loss gives no gradient of its own.
         examples = episode.joined()
@@ -184,9 +178,6 @@ class Joint(MetaGradient):
     """
 
     uses_query_losses = False
-
-    def detached_steps(self, inner_steps: int, outer_step: int) -> int:
-        return inner_steps
 
     def trained_steps(self, inner_steps: int) -> int:
         return 0  # the network that is trained has not adapted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from mlframework.episode import Examples, Params
 from mlframework.errors import InvalidValue
 from mlframework.meta_layers.feature_meta_layer import require_features
 from mlframework.meta_layers.gradient_descent.maml import MAML
+from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -38,8 +38,7 @@ class ProtoMAML(MAML):
 
     kinds = ("classification",)
 
-    # The command line checks the settings against MAML's.
-    @wraps(MAML.__init__)  # type: ignore[misc]
+    @with_settings_of(MAML)
     def __init__(self, base_layer: BaseLayer, task: TaskDistribution, **settings: Any) -> None:
         require_features(base_layer, type(self).__name__)
         super().__init__(base_layer, task, **settings)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
-from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, pairs, set_mean
+from mlframework.meta_layers.meta_layer import with_settings_of
+from mlframework.meta_layers.neural_network.networks import fully_connected, pairs, set_mean
 from mlframework.meta_layers.neural_network.prototypes import class_means
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -20,15 +21,10 @@ __all__ = ["Codes", "ConditionalNeuralProcess"]
 
 
 class Codes(NamedTuple):
-    """The code of a task, which the decoder reads; a regression and a sequence have one class.
+    """The code of a task, which the decoder reads; a regression and a sequence have one class."""
 
-    Attributes:
-        means: the mean code of each class `[tasks, classes, code]`.
-        context: their mean `[tasks, 1, code]`.
-    """
-
-    means: Tensor
-    context: Tensor
+    means: Tensor  # the mean code of each class [tasks, classes, code]
+    context: Tensor  # their mean [tasks, 1, code]
 
 
 class ConditionalNeuralProcess(FeatureMetaLayer):
@@ -57,16 +53,11 @@ class ConditionalNeuralProcess(FeatureMetaLayer):
 
     kinds = ("classification", "regression", "sequence")
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
-        self,
-        base_layer: BaseLayer,
-        task: TaskDistribution,
-        *,
-        hidden: Sequence[int] = (128, 128),
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        self, base_layer: BaseLayer, task: TaskDistribution, *, hidden: Sequence[int] = (128, 128), **settings: Any
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         check_hidden(hidden)
         d, code, out = self.feature_size, hidden[-1], task.spec.out_features
         self.by_class = task.spec.kind == "classification"

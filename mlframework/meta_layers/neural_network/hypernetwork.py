@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
-from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, set_mean
+from mlframework.meta_layers.meta_layer import with_settings_of
+from mlframework.meta_layers.neural_network.networks import fully_connected, set_mean
 from mlframework.meta_layers.neural_network.prototypes import Head, class_means, linear_head
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -42,16 +44,11 @@ class Hypernetwork(FeatureMetaLayer):
 
     kinds = ("classification", "regression", "sequence")
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
-        self,
-        base_layer: BaseLayer,
-        task: TaskDistribution,
-        *,
-        hidden: Sequence[int] = (128,),
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        self, base_layer: BaseLayer, task: TaskDistribution, *, hidden: Sequence[int] = (128,), **settings: Any
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         check_hidden(hidden)
         if task.spec.kind == "classification":
             self.emitter: nn.Module = EmitsRowPerClass(self.feature_size, hidden)
@@ -73,17 +70,12 @@ class EmitsRowPerClass(nn.Module):
 
     The correction to `linear_head` sees the mean of the class's encoded examples and the mean of these over all
     classes; it starts as zero.
-
-    Args:
-        d: size of a feature.
-        hidden: width of each hidden layer of the encoder and of the network after it.
     """
 
     def __init__(self, d: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        width = hidden[-1]
-        self.encoder = fully_connected(d, hidden, width)
-        self.correction = fully_connected(2 * width, hidden, d + 1, zero=True)
+        self.encoder = fully_connected(d, hidden, hidden[-1])
+        self.correction = fully_connected(2 * hidden[-1], hidden, d + 1, zero=True)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
         """The heads, from features `[tasks, n, d]`, one-hot targets `[tasks, n, classes]` and a mask `[tasks, n]`."""
@@ -96,19 +88,12 @@ class EmitsRowPerClass(nn.Module):
 
 
 class EmitsHead(nn.Module):
-    """The whole head from the mean of encoded examples, each a feature with its target.
-
-    Args:
-        d: size of a feature.
-        out_features: of the head.
-        hidden: width of each hidden layer of the encoder and of the network after it.
-    """
+    """The whole head from the mean of encoded examples, each a feature with its target."""
 
     def __init__(self, d: int, out_features: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        width = hidden[-1]
-        self.encoder = fully_connected(d + out_features, hidden, width)
-        self.correction = fully_connected(width, hidden, out_features * (d + 1), zero=True)
+        self.encoder = fully_connected(d + out_features, hidden, hidden[-1])
+        self.correction = fully_connected(hidden[-1], hidden, out_features * (d + 1), zero=True)
         self.start = nn.Linear(d, out_features)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
@@ -123,19 +108,13 @@ class EmitsRowPerToken(nn.Module):
 
     The network sees the mean of the token's encoded positions (0 for a token that the support set does not hold), the
     mean over all positions, the logarithm of the token's count, and an embedding of the token; it starts as 0.
-
-    Args:
-        d: size of a feature.
-        vocabulary: tokens.
-        hidden: width of each hidden layer of the encoder and of the network after it.
     """
 
     def __init__(self, d: int, vocabulary: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        width = hidden[-1]
-        self.tokens = nn.Parameter(torch.randn(vocabulary, width))
-        self.encoder = fully_connected(d, hidden, width)
-        self.emitter = fully_connected(3 * width + 1, hidden, d + 1, zero=True)
+        self.tokens = nn.Parameter(torch.randn(vocabulary, hidden[-1]))
+        self.encoder = fully_connected(d, hidden, hidden[-1])
+        self.emitter = fully_connected(3 * hidden[-1] + 1, hidden, d + 1, zero=True)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
         """The rows, from features `[tasks, n, d]`, one-hot targets `[tasks, n, vocabulary]` and a mask `[tasks, n]`."""

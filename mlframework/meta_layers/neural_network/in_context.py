@@ -16,15 +16,10 @@ __all__ = ["InContext", "Prompt"]
 
 
 class Prompt(NamedTuple):
-    """A support set as one sequence.
+    """A support set as one sequence, row after row."""
 
-    Attributes:
-        x: tokens `[tasks, positions]`, row after row.
-        mask: `[tasks, positions]`, 1 where a token counts.
-    """
-
-    x: Tensor
-    mask: Tensor
+    x: Tensor  # tokens [tasks, positions]
+    mask: Tensor  # [tasks, positions], 1 where a token counts
 
 
 class InContext(MetaLayer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.inner_loop.inner_update import at_least, positive
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.meta_layers.neural_network.networks import attention, cosines
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -23,17 +23,11 @@ FLOOR = 1e-6
 
 
 class Memory(NamedTuple):
-    """The support set as attention reads it.
+    """The support set as attention reads it."""
 
-    Attributes:
-        keys: embeddings `[tasks, n, d]`.
-        values: one-hot classes, or numbers, `[tasks, n, out_features]`.
-        mask: `[tasks, n]`, 1 where an example counts.
-    """
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
+    keys: Tensor  # embeddings [tasks, n, d]
+    values: Tensor  # one-hot classes, or numbers, [tasks, n, out_features]
+    mask: Tensor  # [tasks, n], 1 where an example counts
 
 
 class Matching(FeatureMetaLayer):
@@ -64,6 +58,7 @@ class Matching(FeatureMetaLayer):
 
     kinds = ("classification", "regression", "sequence")
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,
         base_layer: BaseLayer,
@@ -72,10 +67,9 @@ class Matching(FeatureMetaLayer):
         scale: float = 10.0,
         full_context: bool = False,
         reads: int = 5,
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        **settings: Any,
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         self.scale = nn.Parameter(torch.tensor(float(positive("scale", scale))))
         self.gate = nn.Linear(self.feature_size, 1) if task.spec.kind == "sequence" else None
         reads = at_least("reads", reads, 1)
@@ -95,12 +89,7 @@ class Matching(FeatureMetaLayer):
 
 
 def mixture(one: Tensor, other: Tensor, gate: Tensor) -> Tensor:
-    """The logarithm of a mixture of two distributions.
-
-    Args:
-        one, other: logarithms of probabilities `[..., classes]`.
-        gate: logit of the share of `other`, `[..., 1]`.
-    """
+    """Mixes distributions, by their logarithms `[..., classes]`; `gate` `[..., 1]` is the logit of the share of `other`."""
     return torch.logaddexp(F.logsigmoid(-gate) + one, F.logsigmoid(gate) + other)
 
 
@@ -108,10 +97,6 @@ class FullContext(nn.Module):
     """Full context embeddings: examples are embedded in sight of the whole support set.
 
     The LSTMs are cells in a loop, so that a row which does not count is passed over wherever it stands.
-
-    Args:
-        d: size of a feature, and of the embeddings.
-        reads: how often a query reads the support set.
 
     Reference: Vinyals et al. 2016, arXiv:1606.04080, appendix A.1 (queries) and A.2 (support).
     """

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
-from mlframework.meta_layers.neural_network.networks import attention, check_hidden, cosines, fully_connected, set_mean
+from mlframework.meta_layers.meta_layer import with_settings_of
+from mlframework.meta_layers.neural_network.networks import attention, cosines, fully_connected, set_mean
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["FastWeights", "MakesFastWeights", "MetaNetworks"]
 
 
 class FastWeights(NamedTuple):
-    """The weights that a task adds to the slow ones.
+    """The weights that a task adds to the slow ones."""
 
-    Attributes:
-        representation: of the representation learner (the paper's `Q*`), `[tasks, size, d + 1]`.
-        memory: of the base learner, one per support example (`M`), `[tasks, n, out_features, d + 1]`.
-        keys: the representations by which the memory is read (`R`), `[tasks, n, size]`.
-        mask: `[tasks, n]`, 1 where a support example counts.
-    """
-
-    representation: Tensor
-    memory: Tensor
-    keys: Tensor
-    mask: Tensor
+    representation: Tensor  # of the representation learner (the paper's Q*), [tasks, size, d + 1]
+    memory: Tensor  # of the base learner, one per support example (M), [tasks, n, out_features, d + 1]
+    keys: Tensor  # the representations by which the memory is read (R), [tasks, n, size]
+    mask: Tensor  # [tasks, n], 1 where a support example counts
 
 
 class MetaNetworks(FeatureMetaLayer):
@@ -64,6 +58,7 @@ class MetaNetworks(FeatureMetaLayer):
 
     kinds = ("classification", "regression")
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,
         base_layer: BaseLayer,
@@ -72,10 +67,9 @@ class MetaNetworks(FeatureMetaLayer):
         size: int = 16,
         hidden: Sequence[int] = (20, 20),
         rate: float = 0.1,
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        **settings: Any,
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         check_hidden(hidden)
         at_least("size", size, 1)
         inputs, out = self.feature_size + 1, task.spec.out_features
@@ -113,12 +107,7 @@ class MetaNetworks(FeatureMetaLayer):
 
 
 class MakesFastWeights(nn.Module):
-    """A meta learner: every weight's loss gradient becomes its fast weight, by one network for all weights.
-
-    Args:
-        hidden: width of each hidden layer.
-        rate: minus the multiple of the gradient to start as.
-    """
+    """A meta learner: every weight's loss gradient becomes its fast weight, by one network for all weights."""
 
     #: Gradients below `exp(-RANGE)` are taken as they are, larger ones by their logarithm.
     RANGE = 7.0
@@ -136,17 +125,14 @@ class MakesFastWeights(nn.Module):
 
 
 def gradients(losses_of: Callable[[Tensor], Tensor], weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """Each example's own gradient of its loss with respect to weights that all examples share.
+    """Each example's own gradient `[tasks, n, outputs, inputs]` of its loss by a weight that all examples share.
 
     As in `inner_loop`, it is taken over stacked copies, outside any vmap, and can be differentiated again.
 
     Args:
         losses_of: the loss of each example `[tasks, n]`, given stacked weights.
         weight: `[outputs, inputs]`.
-        shape: `[tasks, n]`.
-
-    Returns:
-        `[tasks, n, outputs, inputs]`.
+        shape: `tasks` and `n`.
     """
     meta_gradient = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -9,25 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework.errors import InvalidValue
-
-__all__ = ["attention", "check_hidden", "cosines", "fully_connected", "pairs", "set_mean"]
+__all__ = ["attention", "cosines", "fully_connected", "pairs", "set_mean"]
 
 
 def fully_connected(inputs: int, hidden: Sequence[int], outputs: int, *, zero: bool = False) -> nn.Sequential:
     """Linear layers with SiLUs between them: `[..., inputs]` to `[..., outputs]`.
 
     They start by He et al. 2015, arXiv:1502.01852, equation 10: under torch's smaller initial values hardly any
-    difference between two tasks reaches the end of a network that reads a whole set.
-
-    Args:
-        inputs, outputs: sizes at either end.
-        hidden: width of each layer between.
-        zero: whether the network starts as the constant 0, by its last layer.
+    difference between two tasks reaches the end of a network that reads a whole set. With `zero` the network starts as
+    the constant 0, by its last layer.
     """
-    widths = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
+    for before, after in pairwise([inputs, *hidden, outputs]):
         linear = nn.Linear(before, after)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
@@ -37,12 +30,6 @@ def fully_connected(inputs: int, hidden: Sequence[int], outputs: int, *, zero: b
     return nn.Sequential(*layers[:-1])
 
 
-def check_hidden(hidden: Sequence[int]) -> None:
-    """Refuses widths of hidden layers that make no network."""
-    if not hidden or min(hidden) < 1:
-        raise InvalidValue("hidden", list(hidden), "must name at least one layer, each at least 1 wide")
-
-
 def set_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean `[tasks, d]` of the members `[tasks, n, d]` that count, by `mask` `[tasks, n]`; 0 where none does."""
     weights = mask.to(values.dtype).unsqueeze(1)
@@ -50,15 +37,7 @@ def set_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def pairs(queries: Tensor, members: Tensor) -> Tensor:
-    """Every query beside every member.
-
-    Args:
-        queries: `[tasks, n, a]`.
-        members: `[tasks, m, b]`.
-
-    Returns:
-        `[tasks, n, m, a + b]`.
-    """
+    """Every query `[tasks, n, a]` beside every member `[tasks, m, b]`: `[tasks, n, m, a + b]`."""
     n, m = queries.shape[1], members.shape[1]
     return torch.cat([queries.unsqueeze(2).expand(-1, -1, m, -1), members.unsqueeze(1).expand(-1, n, -1, -1)], dim=-1)
 

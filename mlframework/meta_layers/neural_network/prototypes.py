@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_update import positive
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Head", "Prototypes", "TokenPrototypes", "class_means", "linear_head"]
@@ -41,6 +41,7 @@ class Prototypes(FeatureMetaLayer):
 
     kinds = ("classification", "sequence")
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,
         base_layer: BaseLayer,
@@ -48,10 +49,9 @@ class Prototypes(FeatureMetaLayer):
         *,
         distance: str = "euclidean",
         scale: float = 10.0,
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        **settings: Any,
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         if distance not in ("euclidean", "cosine"):
             raise InvalidValue("distance", distance, "must be euclidean or cosine")
         positive("scale", scale)
@@ -81,15 +81,10 @@ class Prototypes(FeatureMetaLayer):
 
 
 class Head(NamedTuple):
-    """A linear head of each task, or what a task adds to one that all share.
+    """A linear head of each task, or what a task adds to one that all share."""
 
-    Attributes:
-        weight: `[tasks, out_features, d]`.
-        bias: `[tasks, out_features]`.
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # [tasks, out_features, d]
+    bias: Tensor  # [tasks, out_features]
 
     def logits(self, features: Tensor) -> Tensor:
         """`[tasks, n, out_features]` of features `[tasks, n, d]`."""
@@ -103,10 +98,6 @@ class TokenPrototypes(nn.Module):
     followed, the task's own is `m = (a p + s) / (a + n)`, and the token's logit changes by
     `c (|x - p|^2 - |x - m|^2) + g log(1 + n / b)`: nothing for a token that the support set does not hold. `p`, the
     pseudo-counts `a` and `b`, and `c` and `g` are learned.
-
-    Args:
-        d: size of a feature.
-        vocabulary: tokens.
     """
 
     def __init__(self, d: int, vocabulary: int) -> None:
@@ -134,14 +125,9 @@ class TokenPrototypes(nn.Module):
 
 
 def class_means(features: Tensor, targets: Tensor) -> Tensor:
-    """The mean of each class's features.
+    """The mean `[tasks, classes, d]` of each class's features `[tasks, n, d]`; 0 for a class without examples.
 
-    Args:
-        features: `[tasks, n, d]`.
-        targets: one-hot `[tasks, n, classes]`, 0 in rows that do not count.
-
-    Returns:
-        `[tasks, classes, d]`; 0 for a class without examples.
+    Targets are one-hot `[tasks, n, classes]`, and 0 in rows that do not count.
     """
     return (targets.mT @ features) / targets.sum(1).clamp(min=1).unsqueeze(-1)
 

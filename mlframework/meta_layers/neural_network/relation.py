@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
-from mlframework.meta_layers.neural_network.networks import check_hidden, fully_connected, pairs
+from mlframework.meta_layers.meta_layer import with_settings_of
+from mlframework.meta_layers.neural_network.networks import fully_connected, pairs
 from mlframework.meta_layers.neural_network.prototypes import class_means
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -37,16 +39,11 @@ class RelationNetwork(FeatureMetaLayer):
 
     kinds = ("classification",)
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
-        self,
-        base_layer: BaseLayer,
-        task: TaskDistribution,
-        *,
-        hidden: Sequence[int] = (128, 128),
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        self, base_layer: BaseLayer, task: TaskDistribution, *, hidden: Sequence[int] = (128, 128), **settings: Any
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         check_hidden(hidden)
         self.comparator = fully_connected(2 * self.feature_size, hidden, 1)
 

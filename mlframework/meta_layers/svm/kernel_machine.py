@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,27 +14,21 @@ from mlframework.backend.forward import is_fake
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy, Metrics
-from mlframework.meta_layers.svm.kernels import Kernel
-from mlframework.meta_layers.svm.positive import Positive
+from mlframework.meta_layers.meta_layer import Metrics, with_settings_of
+from mlframework.meta_layers.svm.kernels import Kernel, Positive
 from mlframework.solvers.support_vectors import Solution
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Fitted", "KernelMachine", "RegularisedFit"]
+__all__ = ["Fitted", "KernelMachine"]
 
 log = logging.getLogger(__name__)
 
 
 class Fitted(NamedTuple):
-    """Each task's model, and how its solver fared.
+    """Each task's model, and how its solver fared; features and duals are 0 in rows that do not count."""
 
-    Attributes:
-        features: of the support set, `[tasks, n, d]`; 0 in rows that do not count.
-        solution: `dual` `[tasks, n, out_features]`, 0 in rows that do not count; `residual` and `converged` `[tasks]`.
-    """
-
-    features: Tensor
-    solution: Solution
+    features: Tensor  # of the support set, [tasks, n, d]
+    solution: Solution  # dual [tasks, n, out_features], residual and converged [tasks]
 
 
 class KernelMachine(FeatureMetaLayer):
@@ -57,6 +51,7 @@ class KernelMachine(FeatureMetaLayer):
         learn: names of the numbers that the outer loop learns.
     """
 
+    @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,
         base_layer: BaseLayer,
@@ -65,10 +60,9 @@ class KernelMachine(FeatureMetaLayer):
         kernel: Kernel,
         positive: Mapping[str, float],
         learn: Collection[str],
-        frozen: str | None,
-        batch_norm: BatchNormPolicy,
+        **settings: Any,
     ) -> None:
-        super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
+        super().__init__(base_layer, task, **settings)
         self.kernel = kernel
         self.positive = Positive(positive, learn=learn)
         self.warned = False
@@ -120,47 +114,10 @@ class KernelMachine(FeatureMetaLayer):
         if self.warned or is_fake(solution.converged) or bool(solution.converged.all()):
             return
         self.warned = True
-        log.warning(
-            "%s: the solver did not converge in %d of %d tasks (largest residual %.1e); "
-            "from here on, see solver_converged and solver_residual",
-            type(self).__name__,
-            int((~solution.converged).sum()),
-            len(solution.converged),
-            float(solution.residual.max()),
-        )
-
-
-class RegularisedFit(KernelMachine):
-    """A loss on the support set plus a multiple of the model's squared norm: two numbers.
-
-    Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
-        kernel: similarity of features; in the papers linear with a constant of 1.
-        reg: the regulariser, where its learning starts.
-        scale: multiplies the outputs, where its learning starts; a regression, which predicts values as they are, has
-            none.
-        learn: which of `reg` and `scale` are learned.
-    """
-
-    def __init__(
-        self,
-        base_layer: BaseLayer,
-        task: TaskDistribution,
-        *,
-        kernel: Kernel,
-        reg: float = 1.0,
-        scale: float = 1.0,
-        learn: Collection[str] = ("reg", "scale"),
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
-    ) -> None:
-        positive = {"reg": reg, "scale": scale}
-        if task.spec.kind == "regression":
-            positive.pop("scale")
-            learn = [name for name in learn if name != "scale"]
-        super().__init__(
-            base_layer, task, kernel=kernel, positive=positive, learn=learn, frozen=frozen, batch_norm=batch_norm
-        )
+        failed, tasks = int((~solution.converged).sum()), len(solution.converged)
+        text = "%s: the solver did not converge in %d of %d tasks (largest residual %.1e); "
+        text += "from here on, see solver_converged and solver_residual"
+        log.warning(text, type(self).__name__, failed, tasks, float(solution.residual.max()))
 
 
 def spoilt(solution: Solution, broken: Tensor) -> Solution:

@@ -1,16 +1,52 @@
-"""Similarities of features, by which a task's model sees its support set."""
+"""Similarities of features, by which a task's model sees its support set, and their numbers above 0."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor, nn
 
+from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
 from mlframework.inner_loop.inner_update import at_least
-from mlframework.meta_layers.svm.positive import Positive
 
-__all__ = ["Kernel", "LinearKernel", "RBFKernel"]
+__all__ = ["Kernel", "LinearKernel", "Positive", "RBFKernel"]
+
+
+class Positive(nn.Module):
+    """Named numbers above 0, each learned through its logarithm or fixed.
+
+    Args:
+        values: where each starts.
+        learn: the names of those that are learned.
+
+    >>> Positive({"c": 0.1, "reg": 1.0}, learn=["reg"])["reg"]
+    tensor(1., grad_fn=<ExpBackward0>)
+    """
+
+    def __init__(self, values: Mapping[str, float], *, learn: Collection[str]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            if not 0 < value < math.inf:
+                raise InvalidValue(name, value, "must be above 0")
+        if not set(learn) <= set(values):
+            raise InvalidValue("learn", list(learn), f"must hold some of {', '.join(values)}, or nothing")
+        self.logarithms = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(math.log(v)), requires_grad=name in learn) for name, v in values.items()}
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.logarithms[name].exp()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.logarithms
+
+    def learned(self) -> dict[str, Tensor]:
+        """The values that are learned, detached."""
+        return {name: log.detach().exp() for name, log in self.logarithms.items() if log.requires_grad}
 
 
 class Kernel(KeepsArguments, nn.Module, ABC):
@@ -32,7 +68,6 @@ class LinearKernel(Kernel):
         constant: the square of a feature that all examples have in common, which gives each output an offset; the
             regulariser holds it small like any other weight. 0 leaves it out.
 
-    >>> import torch
     >>> LinearKernel()(torch.ones(1, 2, 3), torch.ones(1, 1, 3)).flatten()
     tensor([3., 3.])
     """
@@ -52,7 +87,6 @@ class RBFKernel(Kernel):
         gamma: how fast similarity falls with distance; 1 is scikit-learn's `gamma="auto"`.
         learn: whether the outer loop learns `gamma`, from there on, through its logarithm.
 
-    >>> import torch
     >>> RBFKernel(gamma=2.0)(torch.ones(1, 1, 3), torch.zeros(1, 1, 3)).log()
     tensor([[[-2.]]], grad_fn=<LogBackward0>)
     """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.meta_layers.meta_layer import BatchNormPolicy
+from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.meta_layers.svm.kernel_machine import KernelMachine
 from mlframework.meta_layers.svm.kernels import Kernel
 from mlframework.solvers.support_vectors import Solution, crammer_singer, one_vs_rest
@@ -33,6 +34,7 @@ class SupportVectorMachine(KernelMachine):
 
     kinds = ("classification",)
 
+    @with_settings_of(KernelMachine, but=["positive"])
     def __init__(
         self,
         base_layer: BaseLayer,
@@ -43,13 +45,10 @@ class SupportVectorMachine(KernelMachine):
         reg: float = 1.0,
         scale: float = 10.0,
         learn: Collection[str] = ("scale",),
-        frozen: str | None = None,
-        batch_norm: BatchNormPolicy = "support",
+        **settings: Any,
     ) -> None:
         positive = {"c": c, "reg": reg, "scale": scale}
-        super().__init__(
-            base_layer, task, kernel=kernel, positive=positive, learn=learn, frozen=frozen, batch_norm=batch_norm
-        )
+        super().__init__(base_layer, task, kernel=kernel, positive=positive, learn=learn, **settings)
 
 
 class CrammerSingerSVM(SupportVectorMachine):

@@ -1,0 +1,86 @@
+"""R2-D2 and LR-D2: ridge and logistic regression on a task's support features."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.meta_layers.meta_layer import with_settings_of
+from mlframework.meta_layers.svm.kernel_machine import KernelMachine
+from mlframework.meta_layers.svm.kernels import Kernel
+from mlframework.solvers.logistic import logistic
+from mlframework.solvers.ridge import kernel_ridge
+from mlframework.solvers.solution import Solution
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["Logistic", "RegularisedFit", "Ridge"]
+
+
+class RegularisedFit(KernelMachine):
+    """A loss on the support set plus a multiple of the model's squared norm: two numbers.
+
+    Args:
+        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
+        kernel: similarity of features; in the papers linear with a constant of 1.
+        reg: the regulariser, where its learning starts.
+        scale: multiplies the outputs, where its learning starts; a regression, which predicts values as they are, has
+            none.
+        learn: which of `reg` and `scale` are learned.
+    """
+
+    @with_settings_of(KernelMachine, but=["positive"])
+    def __init__(
+        self,
+        base_layer: BaseLayer,
+        task: TaskDistribution,
+        *,
+        kernel: Kernel,
+        reg: float = 1.0,
+        scale: float = 1.0,
+        learn: Collection[str] = ("reg", "scale"),
+        **settings: Any,
+    ) -> None:
+        positive = {"reg": reg, "scale": scale}
+        if task.spec.kind == "regression":
+            del positive["scale"]
+            learn = [name for name in learn if name != "scale"]
+        super().__init__(base_layer, task, kernel=kernel, positive=positive, learn=learn, **settings)
+
+
+class Ridge(RegularisedFit):
+    """Regresses on values, or on one-hot classes: `min_f sum_i |f(x_i) - y_i|^2 + reg |f|^2`, in closed form.
+
+    `reg` has scikit-learn's scale; `scale` turns what was fitted to 0 and 1 into logits. In a sequence, with as many
+    examples as there are positions, that is a step from the prior towards the support set in closed form. See
+    `RegularisedFit` for the arguments.
+
+    Reference: Bertinetto, Henriques, Torr, Vedaldi, Meta-learning with differentiable closed-form solvers, 2019,
+        arXiv:1805.08136, section 3.2. Deviations: `reg` and `scale` are learned through their logarithms; the offset
+        of all logits is left out, as cross-entropy does not see it; nothing is divided by the number of examples, as
+        the authors' code does, so that `reg` has scikit-learn's scale.
+    """
+
+    kinds = ("classification", "regression", "sequence")
+
+    def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
+        return kernel_ridge(kernel, targets, reg=self.positive["reg"], mask=mask)
+
+
+class Logistic(RegularisedFit):
+    """Regularised logistic regression of all classes at once: `min_f sum_i cross_entropy(f(x_i), y_i) + reg/2 |f|^2`.
+
+    `1 / reg` is scikit-learn's `C`. See `RegularisedFit` for the arguments.
+
+    Reference: Bertinetto, Henriques, Torr, Vedaldi, Meta-learning with differentiable closed-form solvers, 2019,
+        arXiv:1805.08136, section 3.3. Deviations: solved to the optimum and differentiated implicitly, where the paper
+        unrolls a few steps of iteratively reweighted least squares; all classes at once, where it has two or one
+        against the rest; `reg` and `scale` are learned through their logarithms.
+    """
+
+    kinds = ("classification",)
+
+    def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
+        return logistic(kernel, targets, reg=self.positive["reg"], mask=mask)
