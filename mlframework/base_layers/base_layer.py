@@ -12,15 +12,8 @@ from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
 
 __all__ = [
-    "BATCH_NORMS",
-    "BaseLayer",
-    "Composed",
-    "MixesExamples",
-    "PlainLayer",
-    "Run",
-    "Stack",
-    "TakesMask",
-    "as_base_layer",
+    *("BATCH_NORMS", "BaseLayer", "Composed", "MixesExamples", "PlainLayer"),
+    *("Run", "Stack", "TakesMask", "as_base_layer"),
 ]
 
 #: Calls the part of a module that has a name.
@@ -48,12 +41,9 @@ class Composed(TakesMask):
         return self.through(lambda name, x: call(getattr(self, name), x, mask), x, mask)
 
     def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The output for inputs that may have an axis of tasks in front.
+        """The output for inputs `[..., n, *x_shape]` that may have an axis of tasks in front.
 
-        Args:
-            run: calls a part, by its name, with the mask if it takes one.
-            x: `[..., n, *x_shape]`.
-            mask: `[..., n, *positions]`, which count; None: all.
+        `run` calls a part, by its name, with the mask `[..., n, *positions]` if it takes one.
         """
         raise NotImplementedError
 
@@ -112,9 +102,6 @@ class PlainLayer(BaseLayer):
 
     The names of its parameters get `features.` in front: the module's `fc.weight` is `features.fc.weight`, which the
     patterns `fc` and `fc.weight$` find, and `^fc` does not.
-
-    Args:
-        module: inputs `[n, *x_shape]` to predictions `[n, out_features]`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -129,11 +116,7 @@ class MaskedPlainLayer(PlainLayer):
 
 
 def as_base_layer(module: nn.Module) -> BaseLayer:
-    """A module as a base layer: itself, or a `PlainLayer` around it.
-
-    Raises:
-        InvalidValue: it is no module.
-    """
+    """A module as a base layer: itself, or a `PlainLayer` around it."""
     if isinstance(module, BaseLayer):
         return module
     if not isinstance(module, nn.Module):

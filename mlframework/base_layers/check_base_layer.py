@@ -143,12 +143,8 @@ def name_of_call(call: Call) -> str:
 def explained(base_layer: nn.Module, when: str, otherwise: str = "base_layer") -> Iterator[None]:
     """Turns whatever is raised inside into one line that names the innermost module that it came from.
 
-    What has words of its own, and what is the machine's fault, comes through.
-
-    Args:
-        base_layer: whose modules are named.
-        when: ends the sentence "... fails".
-        otherwise: names the culprit where none of the modules had a part in it.
+    What has words of its own, and what is the machine's fault, comes through. `when` ends the sentence "... fails";
+    `otherwise` names the culprit where no module of the base layer had a part in it.
     """
     try:
         yield

@@ -40,30 +40,20 @@ class Conv4(BaseLayer):
             raise InvalidValue("downsample", downsample, "must be stride or pool")
         check_norm(norm)
         if len(spec.x_shape) != 3:
-            raise IncompatibleTask(
-                f"base_layer=conv4 reads images, this task's inputs are {spec.x_shape}: use base_layer=mlp"
-            )
+            why = f"reads images, this task's inputs are {spec.x_shape}: use base_layer=mlp"
+            raise IncompatibleTask(f"base_layer=conv4 {why}")
         channels, height, width = spec.x_shape
         positions = (height // 2**BLOCKS) * (width // 2**BLOCKS)
         if downsample == "pool" and positions == 0:
             why = f"images of {height}x{width} are too small for four poolings: use stride"
             raise InvalidValue("downsample", downsample, why)
-        block = pooled_block if downsample == "pool" else strided_block
-        blocks = [block(channels if i == 0 else filters, filters, NORMS[norm](filters)) for i in range(BLOCKS)]
-        if downsample == "pool":
-            super().__init__(Stack(*blocks, nn.Flatten()), nn.Linear(filters * positions, spec.out_features))
-        else:
-            super().__init__(Stack(*blocks, SpatialMean()), nn.Linear(filters, spec.out_features))
-
-
-def strided_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
-    """Halves the image by the convolution's stride."""
-    return Stack(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU())
-
-
-def pooled_block(inputs: int, outputs: int, norm: nn.Module) -> Stack:
-    """Halves the image by max-pooling."""
-    return Stack(nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.MaxPool2d(2), nn.ReLU())
+        pool, blocks = downsample == "pool", []
+        for inputs in (channels, *[filters] * (BLOCKS - 1)):
+            convolution = nn.Conv2d(inputs, filters, 3, stride=1 if pool else 2, padding=1)
+            pooling = [nn.MaxPool2d(2)] if pool else []
+            blocks.append(Stack(convolution, NORMS[norm](filters), *pooling, nn.ReLU()))
+        end, size = (nn.Flatten(), filters * positions) if pool else (SpatialMean(), filters)
+        super().__init__(Stack(*blocks, end), nn.Linear(size, spec.out_features))
 
 
 class SpatialMean(nn.Module):

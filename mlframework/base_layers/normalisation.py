@@ -39,8 +39,7 @@ class BatchStatistics(MixesExamples):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
-        axes = (0, *range(2, x.dim()))
-        per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
+        axes, per_channel = (0, *range(2, x.dim())), (1, -1, *(1 for _ in range(x.dim() - 2)))
         if mask is None:
             centred = x - x.mean(axes, keepdim=True)
             variance = centred.square().mean(axes, keepdim=True)

@@ -36,9 +36,8 @@ def recalling(module: nn.Module) -> Iterator[None]:
     """
     parts = [part for part in module.modules() if isinstance(part, Recalls)]
     if not parts:
-        raise UserError(
-            f"base_layer: {type(module).__name__} reads no sequence in parts: none of its modules `Recalls`"
-        )
+        why = "reads no sequence in parts: none of its modules `Recalls`"
+        raise UserError(f"base_layer: {type(module).__name__} {why}")
     if is_recalling(module):
         raise RuntimeError("the module is recalling already: two sequences cannot be read at once")
     try:
@@ -76,9 +75,8 @@ def check_sequence(spec: TaskSpec, name: str, **sizes: int) -> None:
     """Refuses tasks that are no sequences, and sizes below 1."""
     if spec.kind != "sequence":
         other = "conv4" if len(spec.x_shape) == 3 else "mlp"
-        raise IncompatibleTask(
-            f"base_layer={name} reads sequences of tokens, this task is a {spec.kind}: use base_layer={other}"
-        )
+        why = f"reads sequences of tokens, this task is a {spec.kind}: use base_layer={other}"
+        raise IncompatibleTask(f"base_layer={name} {why}")
     for field, value in sizes.items():
         if value < 1:
             raise InvalidValue(field, value, "must be at least 1")

@@ -19,7 +19,8 @@ N = TypeVar("N", int, float)
 class InnerUpdate(nn.Module, ABC):
     """A differentiable update rule. Its own parameters, such as learned rates, are meta-parameters.
 
-    Its constructor's first argument is the dictionary of parameters it will move, of one task, as in `torch.optim`.
+    Its constructor's first argument is the dictionary of parameters it will move, of one task, as in `torch.optim`; its
+    `lr` is the inner rate.
     """
 
     def init(self, params: Params) -> Any:
@@ -28,16 +29,9 @@ class InnerUpdate(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
-        """One step.
+        """One step, of number 0 at first: the moved parameters, and the state after the step.
 
-        Args:
-            params: stacked, `[tasks, *shape]` each.
-            grads: same names and shapes.
-            state: from `init` or the step before.
-            step: 0 at the first step.
-
-        Returns:
-            The moved parameters, and the state after the step.
+        Parameters and gradients are stacked, `[tasks, *shape]` each; the state is from `init` or the step before.
         """
 
 

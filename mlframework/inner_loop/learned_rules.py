@@ -19,9 +19,7 @@ __all__ = ["LayerStepRates", "LearnedRates", "LearnedUpdate", "MetaCurvature", "
 class LearnedRates(InnerUpdate):
     """Gradient descent with one learned rate for every single parameter: `p - alpha * g`.
 
-    Args:
-        params: the parameters to move, by name.
-        lr: every rate's initial value.
+    All rates start as `lr`.
 
     Reference: Li, Zhou, Chen, Li, Meta-SGD, 2017, arXiv:1707.09835, equation 2. Deviation: rates start from one value,
         not from draws.
@@ -41,7 +39,6 @@ class LayerStepRates(InnerUpdate):
     """Gradient descent with a learned rate for every parameter tensor and inner step: `p - alpha[step] * g`.
 
     Args:
-        params: the parameters to move, by name.
         lr: every rate's initial value.
         steps: how many steps have rates of their own; later steps take those of the last one.
 
@@ -67,7 +64,7 @@ class MetaCurvature(InnerUpdate):
     is SGD.
 
     Args:
-        params: the parameters to move, by name; a matrix over an axis of length n has n^2 entries to learn.
+        params: a matrix over an axis of length n has n^2 entries to learn.
         lr: the inner rate, fixed.
 
     Reference: Park, Oliva, Meta-Curvature, 2019, arXiv:1902.03356, section 3. Parameters of a single axis, such
@@ -113,8 +110,6 @@ class LearnedUpdate(InnerUpdate):
     SGD. As steps are multiples of `g` and `m`, the steep preprocessing of small gradients does not make them unstable.
 
     Args:
-        params: the parameters to move, by name; the network does not depend on them.
-        lr: the inner rate.
         hidden: width of the network's one hidden layer, which is kept for every coordinate, step and task.
         memory: the share of the last running mean that is kept, in [0, 1).
 

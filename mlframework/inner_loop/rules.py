@@ -31,7 +31,6 @@ class Momentum(InnerUpdate):
     """Gradient descent with momentum: `v = momentum * v + g`, then `p - lr * v`, as `torch.optim.SGD`.
 
     Args:
-        params, lr: as for `SGD`.
         momentum: the share of the last velocity that is kept, in [0, 1).
     """
 
@@ -51,7 +50,6 @@ class RMSprop(InnerUpdate):
     """Gradient steps over the root of a running mean of squared gradients, `s`: `p - lr * g / sqrt(s + eps^2)`.
 
     Args:
-        params, lr: as for `SGD`.
         decay: the share of the last mean that is kept, in [0, 1).
         eps: keeps the denominator from zero.
 
@@ -76,7 +74,6 @@ class Adam(InnerUpdate):
     """Adam with its bias corrections.
 
     Args:
-        params, lr: as for `SGD`.
         beta1: decay of the mean of the gradients.
         beta2: decay of the mean of their squares.
         eps: keeps the denominator from zero.
@@ -112,7 +109,6 @@ class BarzilaiBorwein(InnerUpdate):
     positive curvature it stays as it was.
 
     Args:
-        params: as for `SGD`.
         lr: the rate of the first step; one that is too large is put right by the next.
 
     Reference: Barzilai, Borwein, Two-Point Step Size Gradient Methods, 1988, IMA J. Numerical Analysis 8, equation 6.
@@ -141,7 +137,6 @@ class Proximal(InnerUpdate):
     """Another rule, on the support loss plus `strength / 2 * |phi - theta|^2`, theta being where the inner loop starts.
 
     Args:
-        params: as for `SGD`.
         rule: builds the other rule from them, as in `functools.partial(SGD, lr=0.1)`.
         strength: lambda; the inner problem converges if it is above the most negative curvature of the support loss.
 

@@ -21,9 +21,7 @@ class FeatureMetaLayer(MetaLayer):
     """Fits a task's model to its support features, in one go, and applies it to query features.
 
     A subclass implements `fit` and `outputs`, both batched over tasks. All tasks share the base layer's features, which
-    the outer loop learns. The head is dropped, except for sequences. The loop of every member: the trainer draws
-    episodes; `features_of` gives base features; `fit` learns the task's model from those of the support set; `outputs`
-    applies it to the queries'; the outer loop turns the query loss into a gradient and an update.
+    the outer loop learns. The head is dropped, except for sequences.
 
     In a sequence every position is an example: its feature, with the next token as its class. A few positions show only
     a few of all tokens, so the base layer's head stays as the `prior` that all tasks share. A task's model corrects it.
@@ -51,11 +49,9 @@ class FeatureMetaLayer(MetaLayer):
 
     @abstractmethod
     def fit(self, features: Tensor, support: Examples) -> Adapted:
-        """Each task's model.
+        """Each task's model, from support features `[tasks, n, d]`; in a sequence `n` are all positions of all rows.
 
-        Args:
-            features: of the support set, `[tasks, n, d]`; `n` are all positions of all rows in a sequence.
-            support: the examples themselves, each leaf `[tasks, n, ...]`; those with mask 0 must not count.
+        Each leaf of `support` is `[tasks, n, ...]`; examples with mask 0 must not count.
         """
 
     @abstractmethod

@@ -32,13 +32,9 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def with_settings_of(parent: type, *, but: Collection[str] = ()) -> Callable[[Init], Init]:
-    """Lets a constructor's signature name the parent's keywords, which its `**settings` stand for.
+    """Lets a constructor's signature name the parent's keywords for its `**settings`, but for some that it sets itself.
 
-    Whoever asks for the signature or the types, as the check of a config does, then sees every keyword.
-
-    Args:
-        parent: its constructor takes the settings.
-        but: its keywords that the constructor gives itself.
+    The check of a config, which asks for signature and types, then sees every keyword.
     """
     theirs = vars(parent)["__init__"]
 
@@ -98,7 +94,10 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         self.task = task
         self.batch_norm = batch_norm
         self.check_policy(batch_norm)
-        reject_running_statistics(base_layer)
+        running = [name for name, norm in torch_norms(base_layer).items() if norm.track_running_stats]
+        if running:  # accuracies collapse where evaluation uses the averages
+            why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
+            raise InvalidValue("base_layer", running[0], why)
         if frozen is not None:
             for name in matching(frozen, dict(base_layer.named_parameters(remove_duplicate=False)), field="frozen"):
                 base_layer.get_parameter(name).requires_grad_(False)
@@ -107,8 +106,9 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         """Refuses an unknown batch-norm policy, and one that the base layer cannot follow."""
         if batch_norm not in get_args(BatchNormPolicy):
             raise InvalidValue("batch_norm", batch_norm, f"must be one of {', '.join(get_args(BatchNormPolicy))}")
-        if batch_norm == "support":
-            reject_norms_without_mask(self.base_layer)
+        if batch_norm == "support" and (norms := torch_norms(self.base_layer)):
+            why = f"{next(iter(norms))} takes no mask: use BatchStatistics, or another policy"
+            raise InvalidValue("batch_norm", batch_norm, why)
 
     @property
     def trained_inner_steps(self) -> int:
@@ -170,27 +170,17 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         """The targets of a fit, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""
         y, spec = examples.y, self.task.spec
         if spec.kind != "regression":
-            y = F.one_hot(y, spec.out_features).to(self.dtype_of(examples.x))
+            # Tokens are no numbers to compute with; parameters are.
+            like = examples.x if examples.x.is_floating_point() else next(self.parameters(), torch.empty(0))
+            y = F.one_hot(y, spec.out_features).to(like.dtype)
         return torch.where(examples.mask.unsqueeze(-1) > 0, y, torch.zeros_like(y))
-
-    def dtype_of(self, x: Tensor) -> torch.dtype:
-        """The dtype that the network computes in: that of the inputs, or of the parameters if inputs are tokens."""
-        if x.is_floating_point():
-            return x.dtype
-        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     def mask_or_none(self, mask: Tensor) -> Tensor | None:
         """The mask, or None if the task promises that every example counts, which is cheaper."""
         return mask if self.task.spec.ragged else None
 
     def call_base_layer(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The base layer of each task: `[tasks, n, out_features]`.
-
-        Args:
-            params: stacked parameters that stand in for the base layer's own; the others are shared by all tasks.
-            x: `[tasks, n, *x_shape]`.
-            mask: `[tasks, n, ...]`, or None where all examples count.
-        """
+        """The base layer of each task, with stacked parameters in place of its own: `[tasks, n, out_features]`."""
         return call_per_task(self.base_layer, params, x, mask, engine=self.engine)
 
     @property
@@ -220,17 +210,7 @@ def learned_names(pattern: str, module: nn.Module, *, field: str) -> list[str]:
     return [name for name in learned if name in found]
 
 
-def reject_running_statistics(module: nn.Module) -> None:
-    """Refuses running averages: they mix tasks, and accuracies collapse where evaluation uses them."""
-    for name, part in module.named_modules():
-        if isinstance(part, BATCH_NORMS) and part.track_running_stats:
-            why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
-            raise InvalidValue("base_layer", f"{type(part).__name__} ({name})", why)
-
-
-def reject_norms_without_mask(module: nn.Module) -> None:
-    """Refuses batch norms that take no mask: they cannot normalise by the support set alone."""
-    for name, part in module.named_modules():
-        if isinstance(part, BATCH_NORMS):
-            why = f"{type(part).__name__} ({name}) takes no mask: use BatchStatistics, or another policy"
-            raise InvalidValue("batch_norm", "support", why)
+def torch_norms(module: nn.Module) -> dict[str, nn.Module]:
+    """Torch's batch norms in a module, by what messages call them."""
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, BATCH_NORMS)}
+    return {f"{type(part).__name__} ({name})": part for name, part in norms.items()}

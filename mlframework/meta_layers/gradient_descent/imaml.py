@@ -33,9 +33,9 @@ class Implicit(MetaGradient):
     to those of its two terms (1 before the first step, 0 at the solution), and `cg_residual`, that of the linear
     system relative to its right-hand side.
 
-    Where these are not small, rounding may not be either: steps of Barzilai and Borwein do not descend steadily, and
-    may make the roundings before them larger, as do conjugate gradients where curvature is near -lambda. In float32
-    such a meta-gradient is at times per cents off that of float64, be it eager or captured, and the two as far apart.
+    Where these are not small, rounding may not be either: steps of Barzilai and Borwein may make roundings before them
+    larger, as do conjugate gradients where curvature is near -lambda. In float32 such a meta-gradient is at times per
+    cents off that of float64, be it eager or captured, and the two as far apart.
 
     Args:
         cg_steps: of conjugate gradients; each costs one Hessian-vector product.

@@ -38,13 +38,10 @@ class InnerLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, prediction: Tensor, support: Examples, params: Params, step: int) -> Tensor:
-        """The loss of each task `[tasks]`.
+        """The loss of each task `[tasks]` at a step, 0 at first; support examples with mask 0 must not count.
 
-        Args:
-            prediction: `[tasks, n, out_features]`; of sequences `[tasks, n, length, out_features]`.
-            support: each leaf `[tasks, n, ...]`; examples with mask 0 must not count.
-            params: each task's adapted parameters, `[tasks, *shape]`, with which the prediction was made.
-            step: 0 at the first step.
+        Predictions are `[tasks, n, out_features]`, of sequences `[tasks, n, length, out_features]`, and were made with
+        the adapted parameters, `[tasks, *shape]` each.
         """
 
     def mean(self, losses: Tensor, support: Examples) -> Tensor:

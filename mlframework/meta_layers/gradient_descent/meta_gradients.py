@@ -20,14 +20,8 @@ from mlframework.meta_layers.gradient_descent.per_step import LastStep, StepWeig
 from mlframework.meta_layers.meta_layer import Metrics
 
 __all__ = [
-    "AnnealedOrder",
-    "Exact",
-    "FirstOrder",
-    "InnerLearner",
-    "Joint",
-    "MetaGradient",
-    "ParameterDifference",
-    "Truncated",
+    *("AnnealedOrder", "Exact", "FirstOrder", "InnerLearner", "Joint"),
+    *("MetaGradient", "ParameterDifference", "Truncated"),
 ]
 
 

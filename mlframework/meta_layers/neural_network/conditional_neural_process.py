@@ -45,7 +45,6 @@ class ConditionalNeuralProcess(FeatureMetaLayer):
     code, by which it learns to compare much faster.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         hidden: width of each hidden layer of the encoder and of the decoder; the last is also the size of a code.
 
     Reference: Garnelo et al., Conditional Neural Processes, 2018, arXiv:1807.01613, equations 1 to 3 and section 4.3.

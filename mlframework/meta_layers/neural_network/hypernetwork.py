@@ -34,7 +34,6 @@ class Hypernetwork(FeatureMetaLayer):
     start from prototypes is ours.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         hidden: width of each hidden layer of the two parts of the meta layer.
 
     Reference: Ha, Dai, Le, HyperNetworks, 2017, arXiv:1609.09106; Gidaris, Komodakis, Dynamic Few-Shot Visual Learning

@@ -45,7 +45,6 @@ class Matching(FeatureMetaLayer):
     share the embedding network.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         scale: of the cosines, where its learning starts.
         full_context: whether examples are embedded in sight of the support set. The result then depends on the order of
             the support set, which a bidirectional LSTM reads row by row.
@@ -89,7 +88,7 @@ class Matching(FeatureMetaLayer):
 
 
 def mixture(one: Tensor, other: Tensor, gate: Tensor) -> Tensor:
-    """Mixes distributions, by their logarithms `[..., classes]`; `gate` `[..., 1]` is the logit of the share of `other`."""
+    """Mixes two distributions by logarithms `[..., classes]`; `gate` `[..., 1]`: the logit of the share of `other`."""
     return torch.logaddexp(F.logsigmoid(-gate) + one, F.logsigmoid(gate) + other)
 
 

@@ -47,7 +47,6 @@ class MetaNetworks(FeatureMetaLayer):
     are smooth. The paper has no regression.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         size: of the representation.
         hidden: width of each hidden layer of `d` and `m`, the same network for every weight.
         rate: minus the multiple of a gradient that its fast weight starts as.
@@ -127,12 +126,8 @@ class MakesFastWeights(nn.Module):
 def gradients(losses_of: Callable[[Tensor], Tensor], weight: Tensor, shape: Sequence[int]) -> Tensor:
     """Each example's own gradient `[tasks, n, outputs, inputs]` of its loss by a weight that all examples share.
 
-    As in `inner_loop`, it is taken over stacked copies, outside any vmap, and can be differentiated again.
-
-    Args:
-        losses_of: the loss of each example `[tasks, n]`, given stacked weights.
-        weight: `[outputs, inputs]`.
-        shape: `tasks` and `n`.
+    As in `inner_loop`, it is taken over stacked copies, outside any vmap, and can be differentiated again. `losses_of`
+    gives the losses `[tasks, n]`, which are of this shape, from stacked weights.
     """
     meta_gradient = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -45,7 +45,6 @@ class KernelMachine(FeatureMetaLayer):
     numbers beside the base layer. A task that did not converge is used as it is; the first time, a warning says so.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features.
         positive: the problem's numbers by name, each above 0; `scale`, if there is one, multiplies the outputs.
         learn: names of the numbers that the outer loop learns.
@@ -69,12 +68,9 @@ class KernelMachine(FeatureMetaLayer):
 
     @abstractmethod
     def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
-        """The optimum of every task.
+        """The optimum of every task, by the support set's kernel with itself `[tasks, n, n]`.
 
-        Args:
-            kernel: of the support set with itself, `[tasks, n, n]`.
-            targets: values or one-hot classes `[tasks, n, out_features]`.
-            mask: `[tasks, n]`, 1 counts, 0 does not; None where all count.
+        Targets are values or one-hot classes `[tasks, n, out_features]`; `mask` `[tasks, n]`: which count (None: all).
         """
 
     def fit(self, features: Tensor, support: Examples) -> Fitted:
@@ -83,8 +79,10 @@ class KernelMachine(FeatureMetaLayer):
         # A solver may refuse numbers that are not finite, and all tasks with them: only the broken task's loss is nan.
         broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
         targets = self.left_by_prior(features, support)
-        solution = self.solve(kernel.masked_fill(broken, 0), targets, self.mask_or_none(support.mask))
-        solution = spoilt(solution, broken)
+        found = self.solve(kernel.masked_fill(broken, 0), targets, self.mask_or_none(support.mask))
+        tasks = broken.flatten()
+        residual = found.residual.masked_fill(tasks, torch.inf)
+        solution = Solution(found.dual.masked_fill(broken, torch.nan), residual, found.converged & ~tasks)
         self.warn_of(solution)
         return Fitted(features, solution)
 
@@ -118,10 +116,3 @@ class KernelMachine(FeatureMetaLayer):
         text = "%s: the solver did not converge in %d of %d tasks (largest residual %.1e); "
         text += "from here on, see solver_converged and solver_residual"
         log.warning(text, type(self).__name__, failed, tasks, float(solution.residual.max()))
-
-
-def spoilt(solution: Solution, broken: Tensor) -> Solution:
-    """A solution with nan in the broken tasks `[tasks, 1, 1]`."""
-    tasks = broken.flatten()
-    residual = solution.residual.masked_fill(tasks, torch.inf)
-    return Solution(solution.dual.masked_fill(broken, torch.nan), residual, solution.converged & ~tasks)

@@ -17,11 +17,7 @@ __all__ = ["Kernel", "LinearKernel", "Positive", "RBFKernel"]
 
 
 class Positive(nn.Module):
-    """Named numbers above 0, each learned through its logarithm or fixed.
-
-    Args:
-        values: where each starts.
-        learn: the names of those that are learned.
+    """Named numbers above 0, fixed, or learned through their logarithms, from `values` on, if `learn` names them.
 
     >>> Positive({"c": 0.1, "reg": 1.0}, learn=["reg"])["reg"]
     tensor(1., grad_fn=<ExpBackward0>)

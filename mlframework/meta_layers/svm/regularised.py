@@ -23,7 +23,6 @@ class RegularisedFit(KernelMachine):
     """A loss on the support set plus a multiple of the model's squared norm: two numbers.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features; in the papers linear with a constant of 1.
         reg: the regulariser, where its learning starts.
         scale: multiplies the outputs, where its learning starts; a regression, which predicts values as they are, has

@@ -21,7 +21,6 @@ class SupportVectorMachine(KernelMachine):
     """What support vector machines share: three numbers.
 
     Args:
-        base_layer, task, frozen, batch_norm: see `FeatureMetaLayer`.
         kernel: similarity of features.
         c: how much one example may push, in inverse units of the kernel: with a diagonal far above `1 / c`, no example
             is at its bound.
@@ -54,8 +53,6 @@ class SupportVectorMachine(KernelMachine):
 class CrammerSingerSVM(SupportVectorMachine):
     """The multi-class support vector machine, whose classes compete for each example.
 
-    See `SupportVectorMachine` for its arguments.
-
     Reference: Lee, Maji, Ravichandran, Soatto, Meta-Learning with Differentiable Convex Optimization (MetaOptNet),
         2019, arXiv:1904.03758, equations 5 to 8. Deviations: `c` is 1, where the paper has 0.1 and features whose
         kernel has a diagonal of thousands, so that it does not bind (here, with features near 1, 0.1 would); solved to
@@ -69,8 +66,6 @@ class CrammerSingerSVM(SupportVectorMachine):
 
 class OneVsRestSVM(SupportVectorMachine):
     """A two-class support vector machine with hinge loss for each class against all others; the largest margin wins.
-
-    See `SupportVectorMachine` for its arguments.
 
     Reference: Cortes, Vapnik, Support-vector networks, 1995, doi:10.1007/BF00994018, section 3; without an offset, and
         with a class against all others as in Rifkin, Klautau, In defense of one-vs-all classification, 2004.
