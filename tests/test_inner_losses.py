@@ -1,6 +1,7 @@
 """An inner loss of its own: learned, different from task to task, or with a term beside the support loss."""
 
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mlframework.base_layers import MLP
 from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, Proximal
-from mlframework.meta_layers import MAML, Exact, FirstOrder, Implicit, LearnedLoss, SupportLoss
+from mlframework.meta_layers import CAVIA, MAML, Exact, FirstOrder, Implicit, LearnedLoss, LoRA, Shift, SupportLoss
 from mlframework.tasks import Digits, Sinusoid
 from mlframework.testing import directional_errors, in_float64
 from mlframework.training.meta_gradient import MissingGradient, meta_gradient
@@ -56,6 +57,22 @@ def test_a_learned_loss_starts_as_the_support_loss():
     torch.testing.assert_close(learned.adapt(episode.support), plain.adapt(episode.support))
     meta_gradient(learned, episode)
     assert learned.inner_loss.network[-1].weight.grad.abs().max() > 0
+
+
+ADDED = [
+    (CAVIA, {"modulates": "features.1", "modulation": Shift, "context_size": 3}),
+    (LoRA, {"layers": ".", "rank": 2}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "settings"), ADDED)
+def test_cavia_and_lora_take_the_settings_of_maml_but_for_what_adapts(algorithm, settings):
+    assert set(signature(MAML).parameters) - set(signature(algorithm).parameters) == {"adapts"}
+    torch.manual_seed(0)
+    task = Sinusoid(k_shot=4, k_query=5)
+    settings |= {"update": RULE, "meta_gradient": Exact(), "inner_loss": LearnedLoss, "inner_steps": 2}
+    layer = stirred(algorithm(MLP(task.spec, hidden=[6, 6]), task, **settings))
+    assert max(directional_errors(layer, episode_of(layer))) < 1e-6
 
 
 def test_an_implicit_meta_gradient_reaches_a_learned_loss():
