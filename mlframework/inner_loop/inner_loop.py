@@ -16,7 +16,7 @@ from mlframework.backend.forward import region
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate
 
-__all__ = ["ends", "inner_loop", "last"]
+__all__ = ["differentiable", "ends", "inner_loop", "last"]
 
 T = TypeVar("T")
 
@@ -42,8 +42,6 @@ def inner_loop(
         losses_of: the support loss of each task `[tasks]`, given stacked parameters, the step, and its data. It must
             depend on nothing else but parameters and buffers: a step is a `region`.
         params: `[tasks, *shape]` each.
-        update: the rule by which parameters move.
-        steps: gradient steps.
         data: of each step: tensors, or nests of them.
         detached_steps: how many of the first steps' gradients are constants, as a first-order meta-gradient takes them;
             the others can be differentiated again. Under `torch.no_grad` all are constants.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples
+from mlframework.inner_loop.inner_loop import differentiable
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import with_settings_of
@@ -130,10 +131,8 @@ def gradients(losses_of: Callable[[Tensor], Tensor], weight: Tensor, shape: Sequ
     gives the losses `[tasks, n]`, which are of this shape, from stacked weights.
     """
     meta_gradient = torch.is_grad_enabled()
+    stacked = differentiable(weight.expand(*shape, *weight.shape))
     with torch.enable_grad():
-        stacked = weight.expand(*shape, *weight.shape)
-        if not (meta_gradient and weight.requires_grad):
-            stacked = stacked.detach().requires_grad_()
         return torch.autograd.grad(losses_of(stacked).sum(), stacked, create_graph=meta_gradient)[0]
 
 
