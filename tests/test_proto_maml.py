@@ -12,7 +12,7 @@ from mlframework.base_layers import MLP, BaseLayer
 from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.inner_loop import SGD, Adam, LearnedRates
 from mlframework.meta_layers import Exact, Prototypes
-from mlframework.meta_layers.gradient_descent.maml import ProtoMAML
+from mlframework.meta_layers.gradient_descent.proto_maml import ProtoMAML
 from mlframework.runs import build
 from mlframework.runs.check_config import check_config
 from mlframework.tasks import Sinusoid

@@ -6,7 +6,7 @@ from .gradient_descent.inner_losses import (
     LearnedLoss as LearnedLoss,
     SupportLoss as SupportLoss,
 )
-from .gradient_descent.maml import MAML as MAML, ProtoMAML as ProtoMAML
+from .gradient_descent.maml import MAML as MAML
 from .gradient_descent.meta_gradients import (
     AnnealedOrder as AnnealedOrder,
     Exact as Exact,
@@ -24,6 +24,7 @@ from .gradient_descent.per_step import (
     SharedNorm as SharedNorm,
     StepWeights as StepWeights,
 )
+from .gradient_descent.proto_maml import ProtoMAML as ProtoMAML
 from .meta_layer import Adapted as Adapted, MetaLayer as MetaLayer, Metrics as Metrics
 from .neural_network.conditional_neural_process import ConditionalNeuralProcess as ConditionalNeuralProcess
 from .neural_network.hypernetwork import Hypernetwork as Hypernetwork

@@ -1,27 +1,23 @@
-"""Meta-Gradient-Descent: a functional inner loop of gradient steps on the support loss, from weights or prototypes."""
+"""Meta-Gradient-Descent: a functional inner loop of gradient steps on the support loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor, nn
 
-from mlframework.backend.forward import call_per_task, repeated
+from mlframework.backend.forward import repeated
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, Params
-from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.inner_loop.inner_update import InnerUpdate, at_least, positive
-from mlframework.meta_layers.feature_meta_layer import require_features
 from mlframework.meta_layers.gradient_descent.inner_losses import InnerLoss, SupportLoss
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.per_step import LastStep, NormWeights, SharedNorm, StepWeights
-from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, learned_names, with_settings_of
-from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
+from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics, learned_names
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["MAML", "ProtoMAML"]
+__all__ = ["MAML"]
 
 
 class MAML(MetaLayer):
@@ -131,42 +127,3 @@ class MAML(MetaLayer):
         adapted = {**params, **self.norm(step, len(support.mask))}
         prediction = self.predict(adapted, support.x, self.mask_or_none(support.mask))
         return self.inner_loss(prediction, support, params, step)
-
-
-class ProtoMAML(MAML):
-    """MAML whose head starts, in each task, as the prototypical network of its support set.
-
-    With class means c, the head's weights are `2 c` and its biases `-|c|^2`: its logits are minus the squared distances
-    to the prototypes, but for `-|x|^2`, which all classes share. From there everything adapts by gradient steps. The
-    meta-gradient goes through the prototypes too. The base layer's own head is not used.
-
-    Args:
-        base_layer: its head is a linear layer with biases; only that layer's shape matters.
-        task: a classification.
-        settings: see `MAML`.
-
-    Reference: Triantafillou et al., Meta-Dataset, 2020, arXiv:1903.03096, section 3 (Proto-MAML).
-    """
-
-    kinds = ("classification",)
-
-    @with_settings_of(MAML)
-    def __init__(self, base_layer: BaseLayer, task: TaskDistribution, **settings: Any) -> None:
-        require_features(base_layer, type(self).__name__)
-        super().__init__(base_layer, task, **settings)
-        if not isinstance(base_layer.head, nn.Linear) or base_layer.head.bias is None:
-            why = "must be a linear layer with biases, for prototypes to start from"
-            raise InvalidValue("base_layer", f"{type(base_layer.head).__name__} (head)", why)
-        if not {"head.weight", "head.bias"} <= set(self.adapted_names):
-            raise InvalidValue("adapts", settings.get("adapts"), "must take in the head, which starts from prototypes")
-        base_layer.head.requires_grad_(False)
-
-    def initial(self, support: Examples) -> Params:
-        """The initialisation, but for the head, which each task's prototypes give."""
-        weight, bias = linear_head(class_means(self.features_of(support), self.targets(support)))
-        return {**super().initial(support), "head.weight": weight, "head.bias": bias}
-
-    def features_of(self, support: Examples) -> Tensor:
-        """Features `[tasks, n, d]` of the support set, before any step."""
-        network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.mask_or_none(support.mask)
-        return call_per_task(network, {}, support.x, mask, engine=self.engine)
