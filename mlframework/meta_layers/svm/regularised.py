@@ -13,7 +13,7 @@ from mlframework.meta_layers.svm.kernel_machine import KernelMachine
 from mlframework.meta_layers.svm.kernels import Kernel
 from mlframework.solvers.logistic import logistic
 from mlframework.solvers.ridge import kernel_ridge
-from mlframework.solvers.solution import Solution
+from mlframework.solvers.support_vectors import Solution
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Logistic", "RegularisedFit", "Ridge"]
