@@ -57,13 +57,8 @@ def changes_with_step(step: GradientFn, meta_layer: Algorithm, episode: Episode)
 class RecordedStep:
     """The kernels of a step, for episodes of one shape, without the Python between them.
 
-    The next step does not touch the results of this one. All memory of a step stays taken.
-
-    Args:
-        step: is recorded.
-        meta_layer: its parameters are read where they are; if they have moved, the step is recorded anew, or called
-            where that fails.
-        episode: the first of its shape.
+    The next step does not touch the results of this one. All memory of a step stays taken. Parameters are read where
+    they are; if they have moved, the step is recorded anew, or called where that fails.
 
     Raises:
         RuntimeError: the step waits for the GPU.

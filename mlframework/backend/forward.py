@@ -144,8 +144,7 @@ def region(function: Callable[..., Any], *, recompute: bool = True) -> Callable[
 
     Args:
         function: takes and returns tensors, or nests of them, and numbers.
-        recompute: whether the backward pass computes cheap intermediate results anew, which saves memory in a function
-            that is called often.
+        recompute: whether the backward pass computes cheap intermediate results anew, which saves memory.
     """
     compiler = COMPILER.get()
     # Bound here, not in the call: a checkpoint calls again from another thread, which has no active compiler.

@@ -185,14 +185,9 @@ def has_rule(module: nn.Module) -> bool:
 
 
 def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, prefix: str = "") -> Tensor:
-    """The output `[tasks, n, ...]` of a module that is supported.
+    """The output `[tasks, n, ...]` of a module that is supported, for `x` and `mask` as in a `Rule`.
 
-    Args:
-        module: see `supports`.
-        params: stacked parameters `[tasks, *shape]` by name; those that are missing are the module's own.
-        x: `[tasks, n, ...]`.
-        mask: `[tasks, n, ...]`, what counts; None: all.
-        prefix: of the names of the module's parameters.
+    `params` are stacked `[tasks, *shape]`, by names with the prefix; those that are missing are the module's own.
     """
     if type(module) in RULES:
         own = {name: params.get(prefix + name, p) for name, p in parameters_of(module).items() if p is not None}
