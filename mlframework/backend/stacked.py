@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mlframework.backend.convolve import convolve, max_pool
 from mlframework.backend.normalise import normalise
 from mlframework.backend.private import children_of, has_global_hooks, has_hooks, parameters_of
+from mlframework.backend.products import Across
 from mlframework.backend.tracing import is_traced
 from mlframework.episode import Params
 
@@ -80,6 +81,8 @@ def linear(module: nn.Linear, params: Mapping[str, Tensor], x: Tensor, mask: Ten
         y = F.linear(x, weight)
     elif x.dim() == 3 and bias is not None and not is_traced():  # a compiler fuses the sum with its neighbours anyway
         return torch.baddbmm(per_task(bias, x), x, weight.mT)
+    elif x.dim() > 3 and is_traced():
+        y = Across.apply(x.flatten(1, -2), weight).unflatten(1, x.shape[1:-1])
     else:
         y = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
     return y if bias is None else y + per_task(bias, x)
