@@ -30,7 +30,8 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.files import write_json, write_part
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact, FirstOrder, Truncated
-from mlframework.meta_layers.gradient_descent.added_parts import CAVIA, LoRA, Shift
+from mlframework.meta_layers.gradient_descent.cavia import CAVIA, Shift
+from mlframework.meta_layers.gradient_descent.lora import LoRA
 from mlframework.tasks import TaskDistribution
 from mlframework.training.meta_gradient import meta_gradient
 

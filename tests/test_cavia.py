@@ -12,7 +12,7 @@ from mlframework.base_layers import MLP, BaseLayer, Conv4
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact, FirstOrder
-from mlframework.meta_layers.gradient_descent.added_parts import CAVIA, FiLM, Shift
+from mlframework.meta_layers.gradient_descent.cavia import CAVIA, FiLM, Shift
 from mlframework.tasks import Sinusoid
 from mlframework.testing import directional_errors
 from mlframework.training.meta_gradient import meta_gradient

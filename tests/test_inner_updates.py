@@ -14,7 +14,7 @@ from mlframework.base_layers import MLP, BaseLayer
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, Adam, LearnedRates, LearnedUpdate, MetaCurvature, Momentum, RMSprop
 from mlframework.inner_loop.inner_loop import inner_loop
-from mlframework.inner_loop.learned_rules import preprocessed
+from mlframework.inner_loop.learned_update import preprocessed
 from mlframework.meta_layers import MAML, Exact
 from mlframework.runs import build
 from mlframework.tasks import Sinusoid

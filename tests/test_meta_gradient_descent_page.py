@@ -10,7 +10,7 @@ from hydra.utils import get_class
 from test_contracts import presets
 from test_docs import DOCS, FENCE
 
-from mlframework.meta_layers.gradient_descent.added_parts import FiLM
+from mlframework.meta_layers.gradient_descent.cavia import FiLM
 from mlframework.meta_layers.gradient_descent.imaml import Implicit
 from mlframework.runs import build
 from mlframework.runs.check_config import check_config

@@ -24,7 +24,7 @@ from mlframework.meta_layers import (
     Prototypes,
     Ridge,
 )
-from mlframework.meta_layers.gradient_descent.added_parts import LoRA, LowRank
+from mlframework.meta_layers.gradient_descent.lora import LoRA, LowRank
 from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.tasks import Sinusoid, TaskDistribution
 

@@ -1,15 +1,9 @@
+from .adam import Adam as Adam
+from .barzilai_borwein import BarzilaiBorwein as BarzilaiBorwein
 from .inner_update import InnerUpdate as InnerUpdate
-from .learned_rules import (
-    LayerStepRates as LayerStepRates,
-    LearnedRates as LearnedRates,
-    LearnedUpdate as LearnedUpdate,
-    MetaCurvature as MetaCurvature,
-)
-from .rules import (
-    SGD as SGD,
-    Adam as Adam,
-    BarzilaiBorwein as BarzilaiBorwein,
-    Momentum as Momentum,
-    Proximal as Proximal,
-    RMSprop as RMSprop,
-)
+from .learned_rates import LayerStepRates as LayerStepRates, LearnedRates as LearnedRates
+from .learned_update import LearnedUpdate as LearnedUpdate
+from .meta_curvature import MetaCurvature as MetaCurvature
+from .proximal import Proximal as Proximal
+from .rmsprop import RMSprop as RMSprop
+from .sgd import SGD as SGD, Momentum as Momentum

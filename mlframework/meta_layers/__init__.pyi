@@ -1,11 +1,12 @@
 from .feature_meta_layer import FeatureMetaLayer as FeatureMetaLayer
-from .gradient_descent.added_parts import CAVIA as CAVIA, FiLM as FiLM, LoRA as LoRA, Shift as Shift
+from .gradient_descent.cavia import CAVIA as CAVIA, FiLM as FiLM, Shift as Shift
 from .gradient_descent.imaml import Implicit as Implicit
 from .gradient_descent.inner_losses import (
     InnerLoss as InnerLoss,
     LearnedLoss as LearnedLoss,
     SupportLoss as SupportLoss,
 )
+from .gradient_descent.lora import LoRA as LoRA
 from .gradient_descent.maml import MAML as MAML
 from .gradient_descent.meta_gradients import (
     AnnealedOrder as AnnealedOrder,
@@ -31,7 +32,8 @@ from .neural_network.hypernetwork import Hypernetwork as Hypernetwork
 from .neural_network.in_context import InContext as InContext
 from .neural_network.matching import Matching as Matching
 from .neural_network.meta_networks import MetaNetworks as MetaNetworks
-from .neural_network.prototypes import Prototypes as Prototypes, RelationNetwork as RelationNetwork
+from .neural_network.prototypes import Prototypes as Prototypes
+from .neural_network.relation import RelationNetwork as RelationNetwork
 from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine
 from .svm.kernels import Kernel as Kernel, LinearKernel as LinearKernel, RBFKernel as RBFKernel
 from .svm.regularised import Logistic as Logistic, RegularisedFit as RegularisedFit, Ridge as Ridge

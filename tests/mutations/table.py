@@ -37,15 +37,15 @@ class File:
 
 
 inner_loop = File("inner_loop/inner_loop.py", "test_inner_updates.py")
-rates = File("inner_loop/learned_rules.py", "test_maml_plus_plus.py")
+rates = File("inner_loop/learned_rates.py", "test_maml_plus_plus.py")
 maml = File("meta_layers/gradient_descent/maml.py", "test_meta_gradients.py")
 inner_losses = File("meta_layers/gradient_descent/inner_losses.py", "test_meta_gradients.py")
 meta_gradients = File("meta_layers/gradient_descent/meta_gradients.py", "test_meta_gradients.py")
-proximal = File("inner_loop/rules.py", "test_imaml.py")
+proximal = File("inner_loop/proximal.py", "test_imaml.py")
 imaml = File("meta_layers/gradient_descent/imaml.py", "test_imaml.py")
 conjugate = File("solvers/conjugate_gradient.py", "test_imaml.py")
-cavia = File("meta_layers/gradient_descent/added_parts.py", "test_cavia.py")
-lora = File("meta_layers/gradient_descent/added_parts.py", "test_sequence_members.py")
+cavia = File("meta_layers/gradient_descent/cavia.py", "test_cavia.py")
+lora = File("meta_layers/gradient_descent/lora.py", "test_sequence_members.py")
 proto_maml = File("meta_layers/gradient_descent/proto_maml.py", "test_proto_maml.py")
 step_weights = File("meta_layers/gradient_descent/per_step.py", "test_maml_plus_plus.py")
 norm_weights = File("meta_layers/gradient_descent/per_step.py", "test_maml_plus_plus.py")
@@ -93,19 +93,19 @@ run_folder = File("runs/run_folder.py", "test_run_folder.py")
 sweep = File("runs/sweep.py", "test_sweep.py")
 
 ALGORITHMS = (
-    File("inner_loop/rules.py", "test_inner_updates.py")(
+    File("inner_loop/sgd.py", "test_inner_updates.py")(
         "the inner loop climbs",
         "torch.add(p, grads[name], alpha=-self.lr)",
         "torch.add(p, grads[name], alpha=self.lr)",
         "test_every_step_is_that_of_torchs_optimizer",
     ),
-    File("inner_loop/rules.py", "test_inner_updates.py")(
+    File("inner_loop/adam.py", "test_inner_updates.py")(
         "inner Adam corrects its bias by another step",
         "mean[name] / (1 - self.beta1 ** (step + 1))",
         "mean[name] / (1 - self.beta1 ** (step + 2))",
         "test_every_step_is_that_of_torchs_optimizer",
     ),
-    File("inner_loop/learned_rules.py", "test_inner_updates.py")(
+    File("inner_loop/meta_curvature.py", "test_inner_updates.py")(
         "meta-curvature by transposed matrices",
         "@ matrix.mT).movedim",
         "@ matrix).movedim",

@@ -11,7 +11,7 @@ from mlframework.episode import Episode, Params
 from mlframework.errors import UserError
 from mlframework.inner_loop.inner_loop import last
 from mlframework.inner_loop.inner_update import at_least, positive
-from mlframework.inner_loop.rules import Proximal
+from mlframework.inner_loop.proximal import Proximal
 from mlframework.meta_layers.gradient_descent.meta_gradients import InnerLearner, MetaGradient
 from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.solvers.conjugate_gradient import conjugate_gradient, inner_product

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_update import positive
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import with_settings_of
-from mlframework.meta_layers.neural_network.networks import fully_connected, pairs
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Head", "Prototypes", "RelationNetwork", "TokenPrototypes", "class_means", "linear_head"]
+__all__ = ["Head", "Prototypes", "TokenPrototypes", "class_means", "linear_head"]
 
 
 class Prototypes(FeatureMetaLayer):
@@ -79,41 +77,6 @@ class Prototypes(FeatureMetaLayer):
     def normalised(self, features: Tensor) -> Tensor:
         """Features or prototypes `[..., d]` of length `sqrt(scale)` for cosines, as they are for distances."""
         return features if self.scale is None else self.scale.abs().sqrt() * F.normalize(features, dim=-1)
-
-
-class RelationNetwork(FeatureMetaLayer):
-    """Scores a query against each class by a network that compares their features.
-
-    The base layer is the embedding network; the meta layer is the comparator, the paper's relation module. A task's
-    model is one mean feature per class, with which `outputs` compares every query.
-
-    Deviations: features are vectors, so the comparator is fully connected where the paper's convolves the two feature
-    maps; scores go into the task's loss, not by squared error after a sigmoid; a class is the mean of its
-    features, not their sum, so that the number of shots may vary.
-
-    Args:
-        hidden: width of each hidden layer of the comparator.
-
-    Reference: Sung et al., Learning to Compare: Relation Network for Few-Shot Learning, 2018, arXiv:1711.06025, section
-        3 and equation 1.
-    """
-
-    kinds = ("classification",)
-
-    @with_settings_of(FeatureMetaLayer)
-    def __init__(
-        self, base_layer: BaseLayer, task: TaskDistribution, *, hidden: Sequence[int] = (128, 128), **settings: Any
-    ) -> None:
-        super().__init__(base_layer, task, **settings)
-        check_hidden(hidden)
-        self.comparator = fully_connected(2 * self.feature_size, hidden, 1)
-
-    def fit(self, features: Tensor, support: Examples) -> Tensor:
-        """The mean feature of each class `[tasks, classes, d]`."""
-        return class_means(features, self.targets(support))
-
-    def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
-        return self.comparator(pairs(features, adapted)).squeeze(-1)
 
 
 class Head(NamedTuple):
