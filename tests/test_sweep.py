@@ -159,10 +159,10 @@ def two(tmp_path_factory):
 def test_a_second_sweep_is_refused_while_another_runs_in_the_same_folder(tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
-    hold = f"lock = locked(__import__('pathlib').Path({str(folder)!r}))"
-    code = f"import sys; from mlframework.runs.sweep import locked; {hold}; print('held', flush=True); sys.stdin.read()"
+    hold = f"lock = locked_folder('', __import__('pathlib').Path({str(folder)!r}), '')"
+    code = f"import sys; from mlframework.runs.run_folder import locked_folder; {hold}; print('held', flush=True)"
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", f"{code}; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
         said = sweep(folder, "seed=0,1")
