@@ -193,6 +193,12 @@ MECHANISMS: dict[str, Mechanism] = {
     "layout pass": Mechanism(
         {"backend.inductor:lay_out": returning(None)}, ("backend.graph_passes:lay_out",), modes=(CAPTURED,)
     ),
+    "sinking pass": Mechanism(
+        {"backend.regions:sink": returning(None)},
+        ("backend.graph_passes:sink",),
+        modes=(CAPTURED,),
+        workloads=("W2", "W3", "W4"),
+    ),
     "recomputation": Mechanism(
         {
             "backend.regions:partition": lambda partition: (

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from mlframework.backend.algorithm import Algorithm, found_at, places_of, tensors_of
 from mlframework.backend.forward import compiled_by, swap_tensors
 from mlframework.backend.graph_cache import GraphCache
+from mlframework.backend.graph_passes import sink
 from mlframework.backend.inductor import CompiledGraph, compiled
 from mlframework.backend.private import TreeSpec, partition, tree_flatten, tree_unflatten, without_saved_tensor_hooks
 from mlframework.backend.tracing import LATER, NotCapturable, TracedInt, changes_with_step, is_same, traced, tracing
@@ -182,6 +183,8 @@ def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> Compil
     if any(has_grad for _, has_grad in results):
         mark_passes(first.graph)
         passes = [*partition(first.graph, outputs=len(results), keep_all=not recompute)]
+    for part in passes:
+        sink(part.graph)
     # torch's own order takes least memory, but separates operations that read the same tensors.
     programs = [compiled(part, meta_layer, reorder_for_peak_memory=False) for part in passes]
     return CompiledRegion(first.form, depends, *programs)
