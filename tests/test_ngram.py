@@ -87,7 +87,7 @@ class SlowModel:
                       model.weights.discounts]  # fmt: skip
         self.trust = model.weights.trust.sigmoid().tolist()
         self.discounts = [
-            modified_discounts(np.array([c for gram, c in background.counts.items() if len(gram) == size]))
+            modified_discounts(torch.tensor([c for gram, c in background.counts.items() if len(gram) == size]))
             for size in range(1, model.order + 1)
         ]
 
@@ -225,11 +225,11 @@ def test_a_token_that_follows_one_other_only_is_not_expected_after_any():
 
 
 def test_discounts_are_those_of_chen_and_goodman():
-    counts = np.repeat([0, 1, 2, 3, 4, 9], [50, 40, 20, 10, 6, 2])
+    counts = torch.tensor([0, 1, 2, 3, 4, 9]).repeat_interleave(torch.tensor([50, 40, 20, 10, 6, 2]))
     once = 40 / (40 + 2 * 20)
     expected = [1 - 2 * once * 20 / 40, 2 - 3 * once * 10 / 20, 3 - 4 * once * 6 / 10]
     np.testing.assert_allclose(modified_discounts(counts), expected)
-    np.testing.assert_array_equal(modified_discounts(np.array([1, 1, 2, 7])), [0.5, 1.0, 1.5])
+    np.testing.assert_array_equal(modified_discounts(torch.tensor([1, 1, 2, 7])), [0.5, 1.0, 1.5])
 
 
 def test_a_large_vocabulary_is_counted_exactly():

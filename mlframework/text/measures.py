@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlframework.errors import InvalidValue
-
 if TYPE_CHECKING:
     # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -25,6 +23,8 @@ __all__ = ["Recognition", "TaskFit", "copied_ngrams", "copied_share", "distinct_
 BEGIN, END = "\x02", "\x03"
 #: The most frequent character n-grams by which the classifier tells sources apart; more made no difference.
 FEATURES = 20_000
+#: Share of each source's pieces on which the classifier is not trained; at least one, and one is left to train on.
+HELD_OUT = 0.2
 
 
 def ngram_distance(samples: Sequence[str], reference: Sequence[str], n: int) -> float:
@@ -107,22 +107,15 @@ def copied_ngrams(samples: Sequence[str], support: Sequence[str], n: int = 10) -
 
 def ngrams(texts: Sequence[str], n: int) -> Iterator[str]:
     """All n-grams of characters, with one mark for the begin of each text and one for its end."""
-    if n < 1:
-        raise InvalidValue("n", n, "must be at least 1")
     marked = (f"{BEGIN}{text}{END}" for text in texts)
     return (text[i : i + n] for text in marked for i in range(len(text) - n + 1))
 
 
 class Recognition(NamedTuple):
-    """How well the sources of texts were recognised.
+    """How well the sources of texts were recognised."""
 
-    Attributes:
-        accuracy: share of a source's texts that were taken for its own, `[sources]`.
-        reciprocal_rank: mean of one over the place of the source among all, the likeliest first, `[sources]`.
-    """
-
-    accuracy: Tensor
-    reciprocal_rank: Tensor
+    accuracy: Tensor  # share of a source's texts that were taken for its own [sources]
+    reciprocal_rank: Tensor  # mean of one over the place of the source among all, the likeliest first [sources]
 
 
 class TaskFit:
@@ -132,47 +125,28 @@ class TaskFit:
     pieces of 64 characters of Shakespeare's roles and of the world's languages it recognises about as many as a linear
     support vector machine or logistic regression, and is fitted in a hundredth of their time.
 
-    Real text that it was not trained on says how much can be recognised at all (`ceiling`). Copies of the support set
+    Real text that it was not trained on, `held_out`, says how much can be recognised at all. Copies of the support set
     are recognised best of all: read it beside `copied_share`.
 
     Args:
-        texts: real text by source; a text that a source repeats counts once.
-        length: texts are cut into pieces of so many characters, which should be as long as the texts to judge; None
-            leaves them whole.
-        held_out: share of each source's pieces that make the ceiling; at least one, and one is left to train on.
-        seed: of the draw of these.
+        texts: real text by source, of two sources or more, each with two pieces; what a source repeats counts once.
+        length: texts are cut into pieces of so many characters, which should be as long as the texts to judge.
 
     >>> texts = {"low": ["abcab", "bcabc", "cabca"], "high": ["xyzxy", "yzxyz", "zxyzx"]}
-    >>> TaskFit(texts).score({"high": ["zyx", "abc"]}).accuracy
+    >>> TaskFit(texts, length=5).score({"high": ["zyx", "abc"]}).accuracy
     tensor([0.5000])
     """
 
-    def __init__(
-        self, texts: Mapping[str, Sequence[str]], *, length: int | None = None, held_out: float = 0.2, seed: int = 0
-    ) -> None:
-        if length is not None and length < 1:
-            raise InvalidValue("length", length, "must be at least 1, or null for whole texts")
-        if not 0 < held_out < 1:
-            raise InvalidValue("held_out", held_out, "must lie between 0 and 1")
-        if len(texts) < 2:
-            raise InvalidValue("texts", list(texts), "must be of at least two sources")
-        self.pieces = {name: distinct_pieces(own, length) for name, own in texts.items()}
-        for name, pieces in self.pieces.items():
-            if len(pieces) < 2:
-                why = "must have at least two different texts: to train on, and to hold out"
-                raise InvalidValue("texts", name, why)
-        self.names, self.held_out, self.seed = list(self.pieces), held_out, seed
-
-    @cached_property
-    def parts(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Each source's pieces to train on, and those held out."""
-        generator = np.random.default_rng(self.seed)
-        train, held_out = {}, {}
-        for name, pieces in self.pieces.items():
+    def __init__(self, texts: Mapping[str, Sequence[str]], *, length: int) -> None:
+        self.names = list(texts)
+        self.train: dict[str, list[str]] = {}
+        self.held_out: dict[str, list[str]] = {}
+        generator = np.random.default_rng(0)
+        for name, own in texts.items():
+            pieces = distinct_pieces(own, length)
             order = [pieces[i] for i in generator.permutation(len(pieces))]
-            count = min(max(1, round(self.held_out * len(pieces))), len(pieces) - 1)
-            train[name], held_out[name] = order[count:], order[:count]
-        return train, held_out
+            count = min(max(1, round(HELD_OUT * len(pieces))), len(pieces) - 1)
+            self.train[name], self.held_out[name] = order[count:], order[:count]
 
     @cached_property
     def classifier(self) -> tuple[TfidfVectorizer, MultinomialNB]:
@@ -180,8 +154,8 @@ class TaskFit:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.naive_bayes import MultinomialNB
 
-        pieces = [piece for own in self.parts[0].values() for piece in own]
-        labels = [i for i, own in enumerate(self.parts[0].values()) for _ in own]
+        pieces = [piece for own in self.train.values() for piece in own]
+        labels = [i for i, own in enumerate(self.train.values()) for _ in own]
         features = TfidfVectorizer(
             analyzer="char", ngram_range=(1, 4), lowercase=False, sublinear_tf=True, max_features=FEATURES
         )
@@ -189,34 +163,21 @@ class TaskFit:
         bayes = MultinomialNB(alpha=0.01, fit_prior=False)
         return features, bayes.fit(features.fit_transform(pieces), labels)
 
-    @cached_property
-    def ceiling(self) -> Recognition:
-        """The recognition of held-out real text of each source, in the order of `names`."""
-        return self.score(self.parts[1])
-
     def score(self, samples: Mapping[str, Sequence[str]]) -> Recognition:
         """The recognition of samples, by the source that they should resemble."""
-        found = [self.recognised(name, texts) for name, texts in samples.items()]
-        return Recognition(*torch.tensor(found).reshape(-1, 2).unbind(1))
-
-    def recognised(self, name: str, texts: Sequence[str]) -> tuple[float, float]:
-        """The accuracy and the mean reciprocal rank of one source's samples."""
-        if name not in self.pieces:
-            raise InvalidValue("samples", name, "is none of the sources that the classifier was trained on")
-        if not texts:
-            raise InvalidValue("samples", name, "has no text to judge")
         features, bayes = self.classifier
-        scores = bayes.predict_joint_log_proba(features.transform(texts))
-        own = scores[:, self.names.index(name), None]
-        # A text that could be anybody's is nobody's: of equal sources, the own one comes last.
-        places = (scores >= own).sum(1)
-        return float((places == 1).mean()), float((1 / places).mean())
+        found = []
+        for name, texts in samples.items():
+            scores = bayes.predict_joint_log_proba(features.transform(texts))
+            own = scores[:, self.names.index(name), None]
+            # A text that could be anybody's is nobody's: of equal sources, the own one comes last.
+            places = (scores >= own).sum(1)
+            found.append((float((places == 1).mean()), float((1 / places).mean())))
+        return Recognition(*torch.tensor(found).unbind(1))
 
 
-def distinct_pieces(texts: Sequence[str], length: int | None) -> list[str]:
+def distinct_pieces(texts: Sequence[str], length: int) -> list[str]:
     """Different pieces of at most `length` characters; of a text that is cut, an end of less than half is left out."""
-    if length is None:
-        return list(dict.fromkeys(text for text in texts if text))
     starts = (range(0, max(len(text) - (length + 1) // 2 + 1, 1), length) for text in texts)
     cut = (text[start : start + length] for text, own in zip(texts, starts, strict=True) for start in own)
     return list(dict.fromkeys(piece for piece in cut if piece))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.episode import Episode, Examples
@@ -25,49 +25,37 @@ PRIOR_SCALE = 2.0
 
 
 class Text(NamedTuple):
-    """Rows of tokens. A token that does not count is no context of others either: a row begins anew behind it.
+    """Rows of tokens. A token that does not count is no context of others either: a row begins anew behind it."""
 
-    Attributes:
-        owner: whose text a row is, `[rows]`.
-        tokens: the token before the first target, then the targets: `[rows, length + 1]`.
-        known: which of them count, `[rows, length + 1]`.
-    """
-
-    owner: np.ndarray
-    tokens: np.ndarray
-    known: np.ndarray
+    owner: Tensor  # whose text a row is [rows]
+    tokens: Tensor  # the token before the first target, then the targets [rows, length + 1]
+    known: Tensor  # which of them count [rows, length + 1]
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, mask: Tensor) -> Text:
         """Rows of tasks `[tasks, n, length]`, `y` being `x` one token further; a task owns its rows."""
         known = mask.flatten(0, 1) > 0
         tokens = torch.cat([x[..., :1], y], dim=-1).flatten(0, 1)
-        owner = np.repeat(np.arange(len(x)), x.shape[1])
-        return cls(owner, tokens.cpu().numpy(), torch.cat([known[:, :1], known], dim=1).cpu().numpy())
+        owner = torch.arange(len(x)).repeat_interleave(x.shape[1])
+        return cls(owner, tokens.cpu(), torch.cat([known[:, :1], known], dim=1).cpu())
 
     @property
-    def targets(self) -> np.ndarray:
+    def targets(self) -> Tensor:
         """The tokens to predict, `[rows, length + 1]`: all that count, but for the first of each row."""
-        return self.known & (np.arange(self.known.shape[1]) > 0)
+        return self.known & (torch.arange(self.known.shape[1]) > 0)
 
     @property
-    def first_contexts(self) -> np.ndarray:
+    def first_contexts(self) -> Tensor:
         """The contexts of single tokens are the texts' owners, from 1 on: `[rows, length + 1]`."""
-        return np.broadcast_to(self.owner[:, None] + 1, self.tokens.shape)
+        return (self.owner[:, None] + 1).expand(self.tokens.shape)
 
 
 class Found(NamedTuple):
-    """The counts of the n-grams of one order that end in given targets.
+    """The counts of the n-grams of one order that end in given targets."""
 
-    Attributes:
-        times: the count of the n-gram itself, `[targets]`.
-        total: of all n-grams with its context, `[targets]`.
-        kinds: how many tokens have a count of one, of two, of more after the context, `[CLASSES, targets]`.
-    """
-
-    times: np.ndarray
-    total: np.ndarray
-    kinds: np.ndarray
+    times: Tensor  # of the n-gram itself [targets]
+    total: Tensor  # of all n-grams with its context [targets]
+    kinds: Tensor  # how many tokens have a count of one, of two, of more after the context [CLASSES, targets]
 
 
 class Order(NamedTuple):
@@ -76,32 +64,25 @@ class Order(NamedTuple):
     An n-gram's number is its place in `keys`, and 0 stands for none. Its key is made of its context's number among the
     n-grams of the order below (of order 1: of the text's owner) and of its last token, so that any order and vocabulary
     are exact.
-
-    Attributes:
-        keys: sorted, `[grams]`; the first, 0, is no n-gram's.
-        counts: `[grams]`; see `places`.
-        totals: of the counts after each context, `[contexts]`.
-        kinds: how many tokens have a count of one, of two, of more after a context, `[CLASSES, contexts]`.
     """
 
-    keys: np.ndarray
-    counts: np.ndarray
-    totals: np.ndarray
-    kinds: np.ndarray
+    keys: Tensor  # sorted [grams]; the first, 0, is no n-gram's
+    counts: Tensor  # see `places` [grams]
+    totals: Tensor  # of the counts after each context [contexts]
+    kinds: Tensor  # see `Found` [CLASSES, contexts]
 
     @classmethod
-    def of(cls, keys: np.ndarray, counts: np.ndarray, *, contexts: int, vocabulary: int) -> Order:
+    def of(cls, keys: Tensor, counts: Tensor, *, contexts: int, vocabulary: int) -> Order:
         """The n-grams of one order by their counts; those without are but the contexts of others."""
-        context = keys // vocabulary
-        totals = np.bincount(context, counts, minlength=contexts).astype(np.int64)
-        classes = np.minimum(counts, CLASSES)
-        kinds = [np.bincount(context[classes == c], minlength=contexts) for c in range(1, CLASSES + 1)]
-        return cls(keys, counts, totals, np.stack(kinds))
+        context, classes = keys // vocabulary, counts.clamp(max=CLASSES)
+        totals = torch.bincount(context, counts, minlength=contexts).long()
+        kinds = [torch.bincount(context[classes == c], minlength=contexts) for c in range(1, CLASSES + 1)]
+        return cls(keys, counts, totals, torch.stack(kinds))
 
-    def numbers(self, keys: np.ndarray) -> np.ndarray:
+    def numbers(self, keys: Tensor) -> Tensor:
         """The number of each key, 0 where there is no such n-gram."""
-        place = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, place, 0)
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == keys, place, 0)
 
 
 class Counts:
@@ -113,20 +94,20 @@ class Counts:
         contexts = owners + 1
         keys, grams = self.number(text, text.first_contexts)
         for further in reversed(range(order)):
-            longer_keys, longer = self.number(text, one_further(grams)) if further else (keys, np.zeros_like(grams))
+            longer_keys, longer = self.number(text, one_further(grams)) if further else (keys, torch.zeros_like(grams))
             counts = places(text, grams, longer, len(keys))
             self.orders.append(Order.of(keys, counts, contexts=contexts, vocabulary=vocabulary))
             contexts, keys, grams = len(keys), longer_keys, longer
 
-    def keys(self, text: Text, contexts: np.ndarray) -> np.ndarray:
+    def keys(self, text: Text, contexts: Tensor) -> Tensor:
         """The key of the n-gram at each token, `[rows, length + 1]`; 0 where is none."""
-        return np.where(text.known & (contexts > 0), contexts * self.vocabulary + text.tokens, 0)
+        return torch.where(text.known & (contexts > 0), contexts * self.vocabulary + text.tokens, 0)
 
-    def number(self, text: Text, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def number(self, text: Text, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """The sorted keys of the n-grams with the given contexts, and the number of that at each token."""
         found = self.keys(text, contexts)
-        keys, numbers = np.unique(np.append(found, 0), return_inverse=True)
-        return keys, numbers[:-1].reshape(found.shape)
+        keys, numbers = torch.unique(F.pad(found.flatten(), (0, 1)), return_inverse=True)
+        return keys, numbers[:-1].view_as(found)
 
     def find(self, text: Text) -> Iterator[Found]:
         """The counts of the n-grams of order 1, 2, ... that end in a text's targets."""
@@ -138,83 +119,50 @@ class Counts:
             contexts = one_further(grams)
 
 
-def one_further(grams: np.ndarray) -> np.ndarray:
+def one_further(grams: Tensor) -> Tensor:
     """The number of the n-gram before each token, its context: `[rows, length + 1]`, 0 at the beginning."""
-    return np.pad(grams[:, :-1], ((0, 0), (1, 0)))
+    return F.pad(grams[:, :-1], (1, 0))
 
 
-def places(text: Text, grams: np.ndarray, longer: np.ndarray, size: int) -> np.ndarray:
-    """In how many places each n-gram stands: different tokens before it, and beginnings of rows.
+def places(text: Text, grams: Tensor, longer: Tensor, size: int) -> Tensor:
+    """In how many places each of `size` n-grams stands: different tokens before it, and beginnings of rows.
 
-    These are Kneser and Ney's counts of lower orders. Where nothing is longer, every occurrence is a place.
-
-    Args:
-        grams: the n-gram that ends at each token, `[rows, length + 1]`.
-        longer: the same of n-grams that are one token longer; 0 is none.
-        size: numbers of n-grams.
-
-    Returns:
-        `[size]`.
+    These are Kneser and Ney's counts of lower orders. Where nothing is longer, every occurrence is a place. `grams` and
+    `longer` are the n-grams that end at each token and those one token longer, `[rows, length + 1]`; 0 is none.
     """
-    endings = np.zeros(longer.max() + 1, dtype=np.int64)
+    endings = longer.new_zeros(int(longer.max()) + 1)
     endings[longer] = grams * (longer > 0)
     beginnings = grams * (text.targets & (longer == 0))
-    counts = np.bincount(endings, minlength=size) + np.bincount(beginnings.flatten(), minlength=size)
+    counts = torch.bincount(endings, minlength=size) + torch.bincount(beginnings.flatten(), minlength=size)
     counts[0] = 0
     return counts
 
 
-class Background:
-    """Interpolated modified Kneser-Ney smoothing of the n-grams of a large text, which has one owner.
-
-    Reference: Chen & Goodman, An empirical study of smoothing techniques for language modeling, 1999 (Computer Speech
-        and Language 13:359-394), equations 18-26. Where the counts of counts do not give discounts (a small text, or
-        single tokens that are all frequent), they are half the count.
-    """
-
-    def __init__(self, counts: Counts) -> None:
-        self.counts = counts
-        self.discounts = [modified_discounts(order.counts) for order in counts.orders]
-
-    def probabilities(self, text: Text) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For contexts of 0, 1, ... tokens: the targets' probabilities, how often their contexts were seen."""
-        below = np.full(text.targets.sum(), 1 / self.counts.vocabulary)
-        shared = text._replace(owner=np.zeros_like(text.owner))
-        for found, discounts in zip(self.counts.find(shared), self.discounts, strict=True):
-            seen = found.total > 0
-            kept = found.times - discounts[found.times.clip(1, CLASSES) - 1]
-            given = np.where(found.times > 0, kept, 0.0) + discounts @ found.kinds * below
-            below = np.where(seen, given / found.total.clip(min=1), below)
-            yield below, found.total
-
-
-def modified_discounts(counts: np.ndarray) -> np.ndarray:
+def modified_discounts(counts: Tensor) -> Tensor:
     """The discounts of counts of one, two, and three or more, `[CLASSES]` (Chen & Goodman 1999, equation 26)."""
-    whole = np.arange(1.0, CLASSES + 1)
-    ones, twos, threes, fours = (np.count_nonzero(counts == times) for times in range(1, 5))
+    whole = torch.arange(1, CLASSES + 1, dtype=torch.float64)
+    ones, twos, threes, fours = torch.bincount(counts, minlength=5)[1:5].tolist()
     if not (ones and twos and threes and fours):
         return whole / 2
     once = ones / (ones + 2 * twos)
-    raised = whole - (whole + 1) * once * np.array([twos / ones, threes / twos, fours / threes])
-    return raised.clip(MARGIN, whole - MARGIN)
+    raised = whole - (whole + 1) * once * whole.new_tensor([twos / ones, threes / twos, fours / threes])
+    return raised.clamp(whole.new_tensor(MARGIN), whole - MARGIN)
+
+
+def smoothed(discounts: Tensor, below: Tensor, times: Tensor, total: Tensor, kinds: Tensor) -> Tensor:
+    """The probabilities `[targets]` by counts (see `Found`), which leave their discounts `[CLASSES]` to `below`."""
+    kept = (times - discounts[times.clamp(1, CLASSES) - 1]) * (times > 0)
+    given = (kept + discounts @ kinds.to(discounts.dtype) * below) / total.clamp(min=1)
+    return torch.where(total > 0, given, below)
 
 
 class Evidence(NamedTuple):
-    """All that the weights need to know of some queries' targets, for contexts of 0, 1, ... tokens.
+    """All that the weights need to know of some queries' targets, for contexts of one length."""
 
-    Attributes:
-        background: probabilities in the background, `[order, targets]`.
-        trust: place in the table of weights: how often the background saw the context, and how often the support set
-            saw the one that is a token shorter; `[order, targets]`.
-        known: whether the background saw the context at all, `[order, targets]`.
-        times, total: of the support set, see `Found`; `[order, targets]`.
-        kinds: see `Found`; `[order, CLASSES, targets]`.
-    """
-
-    background: Tensor
-    trust: Tensor
-    known: Tensor
-    times: Tensor
+    background: Tensor  # probabilities in the background [targets]
+    trust: Tensor  # place in the table of weights: how often the background saw the context, the support set a shorter
+    known: Tensor  # whether the background saw the context at all [targets]
+    times: Tensor  # of the support set, as what follows: see `Found`
     total: Tensor
     kinds: Tensor
 
@@ -228,18 +176,15 @@ class Weights(nn.Module):
         self.discounts = nn.Parameter(torch.zeros(order, CLASSES, dtype=torch.float64))
         self.trust = nn.Parameter(torch.zeros(order, BUCKETS * BUCKETS, dtype=torch.float64))
 
-    def forward(self, evidence: Evidence) -> Tensor:
-        """Logarithms of the targets' probabilities `[targets]`."""
+    def forward(self, evidence: Sequence[Evidence]) -> Tensor:
+        """Logarithms of the targets' probabilities `[targets]`, by the evidence of each order."""
         whole = torch.arange(1, CLASSES + 1, dtype=torch.float64)
-        probability = torch.full_like(evidence.background[0], 1 / self.vocabulary)
-        by_order = map(Evidence._make, zip(*evidence, strict=True))
-        for discounts, trust, seen in zip(self.discounts, self.trust, by_order, strict=True):
+        probability = torch.full_like(evidence[0].background, 1 / self.vocabulary)
+        for discounts, trust, seen in zip(self.discounts, self.trust, evidence, strict=True):
             trusted = trust.sigmoid()[seen.trust] * seen.known
             mixed = trusted * seen.background + (1 - trusted) * probability
             taken = discounts.sigmoid() * (whole - 2 * MARGIN) + MARGIN
-            kept = (seen.times - taken[seen.times.clamp(1, CLASSES) - 1]) * (seen.times > 0)
-            given = (kept + taken @ seen.kinds.to(taken.dtype) * mixed) / seen.total.clamp(min=1)
-            probability = torch.where(seen.total > 0, given, mixed)
+            probability = smoothed(taken, mixed, seen.times, seen.total, seen.kinds)
         return probability.log()
 
 
@@ -251,14 +196,17 @@ class NGramModel:
         trust * background(token | h) + (1 - trust) * adapted(token | the last k - 1 tokens of h),
 
     and so on down to the uniform distribution. Both models are Kneser-Ney's. The background's discounts follow from
-    its counts; the support set's, which is too small for that, and `trust`, which depends on k, on how often the
-    background saw h and how often the support set saw its last k - 1 tokens, are tuned on other tasks (maximum
-    likelihood by L-BFGS). Text before a row's first token is not seen, as it is not by the learned models.
+    its counts (where these are too few for that, they are half the count). The support set's, and `trust`, which
+    depends on k, on how often the background saw h and how often the support set saw its last k - 1 tokens, are tuned
+    on other tasks (maximum likelihood by L-BFGS). Text before a row's first token is not seen, as it is not by the
+    learned models.
 
     Reference: Wood & Teh, A hierarchical nonparametric Bayesian approach to statistical language model domain
         adaptation, 2009 (AISTATS, PMLR 5:607-614), section 4: the same two ways to fall back. Deviations: absolute
         discounts in the place of Pitman-Yor processes (one seat per place, concentration 0), and weights by how often
-        contexts were seen (Jelinek & Mercer 1980).
+        contexts were seen (Jelinek & Mercer 1980). The background is interpolated modified Kneser-Ney smoothing: Chen &
+        Goodman, An empirical study of smoothing techniques for language modeling, 1999 (Computer Speech and Language
+        13:359-394), equations 18-26.
 
     Args:
         vocabulary: different tokens.
@@ -273,8 +221,9 @@ class NGramModel:
 
     def __init__(self, vocabulary: int, *, order: int = 12) -> None:
         self.vocabulary, self.order = at_least("vocabulary", vocabulary, 1), at_least("order", order, 1)
-        self.background: Background | None = None
         self.weights = Weights(order, vocabulary)
+        padding = torch.zeros(1, 1, dtype=torch.int64)
+        self.fit_background(padding, padding, padding)
 
     def fit_background(self, rows: Tensor, targets: Tensor, mask: Tensor) -> None:
         """Counts all training text anew.
@@ -285,7 +234,8 @@ class NGramModel:
             mask: 1 where a target counts, `[rows, length]`.
         """
         text = Text.of(rows[None], targets[None], mask[None])
-        self.background = Background(Counts(text, owners=1, order=self.order, vocabulary=self.vocabulary))
+        self.background = Counts(text, owners=1, order=self.order, vocabulary=self.vocabulary)
+        self.discounts = [modified_discounts(order.counts) for order in self.background.orders]
 
     def tune(self, episodes: Iterable[Episode], *, iterations: int = 40) -> None:
         """Chooses discounts and trust by the likelihood of queries, given their support sets.
@@ -295,7 +245,8 @@ class NGramModel:
             iterations: of L-BFGS, each on all the tasks.
         """
         found = [self.evidence(episode.support, episode.query) for episode in episodes]
-        evidence = Evidence(*(torch.cat(parts, dim=-1) for parts in zip(*found, strict=True)))
+        by_order = [zip(*parts, strict=True) for parts in zip(*found, strict=True)]
+        evidence = [Evidence(*(torch.cat(leaves, dim=-1) for leaves in parts)) for parts in by_order]
         self.weights = Weights(self.order, self.vocabulary)
         parameters = list(self.weights.parameters())
         optimizer = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
@@ -304,7 +255,7 @@ class NGramModel:
             optimizer.zero_grad()
             surprise = -self.weights(evidence).sum()
             prior = sum((p.square().sum() for p in parameters), torch.zeros(())) / (2 * PRIOR_SCALE**2)
-            value = (surprise + prior) / evidence.total.shape[-1]
+            value = (surprise + prior) / len(evidence[0].total)
             value.backward()
             return value
 
@@ -326,18 +277,20 @@ class NGramModel:
             values[query.mask > 0] = self.weights(self.evidence(support, query)).to(values.device)
         return values
 
-    def evidence(self, support: Examples, query: Examples) -> Evidence:
-        """The counts in the background and in support sets of the n-grams that end in queries' targets."""
+    def evidence(self, support: Examples, query: Examples) -> list[Evidence]:
+        """The evidence of each order, by the n-grams that end in queries' targets."""
         text = Text.of(*query)
+        shared = text._replace(owner=torch.zeros_like(text.owner))
         counts = Counts(Text.of(*support), owners=len(support.mask), order=self.order, vocabulary=self.vocabulary)
-        times, total, kinds = (torch.from_numpy(np.stack(leaf)) for leaf in zip(*counts.find(text), strict=True))
-        if self.background is None:
-            background, seen = torch.zeros(total.shape, dtype=torch.float64), torch.zeros_like(total)
-        else:
-            both = zip(*self.background.probabilities(text), strict=True)
-            background, seen = (torch.from_numpy(np.stack(leaf)) for leaf in both)
-        shorter = torch.cat([torch.zeros_like(total[:1]), total[:-1]])
-        return Evidence(background, bucket(seen) * BUCKETS + bucket(shorter), seen > 0, times, total, kinds)
+        below = torch.full((int(text.targets.sum()),), 1 / self.vocabulary, dtype=torch.float64)
+        shorter, evidence = torch.zeros_like(below), []
+        orders = zip(counts.find(text), self.background.find(shared), self.discounts, strict=True)
+        for found, in_background, discounts in orders:
+            below = smoothed(discounts, below, *in_background)
+            trust = bucket(in_background.total) * BUCKETS + bucket(shorter)
+            evidence.append(Evidence(below, trust, in_background.total > 0, *found))
+            shorter = found.total
+        return evidence
 
 
 def bucket(seen: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 import torch
@@ -25,34 +25,24 @@ __all__ = ["TextQuality"]
 
 logger = logging.getLogger(__name__)
 
-#: Characters of the n-grams whose distributions are compared.
-DISTANCE_N = 2
-
-#: Measures of a source's texts, given real text of as many and the support texts.
-MEASURES: dict[str, Callable[[Sequence[str], Sequence[str], Sequence[str]], float]] = {
-    "ngram_distance": lambda texts, real, support: measures.ngram_distance(texts, real, DISTANCE_N),
-    "copied_share": lambda texts, real, support: measures.copied_share(texts, support),
-    "copied_10grams": lambda texts, real, support: measures.copied_ngrams(texts, support),
-    "distinct_3": lambda texts, real, support: measures.distinct_n(texts, 3),
-}
-
 
 class SourceTexts(NamedTuple):
-    """Texts of one source.
+    """Texts of one source."""
 
-    Attributes:
-        name: of the source.
-        support: the support set.
-        real: other text of it.
-        reference: more of that, to compare with.
-        made: texts generated `before` and `after` adapting.
-    """
+    name: str  # of the source
+    support: list[str]  # the support set
+    real: list[str]  # other text of it
+    reference: list[str]  # more of that, to compare with
+    made: dict[str, list[str]]  # texts generated `before` and `after` adapting
 
-    name: str
-    support: list[str]
-    real: list[str]
-    reference: list[str]
-    made: dict[str, list[str]]
+    def measures(self, texts: Sequence[str]) -> dict[str, float]:
+        """The measures of some texts that should be like this source's."""
+        return {
+            "ngram_distance": measures.ngram_distance(texts, self.reference, 2),
+            "copied_share": measures.copied_share(texts, self.support),
+            "copied_10grams": measures.copied_ngrams(texts, self.support),
+            "distinct_3": measures.distinct_n(texts, 3),
+        }
 
 
 class TextQuality(Measure, Display):
@@ -105,8 +95,7 @@ class TextQuality(Measure, Display):
         made = {stage: {each.name: each.made[stage] for each in found} for stage in stages}
         columns = {stage: judged_texts(task, found, own, fit.score(own)) for stage, own in made.items()}
         # The classifier knows the real text that it was trained on: only the rest is a fair ceiling.
-        places = torch.tensor([fit.names.index(each.name) for each in found])
-        ceiling = measures.Recognition(*(leaf[places] for leaf in fit.ceiling))
+        ceiling = fit.score({each.name: fit.held_out[each.name] for each in found})
         columns["real"] = judged_texts(task, found, {each.name: each.real for each in found}, ceiling)
         return Measured(f"generated texts of {split} sources", columns)
 
@@ -132,8 +121,8 @@ def judged_texts(
 ) -> dict[str, Interval]:
     """The measures of some texts of each source."""
     values = {"task_fit": recognition.accuracy, "task_fit_rank": recognition.reciprocal_rank}
-    for name, measure in MEASURES.items():
-        values[name] = torch.tensor([measure(texts[each.name], each.reference, each.support) for each in found])
+    judged = [each.measures(texts[each.name]) for each in found]
+    values |= {name: torch.tensor([each[name] for each in judged]) for name in judged[0]}
     sources = [(task.source_of(each.name),) for each in found]
     return {name: Interval.of(value, sources) for name, value in values.items()}
 
