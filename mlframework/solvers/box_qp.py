@@ -49,9 +49,12 @@ class Problem(NamedTuple):
 def solve(problem: Problem) -> tuple[Tensor, Tensor]:
     """The optimum `A` `[tasks, k, n]`, differentiable, and its residual `[tasks]`, detached."""
     kernel, linear, lower, upper, coupled = problem
-    state, share, optimum, residual, *parts = ActiveSet.apply(*(leaf.detach() for leaf in problem[:4]), coupled)
-    bounds = at_bounds(state, lower, upper)
-    return Optimum.apply(kernel, linear, bounds, optimum, share, *parts), residual
+    # In units in which the kernel's mean diagonal is 1.
+    scale = kernel.detach().diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    leaves = kernel / scale, linear, lower * scale, upper * scale
+    state, share, optimum, residual, *parts = ActiveSet.apply(*(leaf.detach() for leaf in leaves), coupled)
+    bounds = at_bounds(state, *leaves[2:])
+    return Optimum.apply(*leaves[:2], bounds, optimum, share, *parts) / scale, residual
 
 
 def at_bounds(state: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -132,10 +135,8 @@ class ActiveSet(torch.autograd.Function):
 
     @staticmethod
     def forward(kernel: Tensor, linear: Tensor, lower: Tensor, upper: Tensor, coupled: bool) -> tuple[Tensor, ...]:
-        # In units in which the kernel's mean diagonal is 1.
-        scale = kernel.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        found = search(Problem(kernel / scale, linear, lower * scale, upper * scale, coupled))
-        return found.state, found.share, found.optimum / scale, found.residual, *found.inverse.unscaled(scale)
+        found, inverted = search(Problem(kernel, linear, lower, upper, coupled))
+        return found.state, found.share, found.optimum, found.residual, *inverted
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
@@ -166,41 +167,40 @@ class Found(NamedTuple):
     optimum: Tensor  # among the points with these active entries, [tasks, k, n]
     force: Tensor  # the negative gradient, 0 in free entries up to rounding, [tasks, k, n]
     residual: Tensor  # the largest violation of the optimality conditions, in units of the kernel's diagonal, [tasks]
-    inverse: FreeInverse  # the kernel's on the free entries
 
     def improved(self, tasks: Tensor, other: Found) -> Found:
         """With the tasks whose residual is smaller in `other`, replaced."""
         better = other.residual < self.residual[tasks]
-        index, chosen = tasks[better], torch.nonzero(better).flatten()
-        pairs = zip(self[:5], other[:5], strict=True)
-        leaves = (whole.index_copy(0, index, part[chosen]) for whole, part in pairs)
-        return Found._make((*leaves, self.inverse.replaced(index, other.inverse, chosen)))
-
-    def rows(self, index: Tensor) -> Found:
-        """The same for some tasks."""
-        return Found._make((*(leaf[index] for leaf in self[:5]), self.inverse.rows(index)))
+        pairs = zip(self, other, strict=True)
+        return Found._make(whole.index_copy(0, tasks[better], part[better]) for whole, part in pairs)
 
 
-def search(problem: Problem) -> Found:
+def search(problem: Problem) -> tuple[Found, FreeInverse]:
     """The active set of scaled problems, by changes from a warm start, and the optimum, refined where rounding shows.
 
     If the changes go round in circles, they start again from the result of an interior point method. Of 2,592 random
     machines with up to 25 examples, 130 needed that; 3,000 steps of the warm start in its place left 19 unsolved.
     """
     start = leave_one_free(problem, warm_start(problem))
-    found = change(problem, start, free_inverse(problem.kernel, start, problem.coupled))
+    inverted = free_inverse(problem.kernel, start, problem.coupled)
+    found = optimum_of(problem, start, inverted)
     if float(found.residual.max()) <= EXACT:
-        return found
+        return found, inverted
+    found = change(problem, found)
     failed = torch.nonzero(found.residual > RETRY).flatten()
     if len(failed):
         hard = problem.rows(failed)
-        start = leave_one_free(hard, interior_point(*hard))
-        found = found.improved(failed, change(hard, start, found.inverse.moved(failed, hard.kernel, start)))
-    for mend, bar in ((refined, EXACT), (polished, PRECISE)):
-        rough = torch.nonzero((found.residual > bar) & (found.residual < RETRY)).flatten()
-        if len(rough):
-            found = found.improved(rough, mend(problem.rows(rough), found.rows(rough)))
-    return found
+        state = leave_one_free(hard, interior_point(*hard))
+        solved = optimum_of(hard, state, free_inverse(hard.kernel, state, hard.coupled))
+        found = found.improved(failed, change(hard, solved))
+    if not torch.equal(found.state, start):
+        inverted = free_inverse(problem.kernel, found.state, problem.coupled)
+    refined = optimum_of(problem, found.state, inverted, found.optimum)
+    found = found.improved(torch.arange(len(start), device=start.device), refined)
+    rough = torch.nonzero((found.residual > PRECISE) & (found.residual < RETRY)).flatten()
+    if len(rough):
+        found = found.improved(rough, polished(problem.rows(rough), found.state[rough]))
+    return found, inverted
 
 
 def warm_start(problem: Problem) -> Tensor:
@@ -225,7 +225,7 @@ def warm_start(problem: Problem) -> Tensor:
     return (reached - bounded).sign()
 
 
-def change(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
+def change(problem: Problem, found: Found) -> Found:
     """Changes the active set until it is the right one, or too often: a primal-dual active set method.
 
     A free entry beyond a bound becomes active; an active entry that its bound does not hold back becomes free. The best
@@ -234,18 +234,14 @@ def change(problem: Problem, state: Tensor, inverted: FreeInverse) -> Found:
     Reference: Hintermueller, Ito, Kunisch, The primal-dual active set strategy as a semismooth Newton method, 2002,
         doi:10.1137/S1052623401383558, section 2.
     """
-    best = found = optimum_of(problem, state, inverted)
-    tasks = torch.arange(len(state), device=state.device)
+    best, tasks = found, torch.arange(len(found.state), device=found.state.device)
     for _ in range(MAX_CHANGES - 1):
-        wrong = found.residual > EXACT
-        if not wrong.any():
-            break
-        changed = next_state(problem, found)
-        going_on = torch.nonzero(wrong & (changed != found.state).flatten(1).any(1)).flatten()
+        state = next_state(problem, found)
+        going_on = torch.nonzero((found.residual > EXACT) & (state != found.state).flatten(1).any(1)).flatten()
         if not len(going_on):
             break
-        tasks, problem, state = tasks[going_on], problem.rows(going_on), changed[going_on]
-        found = optimum_of(problem, state, found.inverse.moved(going_on, problem.kernel, state))
+        tasks, problem, state = tasks[going_on], problem.rows(going_on), state[going_on]
+        found = optimum_of(problem, state, free_inverse(problem.kernel, state, problem.coupled))
         best = best.improved(tasks, found)
     return best
 
@@ -257,26 +253,21 @@ def optimum_of(problem: Problem, state: Tensor, inverted: FreeInverse, start: Te
     if start is None:
         start = anchored(at_bounds(state, lower, upper), share)
     optimum = start + inverted(torch.baddbmm(linear, start, kernel, alpha=-1))
-    return judged(problem, optimum, state, share, inverted)
+    return judged(problem, optimum, state, share)
 
 
-def refined(problem: Problem, found: Found) -> Found:
-    """The same with less rounding."""
-    return optimum_of(problem, found.state, found.inverse, found.optimum)
-
-
-def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor, inverted: FreeInverse) -> Found:
+def judged(problem: Problem, optimum: Tensor, state: Tensor, share: Tensor) -> Found:
     """A solution with its force and its residual."""
     force = pushing(torch.baddbmm(problem.linear, optimum, problem.kernel, alpha=-1), share)
     residual = (optimum - (optimum + force).clamp(problem.lower, problem.upper)).abs().amax((-2, -1))
     if problem.coupled:
         residual = torch.maximum(residual, optimum.sum(-2).abs().amax(-1))
-    return Found(state, share, optimum, force, residual, inverted)
+    return Found(state, share, optimum, force, residual)
 
 
 def next_state(problem: Problem, found: Found) -> Tensor:
     """Which entries are active after a change."""
-    state, _, optimum, force, *_ = found
+    state, _, optimum, force, _ = found
     above = torch.where(state > 0, force > 0, optimum > problem.upper)
     below = torch.where(state < 0, force < 0, optimum < problem.lower)
     return leave_one_free(problem, above.to(state.dtype) - below.to(state.dtype))
@@ -292,14 +283,14 @@ def leave_one_free(problem: Problem, state: Tensor) -> Tensor:
     return torch.where(stuck & (problem.upper == problem.upper.amax(-2, keepdim=True)), 0.0, state)
 
 
-def polished(problem: Problem, found: Found) -> Found:
+def polished(problem: Problem, state: Tensor) -> Found:
     """The optimum by one dense factorisation of all optimality conditions, with the least rounding.
 
     For ill-conditioned kernels, for which the sums over classes of a `FreeInverse` are mostly rounding.
     """
     kernel, linear, lower, upper, coupled = problem
     tasks, k, n = linear.shape
-    free = (found.state == 0).to(linear.dtype)
+    free = (state == 0).to(linear.dtype)
     # Unknowns: the entries, class after class, then a multiplier per example.
     matrix = linear.new_zeros(tasks, (k + 1) * n, (k + 1) * n)
     grid = matrix.view(tasks, k + 1, n, k + 1, n)
@@ -309,10 +300,9 @@ def polished(problem: Problem, found: Found) -> Found:
         grid[:, m, :, k] = torch.diag_embed(some * free[:, m])
         grid[:, k, :, m] = torch.diag_embed(some)
     grid[:, k, :, k] = torch.diag_embed(1 - some)
-    right = torch.where(found.state == 0, linear, at_bounds(found.state, lower, upper))
+    right = torch.where(state == 0, linear, at_bounds(state, lower, upper))
     right = torch.cat([right, linear.new_zeros(tasks, 1, n)], dim=1).view(tasks, -1, 1)
     factor = torch.linalg.lu_factor(matrix)
     solution = torch.linalg.lu_solve(*factor, right)
     solution = solution + torch.linalg.lu_solve(*factor, right - matrix @ solution)
-    optimum = solution.view(tasks, k + 1, n)[:, :k]
-    return judged(problem, optimum, found.state, found.share, found.inverse)
+    return judged(problem, solution.view(tasks, k + 1, n)[:, :k], state, shares(state, coupled))

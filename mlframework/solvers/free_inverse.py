@@ -11,9 +11,8 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-__all__ = ["FreeInverse", "centred", "free_inverse", "inverse", "rebuilt"]
+__all__ = ["FreeInverse", "centred", "free_inverse", "inverse", "rebuilt", "times"]
 
 
 def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
@@ -75,28 +74,11 @@ class ByClass(NamedTuple):
         if not self.coupling.shape[-1]:
             return v
         shared = (self.coupling @ v.sum(-2).unsqueeze(-1)).squeeze(-1)
-        return v - times(self.blocks, shared.unsqueeze(-2).expand_as(g))
-
-    def unscaled(self, scale: Tensor) -> ByClass:
-        """That of the kernel times `scale` `[tasks, 1, 1]`."""
-        return ByClass(self.blocks / scale.unsqueeze(1), self.coupling * scale)
-
-    def rows(self, index: Tensor) -> ByClass:
-        """That of some tasks."""
-        return ByClass(*(leaf[index] for leaf in self))
-
-    def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> ByClass:
-        """That of some tasks in another state; `kernel` and `state` are theirs."""
-        return ByClass.of(kernel, state, coupled=bool(self.coupling.shape[-1]))
-
-    def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> ByClass:
-        """With the tasks `index` replaced by another's tasks `chosen`."""
-        assert isinstance(other, ByClass)
-        return ByClass(*(mine.index_copy(0, index, its[chosen]) for mine, its in zip(self, other, strict=True)))
+        return v - times(self.blocks, shared.unsqueeze(-2))
 
 
 def times(blocks: Tensor, g: Tensor) -> Tensor:
-    """A matrix per class `[tasks, k, n, n]` times a vector per class `[tasks, k, n]`."""
+    """A matrix per class `[tasks, k, n, n]` times a vector per class `[tasks, k or 1, n]`."""
     return (blocks @ g.unsqueeze(-1)).squeeze(-1)
 
 
@@ -139,31 +121,6 @@ class ByActive(NamedTuple):
 
     def spread(self, entries: Tensor) -> Tensor:
         return torch.bmm(centred(entries), self.inverted)
-
-    def unscaled(self, scale: Tensor) -> ByActive:
-        return self._replace(inverted=self.inverted / scale, factor=self.factor / scale.sqrt())
-
-    def rows(self, index: Tensor) -> ByActive:
-        return ByActive(*(leaf[index] for leaf in self))
-
-    def moved(self, index: Tensor, kernel: Tensor, state: Tensor) -> ByActive:
-        active = active_entries(state)
-        return ByActive.of(self.inverted[index], state, active, int(active.sum(-1).max()))
-
-    def replaced(self, index: Tensor, other: FreeInverse, chosen: Tensor) -> ByActive:
-        assert isinstance(other, ByActive)
-        width = max(self.order.shape[-1], other.order.shape[-1])
-        pairs = zip(self.widened(width), other.rows(chosen).widened(width), strict=True)
-        return ByActive(*(mine.index_copy(0, index, its) for mine, its in pairs))
-
-    def widened(self, width: int) -> ByActive:
-        """The same with room for more active entries."""
-        more = width - self.order.shape[-1]
-        if not more:
-            return self
-        order, counts, factor = pad(self.order, (0, more)), pad(self.counts, (0, more)), pad(self.factor, (0, more) * 2)
-        factor.diagonal(dim1=-2, dim2=-1)[..., -more:] = 1
-        return self._replace(order=order, counts=counts, factor=factor)
 
 
 FreeInverse: TypeAlias = ByClass | ByActive
