@@ -22,7 +22,7 @@ from test_logger import points
 
 from mlframework.cli.train import main, monitored
 from mlframework.errors import FailedRun, InvalidValue, UserError
-from mlframework.evaluation.displays.display import Display
+from mlframework.evaluation.part import Display
 from mlframework.runs.run import evaluate_run, set_up, train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid

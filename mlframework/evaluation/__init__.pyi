@@ -5,12 +5,11 @@ from .baselines.scikit_learn import OnFeatures as OnFeatures, ScikitLearn as Sci
 from .choices import Candidate as Candidate, Trial as Trial
 from .displays.by_inner_step import ByInnerStep as ByInnerStep
 from .displays.contact_sheet import ContactSheet as ContactSheet
-from .displays.display import Display as Display
 from .displays.fits import Fits as Fits
 from .displays.samples import Samples as Samples
 from .displays.text_quality import TextQuality as TextQuality
 from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval
-from .part import Baseline as Baseline, Measure as Measure
+from .part import Baseline as Baseline, Display as Display, Measure as Measure
 from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
 from .task_set import TaskSet as TaskSet

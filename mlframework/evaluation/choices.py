@@ -37,19 +37,12 @@ class Rule(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One setting of a method.
+    """One setting of a method."""
 
-    Attributes:
-        judge: gives each query metric of every task of a set, `[steps, tasks]`.
-        steps: the training steps on the support set to which the rows of these metrics belong.
-        named: the setting in words; empty where the method has only one.
-        rule: the update rule; None: the method's own, or none.
-    """
-
-    judge: Callable[[TaskSet], Metrics]
-    steps: Sequence[int]
-    named: str = ""
-    rule: Rule | None = None
+    judge: Callable[[TaskSet], Metrics]  # gives each query metric of every task of a set [steps, tasks]
+    steps: Sequence[int]  # training steps on the support set to which the rows of these metrics belong
+    named: str = ""  # the setting in words; empty where the method has only one
+    rule: Rule | None = None  # the update rule; None: the method's own, or none
 
     @property
     def setting(self) -> str:
@@ -90,27 +83,16 @@ def choose(candidates: Iterable[Candidate], tasks: TaskSet, metric: str, *, high
 
 
 class Trial(NamedTuple):
-    """One evaluation at work: the tasks and tools with which a method chooses its setting and is judged.
+    """One evaluation at work: the tasks and tools with which a method chooses its setting and is judged."""
 
-    Attributes:
-        meta_layer: the trained algorithm.
-        make_base_layer: draws a newly initialised base layer from torch's global generator.
-        tasks: the task set on which methods are judged.
-        sources: of each of these tasks; None where each task is a source of its own.
-        validation: the tasks on which methods choose.
-        rules: the update rules over which conventional training is tuned.
-        monitor: the metric by which choices are made.
-        device: where episodes go.
-    """
-
-    meta_layer: MetaLayer
-    make_base_layer: Callable[[], BaseLayer]
-    tasks: TaskSet
-    sources: Sources | None
-    validation: TaskSet
-    rules: Sequence[Rule]
-    monitor: str
-    device: torch.device
+    meta_layer: MetaLayer  # the trained algorithm
+    make_base_layer: Callable[[], BaseLayer]  # draws a newly initialised one from torch's global generator
+    tasks: TaskSet  # on which methods are judged
+    sources: Sources | None  # of each of these tasks; None where each task is a source of its own
+    validation: TaskSet  # on which methods choose
+    rules: Sequence[Rule]  # over which conventional training is tuned
+    monitor: str  # the metric by which choices are made
+    device: torch.device  # where episodes go
 
     @property
     def task(self) -> TaskDistribution:

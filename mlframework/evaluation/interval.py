@@ -20,20 +20,12 @@ MOST_SHARED = 0.5
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval over tasks, by Student's t, and that over the sources of the tasks.
-
-    Attributes:
-        mean: of the values.
-        half_width: `mean - half_width` to `mean + half_width` is the interval; NaN for a single value.
-        values: how many there were.
-        over_sources: the half width of the interval over sources; None where each task is a source of its own, or
-            where there are too few sources to tell. See `half_width_over_sources`.
-    """
+    """A mean with its 95 % confidence interval over tasks, by Student's t, and that over the sources of the tasks."""
 
     mean: float
-    half_width: float
-    values: int
-    over_sources: float | None = None
+    half_width: float  # `mean - half_width` to `mean + half_width` is the interval; NaN for a single value
+    values: int  # how many there were
+    over_sources: float | None = None  # of the interval over sources, where there is one: `half_width_over_sources`
 
     @classmethod
     def of(cls, values: Tensor, sources: Sources | None = None) -> Interval:
@@ -54,7 +46,7 @@ class Interval(NamedTuple):
 
 
 def half_width_over_sources(values: Tensor, sources: Sources) -> float | None:
-    """Half the 95 % interval of the mean of values, where tasks with a common source are correlated.
+    """Half the 95 % interval of the mean of values `[tasks]`, where tasks with a common source are correlated.
 
     The variance of the mean is `sum of e_i e_j over pairs of tasks with a common source / tasks^2 / (1 - s)`: e are the
     deviations from the mean, and s is the share of such pairs. With one source per task this is the cluster-robust
@@ -62,12 +54,7 @@ def half_width_over_sources(values: Tensor, sources: Sources) -> float | None:
     the variance of independent tasks. The quantile is Student's; its degrees of freedom are one less than the effective
     number of sources, which is smaller than their number where a few of them have most of the tasks.
 
-    Args:
-        values: `[tasks]`.
-        sources: of each task.
-
-    Returns:
-        The half width; None where there are too few sources to tell.
+    Returns None where there are too few sources to tell.
 
     Reference: Liang, Zeger, Longitudinal data analysis using generalized linear models, 1986, Biometrika 73, section 3;
         Aronow, Samii, Assenova, Cluster-robust variance estimation for dyadic data, 2015, Political Analysis 23.

@@ -14,31 +14,18 @@ __all__ = ["Measured", "MethodResult", "Report", "difference"]
 
 
 class MethodResult(NamedTuple):
-    """A row of a report: the metrics of one method.
-
-    Attributes:
-        method: its name.
-        batch_norm: the policy by which queries were normalised; `none` where nothing mixes examples.
-        tasks: the number of tasks, from the beginning of the task set.
-        steps: the training steps on the support set after which the method was judged.
-        metrics: each query metric's interval after each number of steps.
-        setting: the choice on validation tasks, as `Adam 0.01`; empty for a method with one setting.
-        chosen: the number of steps that validation tasks chose, one of `steps`.
-        validation: the mean of the monitored metric on the validation tasks, at the choice.
-        values: each query metric of every task after `chosen` steps.
-        difference: each metric minus the first row's on the same tasks, paired; None in the first row.
-    """
+    """A row of a report: the metrics of one method."""
 
     method: str
-    batch_norm: str
-    tasks: int
-    steps: tuple[int, ...]
-    metrics: dict[str, list[Interval]]
-    setting: str
-    chosen: int
-    validation: float
-    values: dict[str, list[float]]
-    difference: dict[str, Interval] | None = None
+    batch_norm: str  # the policy by which queries were normalised; `none` where nothing mixes examples
+    tasks: int  # how many, from the beginning of the task set
+    steps: tuple[int, ...]  # training steps on the support set after which the method was judged
+    metrics: dict[str, list[Interval]]  # each query metric's interval after each number of steps
+    setting: str  # the choice on validation tasks, as `Adam 0.01`; empty for a method with one setting
+    chosen: int  # the number of steps that validation tasks chose, one of `steps`
+    validation: float  # the mean of the monitored metric on the validation tasks, at the choice
+    values: dict[str, list[float]]  # each query metric of every task after `chosen` steps
+    difference: dict[str, Interval] | None = None  # each metric minus the first row's, paired; None in the first row
 
     def interval(self, metric: str) -> Interval:
         """A metric's interval after the chosen number of steps."""
@@ -54,44 +41,27 @@ class MethodResult(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A table of intervals beside the rows of a report.
-
-    Attributes:
-        title: of the table.
-        columns: intervals by the heading of their column and the name of their row.
-    """
+    """A table of intervals beside the rows of a report."""
 
     title: str
-    columns: Mapping[str, Mapping[str, Interval]]
+    columns: Mapping[str, Mapping[str, Interval]]  # by the heading of the column and the name of the row
 
     def to_json(self) -> dict[str, Any]:
         return {of: {name: i._asdict() for name, i in column.items()} for of, column in self.columns.items()}
 
 
 class Report(NamedTuple):
-    """An evaluation: which tasks, and a row for each method.
+    """An evaluation: which tasks, and a row for each method."""
 
-    Attributes:
-        task_hash: sixteen hexadecimal digits; equal digits are equal tasks.
-        split: which tasks were drawn.
-        tasks: how many.
-        seed: of the draws.
-        validation_tasks: on how many tasks every method's choices were made.
-        monitor: by which metric.
-        sources: of each task; None where each task is a source of its own.
-        rows: the trained algorithm first.
-        measures: further tables, by the name of their measure.
-    """
-
-    task_hash: str
+    task_hash: str  # sixteen hexadecimal digits; equal digits are equal tasks
     split: Split
     tasks: int
-    seed: int
-    validation_tasks: int
-    monitor: str
-    sources: Sources | None
-    rows: list[MethodResult]
-    measures: Mapping[str, Measured] = {}
+    seed: int  # of the draws
+    validation_tasks: int  # on how many tasks every method's choices were made
+    monitor: str  # by which metric
+    sources: Sources | None  # of each task; None where each task is a source of its own
+    rows: list[MethodResult]  # the trained algorithm first
+    measures: Mapping[str, Measured] = {}  # further tables, by the name of their measure
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists; an interval is its mean, half widths and number of values."""

@@ -25,21 +25,14 @@ class TaskSet:
     """A frozen set of tasks: same seed, same tasks, on any machine, whatever the training drew.
 
     Tasks are drawn one at a time, so neither their number nor the chunk changes the first ones.
-
-    Args:
-        task: the distribution.
-        split: which tasks.
-        tasks: how many.
-        seed: of the draws.
-        chunk: tasks at a time when they are used.
     """
 
     task: TaskDistribution
     split: Split
     _: KW_ONLY
     tasks: int
-    seed: int
-    chunk: int = 50
+    seed: int  # of the draws
+    chunk: int = 50  # tasks at a time when they are used
 
     def __post_init__(self) -> None:
         at_least("tasks", self.tasks, 1)

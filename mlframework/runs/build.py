@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
 from mlframework.errors import InvalidValue, UserError, part_of
-from mlframework.evaluation.displays.display import Display
+from mlframework.evaluation.part import Display
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs.check_config import is_part
 from mlframework.runs.run_folder import RunFolder

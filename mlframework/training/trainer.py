@@ -15,9 +15,9 @@ import torch
 
 from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
-from mlframework.evaluation.displays.display import Display, Validated
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
+from mlframework.evaluation.part import Display, Validated
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least

@@ -52,13 +52,7 @@ class FromScratch(Baseline):
 
 
 class TrainedFromScratch(MetaLayer):
-    """The same network, trained on each support set alone from a random initialisation of its own.
-
-    Args:
-        make_base_layer: draws a newly initialised network from torch's global generator.
-        update: builds the optimizer's rule from the parameters.
-        steps: of it, on the whole support set.
-    """
+    """The same network, trained on each whole support set alone from a random initialisation of its own."""
 
     exact = False
 

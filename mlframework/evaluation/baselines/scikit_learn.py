@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Estimator", "FittedEstimators", "OnFeatures", "ScikitLearn", "default_estimator", "grid", "raw_inputs"]
+__all__ = ["FittedEstimators", "OnFeatures", "ScikitLearn", "default_estimator", "grid", "raw_inputs"]
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,6 @@ GRID: dict[str, tuple[float, ...]] = {
 LEAST = float(np.log(1e-12))
 
 
-class Estimator(Protocol):
-    """The part of scikit-learn's estimators that is used: to import their own class takes a second."""
-
-    def fit(self, x: Any, y: Any) -> Any: ...
-
-    def predict(self, x: Any) -> Any: ...
-
-
 class ScikitLearn(Baseline):
     """A scikit-learn estimator, fitted to the raw inputs of each support set; there is none for sequences.
 
@@ -52,7 +44,7 @@ class ScikitLearn(Baseline):
         estimator: is judged as it is; None takes one by the kind of task, and tunes it.
     """
 
-    def __init__(self, *, estimator: Estimator | None = None) -> None:
+    def __init__(self, *, estimator: Any = None) -> None:
         self.estimator = estimator
 
     def check(self, task: TaskDistribution) -> None:
@@ -77,7 +69,7 @@ class OnFeatures(Baseline):
         estimators: by name; a row of the report for each.
     """
 
-    def __init__(self, **estimators: Estimator) -> None:
+    def __init__(self, **estimators: Any) -> None:
         self.estimators = estimators
 
     def check(self, task: TaskDistribution) -> None:
@@ -91,7 +83,7 @@ class OnFeatures(Baseline):
             yield trial.row(f"{each} on features", trial.shown(layer.batch_norm), choice)
 
 
-def default_estimator(kind: Kind) -> Estimator:
+def default_estimator(kind: Kind) -> Any:
     """Logistic regression for a classification, kernel ridge regression (RBF) for a regression."""
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.linear_model import LogisticRegression
@@ -102,21 +94,10 @@ def default_estimator(kind: Kind) -> Estimator:
 
 
 class FittedEstimators(FeatureMetaLayer):
-    """A scikit-learn estimator, fitted to the features of each support set.
+    """A scikit-learn estimator, cloned and fitted to the features of each support set.
 
     No gradient passes through it, so the features are taken as they are: those of a trained network, or the raw inputs
     (see `raw_inputs`).
-
-    Args:
-        base_layer, task, batch_norm: see `FeatureMetaLayer`.
-        estimator: cloned for every task.
-
-    >>> from sklearn.kernel_ridge import KernelRidge
-    >>> from mlframework.tasks import Sinusoid
-    >>> fitted = FittedEstimators(raw_inputs(), Sinusoid(), estimator=KernelRidge(kernel="rbf"))
-    >>> episode = Sinusoid().sample(2, "test", torch.Generator().manual_seed(0))
-    >>> fitted.predict(fitted.adapt(episode.support), episode.query.x).shape
-    torch.Size([2, 10, 1])
     """
 
     kinds = ("classification", "regression")
@@ -127,7 +108,7 @@ class FittedEstimators(FeatureMetaLayer):
         base_layer: BaseLayer,
         task: TaskDistribution,
         *,
-        estimator: Estimator,
+        estimator: Any,
         batch_norm: BatchNormPolicy = "support",
     ) -> None:
         super().__init__(base_layer, task, batch_norm=batch_norm)
@@ -137,11 +118,11 @@ class FittedEstimators(FeatureMetaLayer):
         from sklearn.base import clone
 
         tasks = zip(features, support.y, support.mask > 0, strict=True)
-        return [clone(self.estimator).fit(as_array(x[kept]), as_array(y[kept])) for x, y, kept in tasks]
+        return [clone(self.estimator).fit(x[kept].numpy(force=True), y[kept].numpy(force=True)) for x, y, kept in tasks]
 
     def outputs(self, adapted: list[Any], features: Tensor) -> Tensor:
         width = self.task.spec.out_features
-        found = [scores(e, as_array(rows), width) for e, rows in zip(adapted, features, strict=True)]
+        found = [scores(e, rows.numpy(force=True), width) for e, rows in zip(adapted, features, strict=True)]
         dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
         return torch.from_numpy(np.stack(found)).to(features.device, dtype)
 
@@ -151,20 +132,10 @@ def raw_inputs() -> BaseLayer:
     return BaseLayer(nn.Flatten(), nn.Identity())
 
 
-def as_array(tensor: Tensor) -> np.ndarray:
-    """A numpy array on the CPU."""
-    return tensor.detach().cpu().numpy()
-
-
 def scores(estimator: Any, x: np.ndarray, width: int) -> np.ndarray:
-    """The predictions of a fitted estimator: values, or a score per class; the likeliest class has the highest.
+    """The predictions `[n, width]` of a fitted estimator for examples `[n, d]`: values, or a score per class.
 
-    Args:
-        x: examples `[n, d]`.
-        width: values per example, or classes; the estimator may have met only some of them.
-
-    Returns:
-        `[n, width]`; a class that was not met is the least likely.
+    The likeliest class has the highest score; one that the estimator has not met is the least likely.
     """
     if kind_of(estimator) == "regression":
         return np.asarray(estimator.predict(x)).reshape(len(x), -1)
@@ -205,14 +176,14 @@ def grid(estimator: Any) -> Iterator[tuple[str, Any]]:
         yield named, clone(estimator).set_params(**settings)
 
 
-def kind_of(estimator: Estimator) -> Kind:
+def kind_of(estimator: Any) -> Kind:
     """The kind of task that an estimator is for: a classifier for a classification, any other for a regression."""
     from sklearn.base import is_classifier
 
     return "classification" if is_classifier(estimator) else "regression"
 
 
-def check_estimator(field: str, estimator: Estimator, task: TaskDistribution) -> None:
+def check_estimator(field: str, estimator: Any, task: TaskDistribution) -> None:
     """Refuses an object that cannot be fitted, settings that its `fit` would refuse, and tasks of another kind."""
     if not hasattr(estimator, "fit"):
         raise InvalidValue(field, estimator, "must be a scikit-learn estimator, by its _target_")
@@ -226,7 +197,7 @@ def check_estimator(field: str, estimator: Estimator, task: TaskDistribution) ->
 
 
 def candidates(
-    estimators: Iterable[tuple[str, Estimator]], base_layer: BaseLayer, trial: Trial, batch_norm: BatchNormPolicy
+    estimators: Iterable[tuple[str, Any]], base_layer: BaseLayer, trial: Trial, batch_norm: BatchNormPolicy
 ) -> Iterator[Candidate]:
     """Estimators, each with its setting in words (see `grid`), to be judged on the features of a base layer."""
     for named, estimator in estimators:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mlframework.evaluation.displays.display import Display, Log, Validated
 from mlframework.evaluation.displays.drawing import BLUE, new_figure, tidy
 from mlframework.evaluation.interval import Interval
+from mlframework.evaluation.part import Display, Log, Validated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from torch import Tensor
 from mlframework.episode import Episode, Examples
 from mlframework.errors import UserError
 from mlframework.evaluation.displays import drawing
-from mlframework.evaluation.displays.display import Display, Log, Validated
+from mlframework.evaluation.part import Display, Log, Validated
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 

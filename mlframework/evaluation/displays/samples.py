@@ -8,7 +8,7 @@ from itertools import zip_longest
 import torch
 
 from mlframework.episode import Episode
-from mlframework.evaluation.displays.display import Display, Log, Validated
+from mlframework.evaluation.part import Display, Log, Validated
 from mlframework.inner_loop.inner_loop import ends
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution

@@ -9,9 +9,8 @@ from typing import NamedTuple, get_args
 import torch
 
 from mlframework.episode import Examples, Split
-from mlframework.evaluation.displays.display import Display, Log, Validated
 from mlframework.evaluation.interval import Interval
-from mlframework.evaluation.part import Measure
+from mlframework.evaluation.part import Display, Log, Measure, Validated
 from mlframework.evaluation.report import Measured
 from mlframework.inner_loop.inner_loop import ends
 from mlframework.inner_loop.inner_update import at_least
