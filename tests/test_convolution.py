@@ -1,6 +1,7 @@
 """Convolution of stacked tasks: torch's own, task by task, eager and as compilers trace it, to every order."""
 
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -37,16 +38,22 @@ def traced(*tensors, stride, padding):
         return convolve(*tensors, stride=stride, padding=padding)
 
 
+def traced_as_large(*tensors, stride, padding):
+    """As `traced`, by the way of convolutions that are too large to be unfolded."""
+    with mock.patch("mlframework.backend.convolve.pays_unfolded", return_value=False):
+        return traced(*tensors, stride=stride, padding=padding)
+
+
 def task_by_task(x, weight, bias, stride, padding):
     """Convolutions by torch, of weights and biases that are a task's own or shared."""
     own = [t.expand(len(x), *t.shape[-dims:]) for t, dims in ((weight, 4), (bias, 1))]
     return torch.stack([F.conv2d(*task, stride, padding) for task in zip(x, *own, strict=True)])
 
 
-both = pytest.mark.parametrize("stacked", [convolve, traced])
+each_way = pytest.mark.parametrize("stacked", [convolve, traced, traced_as_large])
 
 
-@both
+@each_way
 @pytest.mark.parametrize(("image", "inputs", "outputs", "kernel", "stride", "padding"), CASES)
 def test_tasks_are_convolved_as_one_after_another_and_twice_differentiable(
     stacked, image, inputs, outputs, kernel, stride, padding
@@ -58,7 +65,7 @@ def test_tasks_are_convolved_as_one_after_another_and_twice_differentiable(
     assert gradgradcheck(function, tensors, fast_mode=True)
 
 
-@both
+@each_way
 @pytest.mark.parametrize(("own_weight", "own_bias"), [(True, True), (True, False), (False, True), (False, False)])
 def test_weights_and_biases_may_be_shared(stacked, own_weight, own_bias):
     x, weight, bias = random(2, 3, 2, 5, 5), random(2, 4, 2, 3, 3), random(2, 4)
@@ -71,7 +78,7 @@ def test_weights_and_biases_may_be_shared(stacked, own_weight, own_bias):
     assert gradgradcheck(function, tensors, fast_mode=True)
 
 
-@both
+@each_way
 def test_third_derivatives_are_exact(stacked):
     x, weight, bias = random(2, 2, 1, 4, 4), random(2, 2, 1, 3, 3), random(2, 2)
 

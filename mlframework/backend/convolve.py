@@ -1,7 +1,8 @@
 """Convolution of stacked tasks, each with weights of its own.
 
 Eagerly it is torch's grouped convolution: tasks are groups of channels. A compiler gets small convolutions unfolded:
-the patches as rows of a matrix, times the weights, a batched product over tasks.
+the patches as rows of a matrix, times the weights, a batched product over tasks. Of larger ones with weights of each
+task it gets, on a CPU, torch's kernels for one task after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["convolve", "max_pool"]
 Pair = Sequence[int]
 
 #: Multiplications of a task up to which a traced convolution is unfolded; and those where tasks have their own weights.
-SMALL, MEDIUM = 1_000_000, 20_000_000
+SMALL, MEDIUM = 1_000_000, 4_000_000
 
 #: Channels up to which weights of each task are unfolded whatever the size: there is little to unfold.
 FEW_CHANNELS = 3
@@ -41,9 +42,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, paddin
     Returns:
         `[tasks, n, out_channels, ...]`.
     """
-    if is_traced() and pays_unfolded(x, weight, stride, padding):
+    has_own_weights = weight.dim() == 5 and len(weight) > 1 and x.device.type == "cpu"
+    unfold = is_traced() and pays_unfolded(x, weight, stride, padding, has_own_weights)
+    if unfold or (is_traced() and has_own_weights):
         stacks = weight.expand(len(x), *weight.shape[-4:])
-        y = Unfolded.apply(None, x, stacks, x.shape[-2:], weight.shape[-2:], stride, padding)
+        y = Convolution.apply(None, x, stacks, x.shape[-2:], weight.shape[-2:], stride, padding, unfold)
         # One bias for each image: its gradient is then summed image by image.
         return y if bias is None else y + bias.unsqueeze(-2).expand(*bias.shape[:-1], x.shape[1], -1)[..., None, None]
     images = x.transpose(0, 1)  # tasks inside of images, so that batch norm finds tasks beside channels
@@ -58,13 +61,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, paddin
     return y.transpose(0, 1)
 
 
-def pays_unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
+def pays_unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, has_own_weights: bool) -> bool:
     """Whether a compiled convolution is faster unfolded."""
     positions = math.prod(sizes(x.shape[-2:], weight.shape[-2:], stride, padding))
     products = x.shape[1] * (1 if weight.dim() == 5 else len(x)) * positions * math.prod(weight.shape[-4:])
-    if weight.dim() == 4 or len(weight) == 1 or x.device.type != "cpu":
-        return products < SMALL
-    return products < MEDIUM or weight.shape[2] <= FEW_CHANNELS
+    if has_own_weights:
+        return products < MEDIUM or weight.shape[2] <= FEW_CHANNELS
+    return products < SMALL
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def max_pool(x: Tensor) -> Tensor:
     return first.movedim(-1, -3)
 
 
-class Unfolded(Function):
+class Convolution(Function):
     """Of results `[tasks, n, out, ...]`, images and weights, as `convolve` takes them, the one that is None.
 
     A convolution and its gradients by input and by weight are linear in both arguments. The derivatives of each are the
@@ -90,32 +93,54 @@ class Unfolded(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        y: Tensor | None, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pair, padding: Pair
-    ) -> Tensor:
-        if y is None:
-            y = patches(x, kernel, stride, padding) @ matrix(weight).mT
-            return y.unflatten(-2, (x.shape[1], *sizes(image, kernel, stride, padding))).movedim(-1, -3)
-        if x is None:
-            rows = pixels(y) @ matrix(weight)
-            rows = rows.view(-1, y.shape[-2] * y.shape[-1], rows.shape[-1])
-            return overlay(rows, image, kernel, stride, padding).unflatten(0, y.shape[:2]).movedim(-1, -3)
-        weight = pixels(y).mT @ patches(x, kernel, stride, padding)
-        return weight.unflatten(-1, (*kernel, x.shape[-3])).movedim(-1, -3)
+    def forward(y: Any, x: Any, weight: Any, *shapes_and_unfold: Any) -> Tensor:
+        *shapes, unfold = shapes_and_unfold
+        return (unfolded if unfold else in_turn)(y, x, weight, *shapes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:3])
-        ctx.shapes = inputs[3:]
+        ctx.others = inputs[3:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         all_three = [grad if tensor is None else tensor for tensor in ctx.saved_tensors]
         found = [
-            Unfolded.apply(*all_three[:asked], None, *all_three[asked + 1 :], *ctx.shapes) if needed else None
+            Convolution.apply(*all_three[:asked], None, *all_three[asked + 1 :], *ctx.others) if needed else None
             for asked, needed in enumerate(ctx.needs_input_grad[:3])
         ]
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
+
+
+def unfolded(y: Any, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """The one of three that is None, by products of matrices over all tasks."""
+    if y is None:
+        y = patches(x, kernel, stride, padding) @ matrix(weight).mT
+        return y.unflatten(-2, (x.shape[1], *sizes(image, kernel, stride, padding))).movedim(-1, -3)
+    if x is None:
+        rows = pixels(y) @ matrix(weight)
+        rows = rows.view(-1, y.shape[-2] * y.shape[-1], rows.shape[-1])
+        return overlay(rows, image, kernel, stride, padding).unflatten(0, y.shape[:2]).movedim(-1, -3)
+    weight = pixels(y).mT @ patches(x, kernel, stride, padding)
+    return weight.unflatten(-1, (*kernel, x.shape[-3])).movedim(-1, -3)
+
+
+def in_turn(y: Any, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """The one of three that is None, by torch's kernels, task by task, with channels last, as they are fastest."""
+    known = zip(*([last(task) for task in tensor] for tensor in (y, x, weight) if tensor is not None), strict=True)
+    if y is None:
+        found = [F.conv2d(a, w, None, stride, padding) for a, w in known]
+    else:
+        others = [*stride], [*padding], [1, 1], False, [0, 0], 1, [x is None, weight is None, False]
+        unknown = (y.shape[1], *image, weight.shape[2]) if x is None else (y.shape[2], *kernel, x.shape[2])
+        empty = y.new_empty(unknown).movedim(-1, 1)
+        pairs = ((g, empty, t) if x is None else (g, t, empty) for g, t in known)
+        found = [torch.ops.aten.convolution_backward(*three, None, *others)[int(weight is None)] for three in pairs]
+    return torch.stack([one.movedim(1, -1) for one in found]).movedim(-1, 2)
+
+
+def last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def sizes(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[int, ...]:
