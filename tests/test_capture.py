@@ -48,6 +48,39 @@ def test_captured_and_eager_agree_as_the_parameters_move():
     assert [*capture.decided.values()] == [True]
 
 
+class Weighted(Sinusoid):
+    """A task whose score looks up a table of its own, as bits per character do."""
+
+    table = torch.tensor([1.0, 2.0, 4.0])
+
+    def scores(self, prediction, y, mask):
+        scores = super().scores(prediction, y, mask)
+        return {**scores, "weighted": scores["loss"] * self.table.to(y)[mask.long().sum(1) - 1]}
+
+
+def few_images():
+    images = ClassIndexed.from_labels(torch.rand(12, 1, 16, 16), torch.arange(12) // 4)
+    task = ArrayTasks({"train": images}, n_way=2, k_shot=2, k_query=2)
+    return Prototypes(Conv4(task.spec, filters=4), task, batch_norm="support")
+
+
+def weighted_by_a_table():
+    task = Weighted(k_shot=3, k_query=3)
+    return MAML(MLP(task.spec, hidden=[8]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
+
+
+@pytest.mark.parametrize("make", [few_images, weighted_by_a_table])
+def test_masked_batch_norm_and_a_tasks_own_tensors_are_compiled(make, caplog, float64):
+    layer = make()
+    capture, episode = Capture(layer, "true"), episode_of(layer)
+    with caplog.at_level(logging.WARNING):
+        found = capture(episode)
+    assert not caplog.records
+    expected = eager_gradients(layer, episode)
+    torch.testing.assert_close(found.by_name, expected.by_name)
+    torch.testing.assert_close(found.metrics, expected.metrics)
+
+
 def test_inductor_remembers_every_index_that_it_has_simplified():
     from torch._inductor import sizevars
 

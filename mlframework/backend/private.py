@@ -230,6 +230,10 @@ def partition(graph: fx.GraphModule, *, outputs: int, keep_all: bool) -> tuple[f
         return parts(graph, (), num_fwd_outputs=outputs)
 
 
+#: Lets `make_fx` trace through tensors that are no inputs, as a task's own tables: they are constants of the graph.
+WITH_CONSTANTS: dict[str, Any] = {"_allow_non_fake_inputs": True}
+
+
 def remember_indices() -> None:
     """A patch: inductor's cache of simplified indices holds 128, too few for Conv4, whose graphs ask for thousands.
 

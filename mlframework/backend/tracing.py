@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.private import FOREACH_DIV, FOREACH_MUL, decompositions, is_mutable
+from mlframework.backend.private import FOREACH_DIV, FOREACH_MUL, WITH_CONSTANTS, decompositions, is_mutable
 
 __all__ = [
     "LATER",
@@ -68,9 +68,11 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with while_traced():
-        graph = make_fx(function, {**decompositions(), **ONE_BY_ONE}, tracing_mode="fake")(*inputs)
+        graph = make_fx(function, {**decompositions(), **ONE_BY_ONE}, tracing_mode="fake", **WITH_CONSTANTS)(*inputs)
     if any(is_mutable(node.target) for node in graph.graph.nodes):
-        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake")(*inputs)
+        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake", **WITH_CONSTANTS)(
+            *inputs
+        )
     return graph
 
 
