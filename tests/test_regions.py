@@ -137,11 +137,11 @@ def test_without_gradients_to_take_nothing_is_kept_for_them(run):
         found = run(lambda x: x.sin(), x)
     assert not found.requires_grad
     torch.testing.assert_close(found, x.sin().detach())
-    assert [unit.backward for unit in run.regions.values()] == [None]
+    assert [region.backward for region in run.regions.values()] == [None]
 
 
 @pytest.mark.parametrize("function", ["times", "of_a_table", "as_long", "as_many", "so_many"])
-def test_a_number_makes_units_of_its_own_where_it_makes_a_difference(run, function):
+def test_a_number_makes_regions_of_its_own_where_it_makes_a_difference(run, function):
     x, function = torch.rand(4), globals()[function]
     for number in (1, 2, 1, 0):
         torch.testing.assert_close(run(function, x, number), function(x, number))
@@ -170,7 +170,7 @@ def so_many(x, number):
     return [x.sin() for _ in range(number)]
 
 
-def test_a_number_that_makes_none_makes_one_unit(run):
+def test_a_number_that_makes_none_makes_one_region(run):
     x = torch.rand(4)
     for number in (2, 3):
         torch.testing.assert_close(run(plainly, x, number), x + 1)
