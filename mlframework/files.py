@@ -1,4 +1,4 @@
-"""Files written whole, or not at all, and objects that a file can describe."""
+"""Files written whole, or not at all, objects that a file can describe, and the leaves of its content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    *("KeepsArguments", "as_json", "atomic", "cache_folder", "remove_parts", "take_lock", "write_first"),
+    *("KeepsArguments", "as_json", "atomic", "cache_folder", "leaves", "remove_parts", "take_lock", "write_first"),
     *("write_json", "write_part", "write_text"),
 ]
 
@@ -114,6 +114,15 @@ def without_nan(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dictionaries; a list is a leaf."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

@@ -20,10 +20,10 @@ from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.training.checkpoint import Progress
+from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.logger import TensorBoardLogger, hyperparameters
 from mlframework.training.outer_loop import OuterLoop
-from mlframework.training.trainer import Trainer, Training
+from mlframework.training.trainer import Trainer
 
 CONFIG = OmegaConf.create(
     {

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework.cli import generate, train
 from mlframework.errors import InvalidValue
+from mlframework.files import leaves
 from mlframework.runs import build
-from mlframework.runs.check_config import check_config, leaves, parts
+from mlframework.runs.check_config import check_config, parts
 from mlframework.runs.error_report import fault
 from mlframework.runs.run import check_process, set_up
 from mlframework.runs.run_folder import PARTS, RunFolder

@@ -6,7 +6,7 @@ import functools
 import os
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from mlframework.base_layers.base_layer import BaseLayer, PlainLayer, as_base_la
 from mlframework.episode import TaskSpec
 from mlframework.errors import FailedRun, UserError
 
-__all__ = ["TWO_OUTPUTS", "Call", "check_base_layer", "culprit", "explained", "moved", "name_of_call", "recorded_calls"]
+__all__ = ["TWO_OUTPUTS", "Call", "check_base_layer", "culprit", "explained", "moved", "recorded_calls"]
 
 #: What rounding may change in a prediction, relative to the largest one.
 ROUNDING = 1e-3
@@ -36,6 +36,10 @@ class Call(NamedTuple):
     module: nn.Module
     given: object  # its first argument
     output: object
+
+    def __str__(self) -> str:
+        """The module as messages name it, as in `base_layer.features.0 (Linear)`."""
+        return f"{'.'.join(filter(None, ['base_layer', self.name]))} ({type(self.module).__name__})"
 
 
 @contextmanager
@@ -81,7 +85,7 @@ def in_training(base_layer: BaseLayer, x: Tensor) -> Tensor:
     if isinstance(prediction, Tensor) and not prediction.requires_grad and any(map(needs_gradient, calls)):
         culprit = next(call for call in calls if needs_gradient(call) and not requires_grad(call.output))
         why = "its output is detached, so that no gradient reaches it: leave that out"
-        raise UserError(f"{name_of_call(culprit)}: {why}")
+        raise UserError(f"{culprit}: {why}")
     return prediction
 
 
@@ -104,8 +108,8 @@ def check_repeats(base_layer: BaseLayer, x: Tensor) -> None:
                 base_layer(x)
             base_layer(x + 1)
         found.append(calls)
-    if call := culprit(found[0], found[1]):
-        raise UserError(f"{name_of_call(call)}: {TWO_OUTPUTS}")
+    if call := culprit(found):
+        raise UserError(f"{call}: {TWO_OUTPUTS}")
 
 
 def moved(one: Tensor, other: Tensor) -> bool:
@@ -114,9 +118,9 @@ def moved(one: Tensor, other: Tensor) -> bool:
     return bool(difference > ROUNDING * size)
 
 
-def culprit(one: list[Call], other: list[Call], rows: slice = slice(None)) -> Call | None:
-    """The first call whose output differs in some rows; None: whatever is at fault is no module of the base layer."""
-    for first, second in zip(one, other, strict=False):
+def culprit(found: Sequence[list[Call]], rows: slice = slice(None)) -> Call | None:
+    """The first call whose output differs in some rows; None: no module of the base layer is at fault."""
+    for first, second in zip(*found, strict=False):
         outputs = (first.output, second.output)
         if all(isinstance(output, Tensor) and output.dim() and output.is_floating_point() for output in outputs):
             kept = [output[rows] for output in outputs if isinstance(output, Tensor)]
@@ -134,11 +138,6 @@ def check_output(base_layer: BaseLayer, prediction: object, wanted: tuple[int, .
         raise UserError(f"{name} ({type(last).__name__}): returns {given} for two inputs, and must return {wanted}")
 
 
-def name_of_call(call: Call) -> str:
-    """A module as messages name it, as in `base_layer.features.0 (Linear)`."""
-    return f"{'.'.join(filter(None, ['base_layer', call.name]))} ({type(call.module).__name__})"
-
-
 @contextmanager
 def explained(base_layer: nn.Module, when: str, otherwise: str = "base_layer") -> Iterator[None]:
     """Turns whatever is raised inside into one line that names the innermost module that it came from.
@@ -154,7 +153,7 @@ def explained(base_layer: nn.Module, when: str, otherwise: str = "base_layer") -
         calls = {id(module): Call(name, module, None, None) for name, module in base_layer.named_modules()}
         frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         inside = [calls[frame] for frame in frames if frame in calls]
-        who = name_of_call(inside[-1]) if inside else otherwise
+        who = str(inside[-1]) if inside else otherwise
         raise UserError(f"{who}: fails {when}: {said(error)}") from error
 
 

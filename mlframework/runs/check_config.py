@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from mlframework.errors import InvalidValue, UserError, nearest
 from mlframework.evaluation.number_format import shown
+from mlframework.files import leaves
 
 if TYPE_CHECKING:  # it imports torch, which --help does without
     from mlframework.episode import TaskSpec
@@ -132,15 +133,6 @@ def most(count: Any) -> int:
     return max((number for number in numbers if isinstance(number, int)), default=1)
 
 
-def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def parts(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Every node that names a `_target_`, outer ones first, with its dotted key."""
     for name, node in config.items_ex(resolve=False):
@@ -168,7 +160,12 @@ def located(name: str) -> Any:
 
 def check_names(key: str, part: DictConfig) -> None:
     """The settings of a part are those of the callable that it names: none too many, none missing."""
-    target = check_target(key, part)
+    try:
+        target = located(part._target_)
+    except Exception as error:  # importing a user's module may raise anything
+        raise InvalidValue(f"{key}._target_", part._target_, f"cannot be imported ({error})") from error
+    if not callable(target):
+        raise InvalidValue(f"{key}._target_", part._target_, "must name a class or a function")
     takes = parameters(target)
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     for name in () if anything else given(part):
@@ -181,22 +178,14 @@ def check_names(key: str, part: DictConfig) -> None:
             raise UserError(f"{key}.{name}: must be given, for {target.__name__}")
 
 
-def check_target(key: str, part: DictConfig) -> Callable[..., Any]:
-    """The callable that a part names; raises an error that says why there is none."""
-    try:
-        target = located(part._target_)
-    except Exception as error:  # importing a user's module may raise anything
-        why = f"cannot be imported ({error})"
-        raise InvalidValue(f"{key}._target_", part._target_, why) from error
-    if not callable(target):
-        raise InvalidValue(f"{key}._target_", part._target_, "must name a class or a function")
-    return target
-
-
 def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
     """The values of a part, or with `derived` its interpolations, are of the types that the signature names."""
     target = located(part._target_)
-    hints, takes = type_hints(target), parameters(target)
+    takes = parameters(target)
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # they cannot be evaluated
+        hints = {}
     for name in given(part):
         if part[name] is None and name in takes and takes[name].default is None:
             continue
@@ -217,14 +206,6 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target).parameters
     except ValueError:
         return inspect.signature(lambda **anything: None).parameters
-
-
-def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a callable's parameters; none where they cannot be evaluated."""
-    try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError):
-        return {}
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -35,24 +35,24 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
         error: anything that was raised.
         config: of the run, if there is one: it tells from which override an object at fault was built.
     """
-    where = built_from(error, config)
-    root = cause(error)
+    where, root, exit_code = built_from(error, config), cause(error), UserError.exit_code
     if isinstance(root, InvalidValue):
+        value = "null" if root.value is None else str(root.value)
         key = f"{where}.{root.field}" if where else root.field
-        value = str(root.value).lower() if isinstance(root.value, bool) else root.value
-        return Fault(squeezed(f"{key}={'null' if value is None else value}: {root.why}"), UserError.exit_code)
-    if isinstance(root, IncompatibleKind):
-        return Fault(incompatible(root), root.exit_code)
-    if isinstance(root, UserError | FailedRun):
-        return Fault(squeezed(str(root)), root.exit_code)
-    if isinstance(root, HydraException | OmegaConfBaseException):
-        return Fault(squeezed(composition(root)), UserError.exit_code)
-    if (override := override_at_fault(root)) is not None:
-        why = f"must be an option of the group {override.key_or_group}; --help lists them"
-        return Fault(squeezed(f"{override.input_line}: {why}"), UserError.exit_code)
-    if where:
-        return Fault(squeezed(f"{where}: cannot be built: {named(root)}"), UserError.exit_code)
-    return Fault(squeezed(failure(root)), FailedRun.exit_code)
+        line = f"{key}={value.lower() if isinstance(root.value, bool) else value}: {root.why}"
+    elif isinstance(root, IncompatibleKind):
+        line = incompatible(root)
+    elif isinstance(root, UserError | FailedRun):
+        line, exit_code = str(root), root.exit_code
+    elif isinstance(root, HydraException | OmegaConfBaseException):
+        line = composition(root)
+    elif (override := override_at_fault(root)) is not None:
+        line = f"{override.input_line}: must be an option of the group {override.key_or_group}; --help lists them"
+    elif where:
+        line = f"{where}: cannot be built: {named(root)}"
+    else:
+        line, exit_code = failure(root), FailedRun.exit_code
+    return Fault(" ".join(line.split()), exit_code)
 
 
 def override_at_fault(error: BaseException) -> Override | None:
@@ -66,14 +66,8 @@ def override_at_fault(error: BaseException) -> Override | None:
 def incompatible(error: IncompatibleKind) -> str:
     """Names the two as they were chosen."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    if not choices.get("algorithm") or not choices.get("task"):
-        return str(error)
-    return error.told(f"algorithm={choices['algorithm']}", f"task={choices['task']}")
-
-
-def squeezed(text: str) -> str:
-    """The text on one line."""
-    return " ".join(text.split())
+    algorithm, task = choices.get("algorithm"), choices.get("task")
+    return error.told(f"algorithm={algorithm}", f"task={task}") if algorithm and task else str(error)
 
 
 def named(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from mlframework.evaluation.report import Report
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.training.outer_loop import OuterLoop
-from mlframework.training.progress import training_progress
+from mlframework.training.progress import TrainingProgress
 
 __all__ = ["evaluate", "train"]
 
@@ -50,7 +50,7 @@ def train(
     task, device = meta_layer.task, next(meta_layer.parameters()).device
     outer.prepare(task.sample(2, "train", torch.Generator().manual_seed(seed)).to(device))
     losses, generator = [], torch.Generator().manual_seed(seed)
-    with training_progress(steps, 0) as bar:
+    with TrainingProgress(steps, 0) as bar:
         for step in range(1, steps + 1):
             metrics = outer.step(task.sample(meta_batch, "train", generator).to(device))
             losses.append(metrics["query_loss"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_module
@@ -13,8 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import write_json
-from mlframework.runs.check_config import leaves
+from mlframework.files import leaves, write_json
 from mlframework.runs.run_folder import RunFolder
 
 __all__ = ["Resumed", "resumed"]
@@ -78,8 +78,11 @@ def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
     before = composed(started)
     try:
         now = composed(merged(started, typed))
-    except HydraException as error:
-        raise misfit(error, typed, before) from error
+    except HydraException as error:  # as a base layer with settings of another
+        override = next((o for o in typed if key_of(o) in before.choices), typed[0])
+        said = f"does not go with the overrides of this run ({str(error).splitlines()[0]})"
+        why = f"{said}; resume=true cannot change it"
+        raise InvalidValue(key_of(override), override.partition("=")[2], why) from error
     changes = difference(before.values, now.values)
     for key in changes:
         if not f"{key}.".startswith(tuple(f"{allowed}." for allowed in CHANGEABLE)):
@@ -132,8 +135,10 @@ def changed(config: DictConfig, changes: Changes) -> DictConfig:
 def refusal(
     key: str, change: tuple[Any, Any], typed: Sequence[str], started: Sequence[str], before: Composed
 ) -> InvalidValue:
-    """Which override changes a key that cannot change, and why that is refused."""
-    override = culprit(key, typed, started, before)
+    """Which override names a key that cannot change, or else changes it first, and why that is refused."""
+    named = (o for o in typed if f"{key}.".startswith(f"{key_of(o).replace('/', '.')}."))
+    changing = (o for o in typed if key in difference(before.values, composed(merged(started, [o])).values))
+    override = next(chain(named, changing))
     name, value = key_of(override), override.partition("=")[2]
     if name in before.choices or key == name:
         then = before.choices.get(name, change[0])
@@ -143,19 +148,3 @@ def refusal(
     why = f"{key} follows it, and resume=true cannot change that from {then} to {now}: start a new run"
     shorter = isinstance(then, int | float) and isinstance(now, int | float) and now < then
     return InvalidValue(name, value, f"{why}, or add {key}={then} to end early" if shorter else why)
-
-
-def misfit(error: HydraException, typed: Sequence[str], before: Composed) -> InvalidValue:
-    """An override that cannot be composed with those of the start, as a base layer with settings of another."""
-    override = next((o for o in typed if key_of(o) in before.choices), typed[0])
-    why = f"does not go with the overrides of this run ({str(error).splitlines()[0]}); resume=true cannot change it"
-    return InvalidValue(key_of(override), override.partition("=")[2], why)
-
-
-def culprit(key: str, typed: Sequence[str], started: Sequence[str], before: Composed) -> str:
-    """The override that names a changed key, or else the first that changes it."""
-    for override in typed:
-        name = key_of(override).replace("/", ".")
-        if key == name or key.startswith(f"{name}."):
-            return override
-    return next(o for o in typed if key in difference(before.values, composed(merged(started, [o])).values))

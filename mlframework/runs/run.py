@@ -20,9 +20,9 @@ from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.runs.try_out import try_out
 from mlframework.training import checkpoint
-from mlframework.training.checkpoint import Progress
+from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.logger import TensorBoardLogger
-from mlframework.training.trainer import Trainer, Training
+from mlframework.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from mlframework.evaluation.evaluation import Evaluation
@@ -108,11 +108,11 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     evaluation = build.build_evaluation(config)
     if evaluation is not None:
         evaluation.check(training.task)
-    trainer.check_monitor_step(training.meta_layer)
     check_episodes(config, training.task.spec)
     anew = config.copy()
     anew.init = None
-    trainer.check_monitor(try_out(training, partial(build.build_meta_layer, anew, training.task)))
+    metrics = try_out(training, partial(build.build_meta_layer, anew, training.task))
+    trainer.check(training.meta_layer, metrics)
     return training, trainer, evaluation
 
 
@@ -162,15 +162,9 @@ def set_up(config: DictConfig, folder: RunFolder) -> Training:
 def start(training: Training, config: DictConfig, record: Callable[[], None]) -> Progress:
     """Restores the last checkpoint of a resumed run, or records the settings of a new one."""
     if config.resume and training.last.exists():
-        return restored(training)
+        return checkpoint.restore(training)
     record()
     return Progress()
-
-
-def restored(training: Training) -> Progress:
-    """Loads the last checkpoint."""
-    meta_layer, outer, generator = training.meta_layer, training.outer, training.generator
-    return checkpoint.restore(training.last, meta_layer=meta_layer, outer=outer, generator=generator)
 
 
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
@@ -209,5 +203,5 @@ def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
     if weights == "best":
         checkpoint.load_weights(folder.best, training.meta_layer)
     else:
-        restored(training)
+        checkpoint.restore(training)
     return training

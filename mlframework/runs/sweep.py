@@ -88,22 +88,15 @@ class RememberFolder(Callback):
 
 
 class JobRow(NamedTuple):
-    """A line of the table: the job by its folder within the sweep's, its overrides by key, and its result.
+    """A line of the table."""
 
-    Attributes:
-        status: `finished`, `failed`, `lost` if a job left no record, or `damaged` if its record cannot be read.
-        metric: the name of the monitored validation metric; empty where there is none.
-        mean, half_width: of that metric over validation tasks, with its 95 % interval; None if not finite.
-        seconds: spent training.
-    """
-
-    job: str
-    status: str
+    job: str  # its folder within the sweep's
+    status: str  # finished, failed, lost if it left no record, or damaged if its record cannot be read
     overrides: Overrides
-    metric: str = ""
-    mean: float | None = None
-    half_width: float | None = None
-    seconds: float | None = None
+    metric: str = ""  # the monitored validation metric
+    mean: float | None = None  # of the metric over validation tasks; None if it is not finite
+    half_width: float | None = None  # of its 95 % interval
+    seconds: float | None = None  # spent training
     error: str = ""
 
 
@@ -112,31 +105,23 @@ def conclude() -> int:
     running, RememberFolder.running = RememberFolder.running, None
     if running is None:
         return 0
-    folder, lock = running
-    with lock:
-        return summarised(folder)
-
-
-def summarised(folder: Path) -> int:
-    """`conclude` for the sweep in a folder."""
-    from rich.console import Console
-
     from mlframework.runs.tables import print_table
 
-    rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
-    if not rows:
-        return 0
-    groups = grouped(rows)
-    write_csv(folder / "sweep.csv", groups)
-    if groups != rows:
-        write_csv(folder / "sweep_jobs.csv", rows)
-    console = Console()
-    print_table(table(folder, groups))
-    for row in rows:
-        if row.error:
-            console.print(f"job {row.job}: {row.error}", markup=False, highlight=False, soft_wrap=True)
-    for path in refused:  # its line stands on stderr
-        path.unlink()
+    folder, lock = running
+    with lock:
+        rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
+        if not rows:
+            return 0
+        groups = grouped(rows)
+        write_csv(folder / "sweep.csv", groups)
+        if groups != rows:
+            write_csv(folder / "sweep_jobs.csv", rows)
+        print_table(table(folder, groups))
+        for row in rows:
+            if row.error:
+                print(f"job {row.job}: {row.error}")
+        for path in refused:  # its line stands on stderr
+            path.unlink()
     return FailedRun.exit_code if refused or any(row.status != "finished" for row in rows) else 0
 
 
@@ -160,20 +145,16 @@ def read_row(job: Path, folder: Path) -> JobRow:
     if not file.exists():
         return JobRow(name, "lost", started, error="ended without a word: was it killed?")
     try:
-        return row_of(name, json.loads(file.read_text(encoding="utf-8")))
+        record = json.loads(file.read_text(encoding="utf-8"))
+        row = JobRow(name, record["status"], by_key(record["overrides"]))
+        if "error" in record:
+            return row._replace(error=record["error"])
+        found, seconds = record["validation"][record["monitor"]], record["seconds"]
+        return row._replace(
+            metric=record["monitor"], mean=found["mean"], half_width=found["half_width"], seconds=seconds
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return JobRow(name, "damaged", started, error=f"damaged: {file}")
-
-
-def row_of(name: str, record: dict[str, Any]) -> JobRow:
-    """The row of a job by its `result.json` or `failed.json`."""
-    status, overrides = record["status"], by_key(record["overrides"])
-    if "error" in record:
-        return JobRow(name, status, overrides, error=record["error"])
-    metric = record["monitor"]
-    interval = record["validation"][metric]
-    mean, half_width = finite(interval["mean"]), finite(interval["half_width"])
-    return JobRow(name, status, overrides, metric, mean, half_width, finite(record["seconds"]))
 
 
 def by_key(overrides: Iterable[str]) -> Overrides:
@@ -182,17 +163,12 @@ def by_key(overrides: Iterable[str]) -> Overrides:
 
 
 def grouped(rows: Sequence[JobRow]) -> list[JobRow]:
-    """One row for all seeds of the same overrides, with the interval over seeds.
-
-    If no overrides have several seeds, the rows themselves, with the interval over tasks.
-    """
+    """One row for all seeds of the same overrides, with the interval over seeds; a seed alone keeps that over tasks."""
     groups: dict[tuple[tuple[str, str], ...], list[JobRow]] = {}
     for row in rows:
         of_seed = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")
         same = of_seed if row.overrides else (("job", row.job),)  # a damaged record: no seed of anything
         groups.setdefault(same, []).append(row)
-    if all(len(group) == 1 for group in groups.values()):
-        return list(rows)
     return [over_seeds(group) for group in groups.values()]
 
 
@@ -215,18 +191,10 @@ def over_seeds(rows: Sequence[JobRow]) -> JobRow:
 
     # With one value that is not finite there is no mean: the mean of the other seeds would flatter.
     values = [math.nan if row.mean is None else row.mean for row in finished]
-    mean, half_width, *_ = Interval.of(torch.tensor(values, dtype=torch.float64))
-    return row._replace(
-        metric=finished[0].metric,
-        mean=finite(mean),
-        half_width=finite(half_width),
-        seconds=sum(row.seconds or 0.0 for row in finished),
-    )
-
-
-def finite(value: float | None) -> float | None:
-    """The value, or None where it is not finite."""
-    return value if value is not None and math.isfinite(value) else None
+    interval = Interval.of(torch.tensor(values, dtype=torch.float64))
+    mean, half_width = (value if math.isfinite(value) else None for value in (interval.mean, interval.half_width))
+    seconds = sum(row.seconds or 0.0 for row in finished)
+    return row._replace(metric=finished[0].metric, mean=mean, half_width=half_width, seconds=seconds)
 
 
 def write_csv(path: Path, rows: Sequence[JobRow]) -> None:

@@ -12,7 +12,7 @@ from mlframework.evaluation.number_format import shown_interval
 
 if TYPE_CHECKING:
     from mlframework.evaluation.interval import Interval
-    from mlframework.evaluation.report import Measured, MethodResult, Report
+    from mlframework.evaluation.report import Measured, Report
 
 __all__ = ["evaluation_table", "measured_table", "print_table", "show_report", "titled"]
 
@@ -57,21 +57,15 @@ def evaluation_table(report: Report, metric: str) -> Table:
     for row in report.rows:
         if metric not in row.metrics:
             continue
+        method = f"{row.method}, {row.setting}" if row.setting else row.method
+        if row.tasks != report.tasks:
+            method = f"{method} ({row.tasks} tasks)"
+        before, after = "", short(row.interval(metric))
+        if len(row.steps) > 1:
+            before, after = short(row.metrics[metric][0]), f"{after} ({row.chosen})"
         minus = "" if row.difference is None else short(row.difference[metric])
-        table.add_row(described(row, report), *([row.batch_norm] if mixing else []), *cells(row, metric), minus)
+        table.add_row(method, *([row.batch_norm] if mixing else []), before, after, minus)
     return table
-
-
-def described(row: MethodResult, report: Report) -> str:
-    """The method, its setting where it had a choice, and on how many tasks where these are not all."""
-    named = f"{row.method}, {row.setting}" if row.setting else row.method
-    return named if row.tasks == report.tasks else f"{named} ({row.tasks} tasks)"
-
-
-def cells(row: MethodResult, metric: str) -> tuple[str, str]:
-    """Before adaptation, and after the chosen step; a method without a before leaves it empty."""
-    after = short(row.interval(metric))
-    return ("", after) if len(row.steps) == 1 else (short(row.metrics[metric][0]), f"{after} ({row.chosen})")
 
 
 def short(interval: Interval) -> str:

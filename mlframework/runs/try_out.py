@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
 from typing import get_args
 
 import torch
@@ -12,15 +11,7 @@ from torch import Tensor
 
 from mlframework.backend.forward import fork_rng
 from mlframework.base_layers.base_layer import MIXING
-from mlframework.base_layers.check_base_layer import (
-    TWO_OUTPUTS,
-    Call,
-    culprit,
-    explained,
-    moved,
-    name_of_call,
-    recorded_calls,
-)
+from mlframework.base_layers.check_base_layer import TWO_OUTPUTS, Call, culprit, explained, moved, recorded_calls
 from mlframework.episode import Episode, Examples, Split
 from mlframework.errors import UserError
 from mlframework.evaluation.task_set import judge_by_step, policies
@@ -29,9 +20,8 @@ from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tasks.check_episode import check_episode
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
-from mlframework.training.checkpoint import Progress
+from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.meta_gradient import meta_gradient
-from mlframework.training.trainer import Training
 
 __all__ = ["try_out"]
 
@@ -86,8 +76,7 @@ def draw(task: TaskDistribution, split: Split) -> Episode:
 
 def first_queries(episode: Episode) -> Episode:
     """The same tasks with the first queries that count in some task."""
-    counts = episode.query.mask.flatten(2).any(-1) if episode.query.mask.dim() > 2 else episode.query.mask > 0
-    rows = counts.any(0).nonzero().flatten()[:QUERIES]
+    rows = episode.query.mask.movedim(1, 0).flatten(1).any(1).nonzero().flatten()[:QUERIES]
     return episode._replace(query=Examples(*(leaf[:, rows] for leaf in episode.query)))
 
 
@@ -114,15 +103,15 @@ def calls(meta_layer: MetaLayer, x: Tensor, mask: Tensor | None, seed: int = 0) 
 
 def blamed(meta_layer: MetaLayer, call: Call | None) -> str:
     """The module at fault, or the algorithm if no module is."""
-    return algorithm(meta_layer) if call is None else name_of_call(call)
+    return algorithm(meta_layer) if call is None else str(call)
 
 
 def check_determinism(meta_layer: MetaLayer, episode: Episode) -> None:
     """In evaluation mode one input has one prediction."""
     if not moved(predicted(meta_layer, episode), predicted(meta_layer, episode, seed=1)):
         return
-    one, other = (calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1))
-    raise UserError(f"{blamed(meta_layer, culprit(one, other))}: {TWO_OUTPUTS}")
+    found = [calls(meta_layer, episode.query.x, None, seed) for seed in (0, 1)]
+    raise UserError(f"{blamed(meta_layer, culprit(found))}: {TWO_OUTPUTS}")
 
 
 def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -139,8 +128,7 @@ def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
     mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1)
     rows = slice(support.x.shape[1], support.x.shape[1] + 1)
     found = [calls(meta_layer, torch.cat([support.x, q.x], dim=1), mask) for q in (query, changed)]
-    call = culprit(found[0], found[1], rows)
-    who = blamed(meta_layer, call)
+    call = culprit(found, rows)
     why = (
         "an example's output depends on the examples beside it, unannounced: derive it from MixesExamples and let only "
         "those count that its mask counts"
@@ -152,7 +140,7 @@ def check_queries(meta_layer: MetaLayer, episode: Episode) -> None:
             f"other queries move a query's prediction under algorithm.batch_norm={policy}: a module around it drops "
             "the mask; let that take the mask and hand it on (TakesMask), or choose algorithm.batch_norm=transductive"
         )
-    raise UserError(f"{who}: {why}")
+    raise UserError(f"{blamed(meta_layer, call)}: {why}")
 
 
 def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -163,7 +151,7 @@ def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
     if not moved(one, other):
         return
     found = [calls(meta_layer, each.support.x, each.support.mask) for each in padded]
-    who = blamed(meta_layer, culprit(found[0], found[1], slice(episode.support.x.shape[1])))
+    who = blamed(meta_layer, culprit(found, slice(episode.support.x.shape[1])))
     raise UserError(
         f"{who}: rows of padding move the predictions of rows that count: let it take the mask (TakesMask), hand it on "
         "and leave out what the mask leaves out"
@@ -180,10 +168,9 @@ def with_padding(examples: Examples, row: int) -> Examples:
 def check_files(training: Training, make_meta_layer: Callable[[], MetaLayer], episode: Episode) -> None:
     """Weights that are saved and loaded predict as before; a checkpoint can be read."""
     meta_layer = training.meta_layer
-    state = partial(checkpoint.state_of, outer=training.outer, generator=training.generator, progress=Progress())
     with explained(meta_layer.base_layer, "to be saved and loaded", algorithm(meta_layer)):
         content = io.BytesIO()
-        torch.save(state(meta_layer), content)
+        torch.save(checkpoint.state_of(training, Progress()), content)
         content.seek(0)
         torch.load(content, map_location="cpu", weights_only=True)
         torch.manual_seed(training.generator.initial_seed() + 1)  # other initial values
@@ -193,7 +180,7 @@ def check_files(training: Training, make_meta_layer: Callable[[], MetaLayer], ep
     if not moved(predicted(meta_layer, episode), predicted(other, episode)):
         return
     found = [calls(layer, episode.query.x, None) for layer in (meta_layer, other)]
-    who = blamed(meta_layer, culprit(found[0], found[1]))
+    who = blamed(meta_layer, culprit(found))
     raise UserError(
         f"{who}: gives other outputs once its weights are saved and loaded: it keeps state that is neither a parameter "
         "nor a buffer (register_buffer)"

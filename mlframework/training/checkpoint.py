@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -13,51 +14,62 @@ import torch
 from torch import nn
 
 from mlframework.errors import UserError
+from mlframework.evaluation.part import Display
 from mlframework.files import atomic
+from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training.outer_loop import OuterLoop
 
-__all__ = ["Progress", "load_weights", "read_metadata", "restore", "save_weights", "state_of"]
+__all__ = ["Progress", "Training", "load_weights", "read_metadata", "restore", "save_weights", "state_of"]
+
+
+class Training(NamedTuple):
+    """The parts of a training that has been set up."""
+
+    task: TaskDistribution
+    meta_layer: MetaLayer  # on its device
+    outer: OuterLoop
+    generator: torch.Generator  # draws the training episodes
+    device: torch.device
+    last: Path  # the file of the state at the last checkpoint
+    best: Path  # the file of the weights of the best validation
+    displays: Mapping[str, Display] = MappingProxyType({})  # by name
 
 
 class Progress(NamedTuple):
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        step: outer steps done.
-        best: the best monitored value so far; None before the first validation at which it was finite.
-        best_step: where it was.
-        seconds: spent training, over all the processes that had a part in it.
-    """
-
-    step: int = 0
-    best: float | None = None
+    step: int = 0  # outer steps done
+    best: float | None = None  # the best monitored value so far; None before the first that is finite
     best_step: int | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # spent training, over all the processes that had a part in it
 
 
-def state_of(meta_layer: nn.Module, outer: Any, generator: torch.Generator, progress: Progress) -> dict[str, Any]:
+def state_of(training: Training, progress: Progress) -> dict[str, Any]:
     """The state of a training: meta-parameters, optimizer, schedule, choices, all generators, how far it is."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
-        "meta_layer": meta_layer.state_dict(),
-        "optimizer": outer.optimizer.state_dict(),
-        "scheduler": outer.scheduler.state_dict(),
-        "choices": outer.planner.choices(),
-        "generators": {"tasks": generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda},
+        "meta_layer": training.meta_layer.state_dict(),
+        "optimizer": training.outer.optimizer.state_dict(),
+        "scheduler": training.outer.scheduler.state_dict(),
+        "choices": training.outer.planner.choices(),
+        "generators": {"tasks": training.generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda},
         "progress": progress._asdict(),
     }
 
 
-def restore(path: Path, *, meta_layer: nn.Module, outer: Any, generator: torch.Generator) -> Progress:
-    """Loads a file with a `state_of` a training into the objects at hand, and says how far the run was."""
+def restore(training: Training) -> Progress:
+    """Loads the last checkpoint, a `state_of` a training, into the objects at hand, and says how far the run was."""
+    path, outer = training.last, training.outer
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever a broken file provokes
         raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
-    load_state(meta_layer, state["meta_layer"], path)
+    load_state(training.meta_layer, state["meta_layer"], path)
     outer.optimizer.load_state_dict(state["optimizer"])
     outer.scheduler.load_state_dict(state["scheduler"])
     outer.planner.restore_choices(state.get("choices", {}))
-    generator.set_state(state["generators"]["tasks"])
+    training.generator.set_state(state["generators"]["tasks"])
     torch.set_rng_state(state["generators"]["torch"])
     if state["generators"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["generators"]["cuda"])

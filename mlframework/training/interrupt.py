@@ -11,8 +11,6 @@ from types import FrameType
 
 __all__ = ["Interrupt", "deferred_interrupt"]
 
-STDERR = 2
-
 
 class Interrupt:
     """Whether Ctrl-C was pressed; pressed again, it raises `KeyboardInterrupt` at once."""
@@ -26,7 +24,7 @@ class Interrupt:
         self.asked = True
         # Not print: the signal may have come in the middle of a print. Nor may the reader of stderr still be there.
         with suppress(OSError):
-            os.write(STDERR, b"\ninterrupted: stops after this step, or at once if interrupted again\n")
+            os.write(2, b"\ninterrupted: stops after this step, or at once if interrupted again\n")
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from mlframework.backend.step import event_writer
 from mlframework.evaluation.interval import Interval
+from mlframework.files import leaves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,8 +82,7 @@ class TensorBoardLogger:
     def by_step(self, split: str, metrics: Mapping[str, Sequence[Interval]], step: int) -> None:
         """A point of each metric after 0, 1, ... inner steps, at an outer step; tags start with the split."""
         for name, intervals in metrics.items():
-            tags = {f"{split}/{name}_by_step/{inner}": interval.mean for inner, interval in enumerate(intervals)}
-            self.scalars(tags, step)
+            self.scalars({f"{split}/{name}_by_step/{inner}": each.mean for inner, each in enumerate(intervals)}, step)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
@@ -113,7 +114,7 @@ def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str,
     shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
     options = {group.partition("@")[0]: option for group, option in choices.items()}
     named = {name: option for name, option in options.items() if name.split("/")[0] in shown and option != "default"}
-    return {**named, **{key: plain(value) for key, value in leaves(shown)}}
+    return named | {key: plain(value) for key, value in leaves(shown) if not key.endswith(("_target_", "_partial_"))}
 
 
 def show_first(experiment: Summary, names: Collection[str]) -> None:
@@ -125,19 +126,8 @@ def show_first(experiment: Summary, names: Collection[str]) -> None:
     plugin.content = data.SerializeToString()
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a list is a leaf; Hydra's own keys are left out."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif key not in ("_target_", "_partial_"):
-            yield f"{prefix}{key}", value
-
-
 def plain(value: Any) -> float | str:
-    """The value itself if it is a number, else as text: `null`, `true`, `[40, 40]`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    """The value itself if it is a number or text, else as the user types it: `null`, `true`, `[40, 40]`."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
         return value
-    if isinstance(value, list):
-        return f"[{', '.join(str(plain(item)) for item in value)}]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+    return json.dumps(value, ensure_ascii=False).replace('"', "")

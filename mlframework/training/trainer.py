@@ -7,8 +7,6 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,20 +15,20 @@ from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
-from mlframework.evaluation.part import Display, Validated
+from mlframework.evaluation.part import Validated
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
-from mlframework.training.checkpoint import Progress
+from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.interrupt import deferred_interrupt
 from mlframework.training.logger import TensorBoardLogger
-from mlframework.training.outer_loop import NotFinite, OuterLoop
-from mlframework.training.progress import TrainingProgress, training_progress
+from mlframework.training.outer_loop import NotFinite
+from mlframework.training.progress import TrainingProgress
 
-__all__ = ["Trainer", "Training"]
+__all__ = ["Trainer"]
 
 log = logging.getLogger(__name__)
 
@@ -38,42 +36,12 @@ log = logging.getLogger(__name__)
 SHOWN_TASKS = 4
 
 
-class Training(NamedTuple):
-    """The parts of a training that has been set up.
-
-    Attributes:
-        task: where episodes come from.
-        meta_layer: the algorithm, on its device.
-        outer: steps its optimizer.
-        generator: draws the training episodes.
-        device: where episodes go.
-        last: the file of the training's state at the last checkpoint.
-        best: the file of the weights of the best validation.
-        displays: show validations, by name.
-    """
-
-    task: TaskDistribution
-    meta_layer: MetaLayer
-    outer: OuterLoop
-    generator: torch.Generator
-    device: torch.device
-    last: Path
-    best: Path
-    displays: Mapping[str, Display] = MappingProxyType({})
-
-
 class Validation(NamedTuple):
-    """The metrics of the frozen validation tasks.
+    """The metrics of the frozen validation tasks."""
 
-    Attributes:
-        by_step: each metric's intervals after 0, 1, ... inner steps.
-        inner_steps: the number of inner steps after which weights are selected.
-        metrics: each metric after these; an algorithm without inner steps has one row.
-    """
-
-    by_step: dict[str, list[Interval]]
-    inner_steps: int
-    metrics: dict[str, Interval]
+    by_step: dict[str, list[Interval]]  # after 0, 1, ... inner steps
+    inner_steps: int  # after which weights are selected
+    metrics: dict[str, Interval]  # after these; an algorithm without inner steps has one row
 
 
 @dataclass(kw_only=True)
@@ -117,7 +85,7 @@ class Trainer:
         """
         if progress.step == 0:
             self.save(training, progress)
-        with training_progress(self.steps, progress.step) as bar, deferred_interrupt() as interrupt:
+        with TrainingProgress(self.steps, progress.step) as bar, deferred_interrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
             spent, reported = progress.seconds, progress.step
@@ -152,15 +120,12 @@ class Trainer:
             return min(meta_layer.trained_inner_steps, meta_layer.test_inner_steps)
         return self.monitor_step
 
-    def check_monitor_step(self, meta_layer: MetaLayer) -> None:
-        """Refuses to monitor an inner step that validation does not take."""
+    def check(self, meta_layer: MetaLayer, metrics: Collection[str]) -> None:
+        """Refuses to monitor an inner step that validation does not take, or a metric that does not exist."""
         most = meta_layer.test_inner_steps
         if self.monitor_step is not None and self.monitor_step > most:
             why = f"must be at most {most}, the inner steps of validation (algorithm.test_inner_steps)"
             raise InvalidValue("monitor_step", self.monitor_step, why if most else "must be null: nothing is stepped")
-
-    def check_monitor(self, metrics: Collection[str]) -> None:
-        """Refuses a monitored metric that does not exist."""
         if self.monitor not in metrics:
             why = f"must be one of {', '.join(metrics)}{nearest(self.monitor, metrics)}"
             raise InvalidValue("monitor", self.monitor, why)
@@ -231,15 +196,12 @@ class Trainer:
         """True if a monitored value replaces the best so far; the first finite value always does."""
         if not math.isfinite(value):
             return False
-        if than is None or not math.isfinite(than):
-            return True
         higher = self.monitor.removeprefix("query_") in task.higher_is_better
-        return value > than if higher else value < than
+        return than is None or (value > than if higher else value < than)
 
     def save(self, training: Training, progress: Progress) -> None:
-        state = checkpoint.state_of(training.meta_layer, training.outer, training.generator, progress)
         with atomic(training.last) as part:
-            torch.save(state, part)
+            torch.save(checkpoint.state_of(training, progress), part)
 
 
 def culprits(episode: Episode, tasks: list[int]) -> str:

@@ -643,11 +643,19 @@ SELECTION_AND_RESUME = (
     *(
         checkpoint(name, old, new, "test_a_run_that_broke_off_goes_on_as_one_that_did_not")
         for name, old, new in (
-            ("the task generator is not restored", 'generator.set_state(state["generators"]["tasks"])', "pass"),
+            (
+                "the task generator is not restored",
+                'training.generator.set_state(state["generators"]["tasks"])',
+                "pass",
+            ),
             ("torch's generator is not restored", 'torch.set_rng_state(state["generators"]["torch"])', "pass"),
             ("the optimizer is not restored", 'outer.optimizer.load_state_dict(state["optimizer"])', "pass"),
             ("the schedule is not restored", 'outer.scheduler.load_state_dict(state["scheduler"])', "pass"),
-            ("the meta-parameters are not restored", 'load_state(meta_layer, state["meta_layer"], path)', "pass"),
+            (
+                "the meta-parameters are not restored",
+                'load_state(training.meta_layer, state["meta_layer"], path)',
+                "pass",
+            ),
             ("progress is not restored", 'return Progress(**state["progress"])', "return Progress()"),
             (
                 "the best value is not restored",
