@@ -28,7 +28,6 @@ class Examples(NamedTuple):
     mask: Tensor  # 1 or True where an example counts, 0 or False where it is padding, [tasks, n, *positions]
 
     def to(self, device: torch.device | str) -> Examples:
-        """The same examples on another device."""
         return Examples(*(leaf.to(device) for leaf in self))
 
     def rows(self, rows: slice) -> Examples:
@@ -58,7 +57,6 @@ class Episode(NamedTuple):
         return self.support.mask.device
 
     def to(self, device: torch.device | str) -> Episode:
-        """The same episode on another device."""
         return Episode(*(part.to(device) for part in self))
 
     def tasks(self, rows: slice | list[int]) -> Episode:
@@ -130,7 +128,6 @@ class TaskSpec(_TaskSpec):
 
 
 def is_size(value: object) -> bool:
-    """Whether a value is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

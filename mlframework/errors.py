@@ -40,13 +40,7 @@ class IncompatibleTask(UserError):
 
 
 class IncompatibleKind(IncompatibleTask):
-    """An algorithm that does not take tasks of some kind, as the SVM takes no regression.
-
-    Args:
-        algorithm, task: the classes of the meta layer and of the task distribution.
-        kinds: of tasks that the algorithm takes.
-        kind: of that task distribution.
-    """
+    """An algorithm that takes tasks of other `kinds` than the `kind` of the task, as the SVM takes no regression."""
 
     def __init__(self, algorithm: str, kinds: tuple[str, ...], task: str, kind: str) -> None:
         self.algorithm, self.kinds, self.task, self.kind = algorithm, kinds, task, kind

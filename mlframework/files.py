@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import inspect
 import json
 import math
@@ -12,13 +11,13 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    *("KeepsArguments", "as_json", "atomic", "cache_folder", "leaves", "remove_parts", "take_lock", "write_first"),
+    *("KeepsArguments", "as_json", "atomic", "cache_folder", "leaves", "remove_parts"),
     *("write_json", "write_part", "write_text"),
 ]
 
@@ -72,30 +71,6 @@ def remove_parts(folder: Path, names: Collection[str]) -> None:
         found = re.fullmatch(r"(.+)\.[0-9a-f]{32}\.part", path.name)
         if found and found[1] in names:
             path.unlink(missing_ok=True)
-
-
-def take_lock(path: Path) -> IO[str] | None:
-    """An open file that locks its path until it is closed; None where another process holds the lock."""
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def write_first(path: Path, text: str) -> bool:
-    """Writes a file unless there is one, and says whether it did; nobody sees half a file."""
-    part = part_of(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.link(part, path)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def as_json(content: Any, *, indent: int | None = None) -> str:

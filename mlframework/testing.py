@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import get_args
@@ -136,12 +136,11 @@ def check_labels_are_permuted(task: TaskDistribution, split: Split, num_tasks: i
 
 def inputs_of(examples: Examples, task: int) -> list[bytes]:
     """The inputs of one task that count, as keys."""
-    counted = examples.mask[task].flatten(1).any(1) if examples.mask.dim() > 2 else examples.mask[task].bool()
+    counted = examples.mask[task].unsqueeze(-1).flatten(1).any(1)
     return [row.tobytes() for row in examples.x[task][counted].numpy()]
 
 
 def global_random_state() -> dict[str, bytes]:
-    """The states of the global generators."""
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": pickle.dumps(np.random.get_state()),
@@ -175,7 +174,7 @@ def check_meta_layer(
     device = torch.device(device)
     with reproducible(device):
         episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(device)
-        make = partial(make_seeded, make_meta_layer, task, device)
+        make = partial(make_seeded, make_meta_layer, task=task, device=device)
         make = partial(make, engine=choose_engine(make(), episode, "auto"))
         check_every_parameter_learns(make(), episode)
         check_adapting_changes_nothing(make(), episode)
@@ -183,25 +182,18 @@ def check_meta_layer(
         if not make().support_order_matters:
             check_order_of_support(make(), episode)
         if padding:
-            check_padding(make(ragged=True), episode)
+            ragged = copy.copy(task)
+            ragged.spec = task.spec._replace(ragged=True)
+            check_padding(make(task=ragged), episode)
         check_same_step(make(), make(), episode)
         check_state_dict(make(seed=0), make(seed=1), episode)
         check_exact(make(), episode, tolerance)
 
 
 def make_seeded(
-    make_meta_layer: MakeMetaLayer,
-    task: TaskDistribution,
-    device: torch.device,
-    *,
-    engine: Engine = "loop",
-    ragged: bool = False,
-    seed: int = 0,
+    make_meta_layer: MakeMetaLayer, task: TaskDistribution, device: torch.device, engine: Engine = "loop", seed: int = 0
 ) -> MetaLayer:
     """A new meta layer in float64, whose first parameters follow from the seed."""
-    if ragged:
-        task = copy.copy(task)
-        task.spec = task.spec._replace(ragged=True)
     torch.manual_seed(seed)
     meta_layer = make_meta_layer(task).double().to(device)
     meta_layer.engine = engine
@@ -241,8 +233,9 @@ def check_tasks_are_independent(meta_layer: MetaLayer, episode: Episode) -> None
 
 def check_order_of_support(meta_layer: MetaLayer, episode: Episode) -> None:
     moved = episode._replace(support=Examples(*(leaf.roll(1, dims=1) for leaf in episode.support)))
-    same = query_losses(meta_layer, moved), query_losses(meta_layer, episode)
-    require_equal(*same, "the order of the support matters")
+    require_equal(
+        query_losses(meta_layer, moved), query_losses(meta_layer, episode), "the order of the support matters"
+    )
 
 
 def check_padding(meta_layer: MetaLayer, episode: Episode) -> None:
@@ -339,7 +332,6 @@ def with_garbage(examples: Examples, spec: TaskSpec) -> Examples:
 
 
 def in_float64(episode: Episode) -> Episode:
-    """The same episode, its floating-point leaves in float64."""
     halves = ([leaf.double() if leaf.is_floating_point() else leaf for leaf in part] for part in episode)
     return Episode(*(Examples(*leaves) for leaves in halves))
 
@@ -356,13 +348,11 @@ def reproducible(device: torch.device) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def flat(tensors: Iterator[Tensor] | Sequence[Tensor]) -> Tensor:
-    """All numbers of some tensors, as one detached vector."""
+def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def set_flat(tensors: Sequence[Tensor], values: Tensor) -> None:
-    """Writes a vector into tensors; the inverse of `flat`."""
     with torch.no_grad():
         for tensor, part in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mlframework.cli import plugins
-from mlframework.cli.private import hydra_parser, list_options_quickly
+from mlframework.cli.private import get_args_parser, list_options_quickly
 from mlframework.errors import UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
@@ -52,7 +52,8 @@ def job(
                 if this is None:
                     # Not an Exception: Hydra would introduce that with lines of its own.
                     raise SystemExit(report(error, config).exit_code) from None
-                this.record_failure(report(error, config, prefix=f"{this}: "))
+                prefix = f"job {this.number} ({' '.join(this.overrides)}): "
+                this.record_failure(report(error, config, prefix=prefix))
                 return None
             return value if value is not None and math.isfinite(value) else None
 
@@ -66,33 +67,25 @@ def command(function: Job, *, config_name: str) -> Callable[[], None]:
     run = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name=config_name)(function)
 
     def main() -> None:
-        before = os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
+        exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
         os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
         try:
-            exit_code = outcome(run)
+            refuse_unknown_flags()
+            import_from_here()
+            plugins.register()
+            run()
+        except Exception as error:
+            exit_code = report(error).exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            exit_code = 130
         finally:
             os.environ["HYDRA_FULL_ERROR"] = before
-        if exit_code:
-            raise SystemExit(exit_code)
+        of_sweep = sweep.conclude()
+        if exit_code or of_sweep:
+            raise SystemExit(exit_code or of_sweep)
 
     return main
-
-
-def outcome(run: Callable[[], None]) -> int:
-    """Runs Hydra; returns the exit code of the process."""
-    exit_code = 0
-    try:
-        refuse_unknown_flags()
-        import_from_here()
-        plugins.register()
-        run()
-    except Exception as error:
-        exit_code = report(error).exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        exit_code = 130
-    summarised = sweep.conclude()
-    return exit_code or summarised
 
 
 def report(error: Exception, config: DictConfig | None = None, *, prefix: str = "") -> Fault:
@@ -106,7 +99,7 @@ def report(error: Exception, config: DictConfig | None = None, *, prefix: str = 
 
 def refuse_unknown_flags() -> None:
     """Flags that Hydra does not know, in one line; it would print its usage before."""
-    parser = hydra_parser()
+    parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}: --hydra-help lists the flags")

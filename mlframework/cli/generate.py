@@ -59,7 +59,6 @@ def generate_command(config: DictConfig) -> None:
 
 
 def examples_in(files: Iterable[str], unit: Unit) -> list[str]:
-    """The texts of some files."""
     from mlframework.tasks.text.text_files import read_text, units
 
     found = []

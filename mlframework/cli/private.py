@@ -6,17 +6,13 @@ hydra-core 1.3.8.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from typing import Any
 
-__all__ = ["hydra_parser", "list_options_quickly"]
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser  # without it an unknown flag prints a page of usage before its line
+from hydra.core.object_type import ObjectType
 
-
-def hydra_parser() -> ArgumentParser:
-    """The parser of Hydra's flags; without it an unknown flag prints a page of usage before its one line."""
-    from hydra._internal.utils import get_args_parser
-
-    return get_args_parser()
+__all__ = ["get_args_parser", "list_options_quickly"]
 
 
 def list_options_quickly() -> None:
@@ -24,14 +20,8 @@ def list_options_quickly() -> None:
 
     hydra-core 1.3.8 does so still. Without the patch `--help` is slower, and prints the same.
     """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.object_type import ObjectType
 
-    slow = ConfigLoaderImpl.get_group_options
-
-    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **rest: Any) -> Any:
-        if rest:
-            return slow(loader, group_name, results_filter, **rest)
+    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **_: Any) -> Any:
         return loader.repository.get_group_options(group_name, results_filter)
 
     ConfigLoaderImpl.get_group_options = quick  # type: ignore[assignment, method-assign]

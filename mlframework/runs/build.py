@@ -33,7 +33,6 @@ def build_task(config: DictConfig) -> TaskDistribution:
 
 
 def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
-    """The base layer of a config, checked: see `check_base_layer`."""
     base_layer = as_base_layer(instantiate(config.base_layer, _partial_=True)(task.spec))
     check_base_layer(base_layer, task.spec)
     return base_layer

@@ -111,20 +111,19 @@ def check_episodes(config: DictConfig, spec: TaskSpec) -> None:
     each = 4 * math.prod(spec.x_shape) + 8  # an input, its target and its mask
     task = {f"task.{name}": most(config.task.get(name)) for name in ("n_way", "k_shot", "k_query")}
     examples = task["task.n_way"] * (task["task.k_shot"] + task["task.k_query"])
-    check_size(task, each * examples)
-    check_size({"trainer.meta_batch": config.trainer.meta_batch}, each * examples * config.trainer.meta_batch)
-    chunk = config.evaluation.get("chunk") if config.get("evaluation") else None
-    if chunk is not None:
-        check_size({"evaluation.chunk": chunk}, each * examples * min(chunk, config.evaluation.get("tasks", chunk)))
-
-
-def check_size(counts: Mapping[str, int], size: float) -> None:
-    """Refuses the largest of some counts if `size`, in bytes, is too large for the memory."""
+    meta_batch, evaluation = config.trainer.meta_batch, config.get("evaluation") or {}
+    chunk = evaluation.get("chunk") or 0
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if COPIES * size > there:
-        key = max(counts, key=counts.__getitem__)
-        why = f"such episodes take {shown(COPIES * size / 1e9)} GB, and this machine has {shown(there / 1e9)} GB"
-        raise InvalidValue(key, counts[key], why)
+    for counts, tasks in (
+        (task, 1),
+        ({"trainer.meta_batch": meta_batch}, meta_batch),
+        ({"evaluation.chunk": chunk}, min(chunk, evaluation.get("tasks", chunk))),
+    ):
+        size = COPIES * each * examples * tasks
+        if size > there:
+            key = max(counts, key=counts.__getitem__)
+            why = f"such episodes take {shown(size / 1e9)} GB, and this machine has {shown(there / 1e9)} GB"
+            raise InvalidValue(key, counts[key], why)
 
 
 def most(count: Any) -> int:
@@ -230,10 +229,8 @@ def fits(value: Any, hint: Any) -> bool:
         element = (*get_args(hint), Any)[0]
         return OmegaConf.is_list(value) or (isinstance(value, list) and all(fits(item, element) for item in value))
     # A class or a callable is built from a part; plain text in its place is a misspelt option.
-    return not (
-        (value is None or isinstance(value, str | int | float))
-        and (inspect.isclass(hint) or get_origin(hint) is not None)
-    )
+    built = inspect.isclass(hint) or get_origin(hint) is not None
+    return not (built and (value is None or isinstance(value, str | int | float)))
 
 
 def is_list(hint: Any) -> bool:

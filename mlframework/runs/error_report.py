@@ -29,12 +29,7 @@ class Fault(NamedTuple):
 
 
 def fault(error: Exception, config: DictConfig | None = None) -> Fault:
-    """The line and the exit code for an error.
-
-    Args:
-        error: anything that was raised.
-        config: of the run, if there is one: it tells from which override an object at fault was built.
-    """
+    """The line and the exit code for an error; the config of the run tells from which override an object was built."""
     where, root, exit_code = built_from(error, config), cause(error), UserError.exit_code
     if isinstance(root, InvalidValue):
         value = "null" if root.value is None else str(root.value)

@@ -54,7 +54,7 @@ def train(
         for step in range(1, steps + 1):
             metrics = outer.step(task.sample(meta_batch, "train", generator).to(device))
             losses.append(metrics["query_loss"])
-            bar.advance_to(step)
+            bar.update(bar.row, completed=step)
     return torch.stack(losses).tolist()
 
 

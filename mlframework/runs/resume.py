@@ -122,7 +122,6 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
 
 
 def changed(config: DictConfig, changes: Changes) -> DictConfig:
-    """A config with changed leaves."""
     for key, (_, now) in sorted(changes.items(), key=lambda item: item[1][1] != ABSENT):  # removed keys make room first
         parent, _, name = key.rpartition(".")
         if now == ABSENT:

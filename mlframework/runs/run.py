@@ -48,7 +48,6 @@ def train_run(
     """Meta-trains and evaluates a config as composed from `conf/train.yaml`.
 
     Args:
-        config, folder: of the run.
         overrides, choices: the user's, and the option chosen of each config group, for the record.
         show: takes the evaluation and the name of the monitored metric, before the result is written.
 
@@ -168,7 +167,6 @@ def start(training: Training, config: DictConfig, record: Callable[[], None]) ->
 
 
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
-    """Evaluates the meta layer with its present weights."""
     return evaluation.run(
         choices.get("algorithm", type(training.meta_layer).__name__),
         training.meta_layer,
@@ -189,12 +187,7 @@ def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, dev
 
 
 def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
-    """The trained parts of the run in a folder; its data need not be there, for nothing is drawn.
-
-    Args:
-        weights: `best` or `last`.
-        device: `auto`, `cpu`, `cuda`, ...
-    """
+    """The trained parts of the run in a folder; its data need not be there, for nothing is drawn."""
     config = folder.config()
     if weights not in ("best", "last"):
         raise InvalidValue("weights", weights, "must be best or last")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -17,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import as_json, remove_parts, take_lock, write_first, write_json, write_text
+from mlframework.files import as_json, atomic, remove_parts, write_json, write_text
 
 __all__ = ["PARTS", "RunFolder", "git_state", "locked_folder"]
 
@@ -39,12 +41,6 @@ class RunFolder:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
             TensorBoard's events lie here; `resumed.json` lists the changes of each resume.
         key: the setting that named the folder, for messages.
-
-    Attributes:
-        last: the state of the training at the last checkpoint.
-        best: the weights of the best validation.
-        result: of the run; written last.
-        failed: the error of a failed job of a sweep; a job that ended well leaves `result`.
     """
 
     #: The folders that this process has held.
@@ -55,7 +51,8 @@ class RunFolder:
             raise InvalidValue(key, path, "must name a folder")
         self.path, self.key = Path(path), key
         self.last, self.best = (self.path / "checkpoints" / name for name in CHECKPOINTS)
-        self.result, self.failed = self.path / "result.json", self.path / "failed.json"
+        self.result = self.path / "result.json"  # written last
+        self.failed = self.path / "failed.json"  # the error of a failed job of a sweep
 
     @property
     def holds_run(self) -> bool:
@@ -105,7 +102,6 @@ class RunFolder:
         return dict(read(self.path / "choices.json", dict, json.loads))
 
     def overrides(self) -> list[str]:
-        """The overrides with which the user started the run."""
         return [str(override) for override in read(self.path / "overrides.yaml", list, yaml.safe_load)]
 
     def finished(self, overrides: Sequence[str]) -> bool:
@@ -113,11 +109,9 @@ class RunFolder:
         return self.result.exists() and self.read_result().get("overrides") == list(overrides)
 
     def read_result(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return dict(read(self.result, dict, json.loads))
 
     def config(self) -> DictConfig:
-        """The resolved config of the run."""
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UserError(f"{self.path}: not a run folder (it holds no config.yaml)")
@@ -132,26 +126,29 @@ class RunFolder:
 
         The latest stands in `evaluation.json` as well.
         """
-        text = as_json(content, indent=2) + "\n"
-        paths = (self.path / "evaluations" / f"{number}.json" for number in itertools.count(1))
-        path = next(path for path in paths if not path.exists() and write_first(path, text))
-        write_text(self.path / "evaluation.json", text)
+        (self.path / "evaluations").mkdir(exist_ok=True)
+        with atomic(self.path / "evaluation.json") as part:
+            part.write_text(as_json(content, indent=2) + "\n", encoding="utf-8")
+            for number in itertools.count(1):
+                path = self.path / "evaluations" / f"{number}.json"
+                with suppress(FileExistsError):
+                    os.link(part, path)
+                    break
         return path
 
 
 def locked_folder(key: str, path: Path, taken: str) -> IO[str]:
-    """The lock of a folder, which is made if need be.
-
-    Raises:
-        InvalidValue: of the setting `key`, which named the folder: another process holds the lock, as `taken` says.
-    """
+    """The lock of a folder, which is made if need be; `key` is the setting that named it, `taken` the error."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(path / ".lock")
+        lock = (path / ".lock").open("a")
     except OSError as error:
         raise InvalidValue(key, path, f"cannot be made ({error.strerror})") from error
-    if lock is None:
-        raise InvalidValue(key, path, taken)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InvalidValue(key, path, taken) from None
     return lock
 
 
@@ -181,7 +178,6 @@ def installed(name: str) -> str | None:
 
 
 def git(*command: str) -> str | None:
-    """The output of git, or None without git or a checkout."""
     try:
         return subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -84,7 +84,7 @@ def described(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [described(each) for each in value]
     if isinstance(value, type):
-        return {"_target_": name_of(value), "_partial_": True}
+        value = functools.partial(value)
     if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
         return {"_target_": name_of(value.func), "_partial_": True, **described(value.keywords)}
     if isinstance(value, KeepsArguments):

@@ -53,7 +53,6 @@ class Job(NamedTuple):
 
     @classmethod
     def current(cls) -> Job:
-        """The job that Hydra runs just now."""
         config = HydraConfig.get()
         run = RunFolder(config.runtime.output_dir)
         run.held.discard(run.path.resolve())  # by an earlier job of this process
@@ -65,9 +64,6 @@ class Job(NamedTuple):
         content = {"status": "failed", "overrides": self.overrides, "error": fault.line}
         refused = self.run.holds_run and self.run.path.resolve() not in self.run.held
         write_json(self.sweep / REFUSED.format(self.number) if refused else self.run.failed, content)
-
-    def __str__(self) -> str:
-        return f"job {self.number} ({' '.join(self.overrides)})"
 
 
 class RememberFolder(Callback):
@@ -126,7 +122,6 @@ def conclude() -> int:
 
 
 def read_rows(folder: Path) -> list[JobRow]:
-    """The rows of the jobs in a sweep's folder, in the jobs' order."""
     jobs = {path.parent for mark in ("result.json", "failed.json", "config.yaml") for path in folder.rglob(mark)}
     return [read_row(job, folder) for job in sorted(jobs, key=lambda job: natural(str(job)))]
 
@@ -137,7 +132,6 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def read_row(job: Path, folder: Path) -> JobRow:
-    """The row of one job, by the files that it left."""
     name, run, started = str(job.relative_to(folder)), RunFolder(job), Overrides()
     file = run.failed if run.failed.exists() else run.result
     with suppress(UserError):  # they cannot be read
@@ -173,7 +167,6 @@ def grouped(rows: Sequence[JobRow]) -> list[JobRow]:
 
 
 def over_seeds(rows: Sequence[JobRow]) -> JobRow:
-    """The jobs of several seeds as one row."""
     if len(rows) == 1:
         return rows[0]
     finished = [row for row in rows if row.status == "finished"]

@@ -18,7 +18,6 @@ __all__ = ["evaluation_table", "measured_table", "print_table", "show_report", "
 
 
 def show_report(report: Report, metric: str) -> None:
-    """Prints the tables of an evaluation."""
     print_table(evaluation_table(report, metric))
     for measured in report.measures.values():
         print_table(measured_table(measured))
@@ -75,7 +74,6 @@ def short(interval: Interval) -> str:
 
 
 def measured_table(measured: Measured) -> Table:
-    """Every quantity of a measure, a column for each heading."""
     table = titled(measured.title, "mean ± half width of the 95 % interval over sources")
     table.add_column("measure")
     for heading in measured.columns:

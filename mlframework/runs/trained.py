@@ -65,7 +65,6 @@ class Trained:
         return TaskModel(self.meta_layer, adapted, support)
 
     def support_set(self, x: Any, y: Any) -> Examples:
-        """The examples of one task."""
         if y is None:
             return x if isinstance(x, Examples) else as_text(self.meta_layer.task).encode(x)
         spec = self.meta_layer.task.spec

@@ -30,13 +30,10 @@ QUERIES = 4
 
 
 def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Metrics:
-    """Draws from every split, chooses the engine, steps and judges once, saves and loads once.
+    """Draws from every split, chooses the engine, steps and judges once, saves and loads once; returns the metrics.
 
     Parameters, buffers and random numbers stay as they are. Saved weights are loaded into a new meta layer. A
     `UserError` names the task, or the module, at fault.
-
-    Returns:
-        The metrics of the step.
     """
     task, meta_layer, device = training.task, training.meta_layer, training.device
     with fork_rng(device):

@@ -16,12 +16,7 @@ __all__ = ["follow_parameters", "refresh"]
 def follow_parameters(module: nn.Module, one: Examples, other: Examples) -> bool:
     """Whether a forward pass in training mode writes to buffers, which then follow the parameters.
 
-    Args:
-        module: stays as it is.
-        one, other: different inputs of one task each, leaves `[1, n, ...]`.
-
-    Raises:
-        UserError: the values depend on the inputs, so that they would mix tasks.
+    A `UserError` refuses values that depend on the inputs, `one` or `other`: they would mix tasks.
     """
     if next(module.buffers(), None) is None:
         return False

@@ -85,7 +85,6 @@ class TensorBoardLogger:
             self.scalars({f"{split}/{name}_by_step/{inner}": each.mean for inner, each in enumerate(intervals)}, step)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A picture."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(figure)
@@ -94,7 +93,6 @@ class TensorBoardLogger:
         self.writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
-        """A text in markdown."""
         self.writer.add_text(tag, text, step)
 
     def flush(self) -> None:

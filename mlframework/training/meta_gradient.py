@@ -67,12 +67,7 @@ def averaged(found: Gradients, num_tasks: int) -> Gradients:
 
 
 def clipped(found: Gradients, clip: float | None) -> Gradients:
-    """The gradients of a whole meta-batch, clipped, with their summary.
-
-    Args:
-        found: means over all tasks, detached; they stay as they are.
-        clip: the largest norm of the whole gradient, as in `torch.nn.utils.clip_grad_norm_`; None leaves it.
-    """
+    """Mean gradients over a whole meta-batch, clipped as by `torch.nn.utils.clip_grad_norm_`, with their summary."""
     grads = list(found.by_name.values())
     norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
     if clip is not None:
@@ -93,12 +88,10 @@ class ClippedMean:
 
 
 def learned_by(meta_layer: MetaLayer) -> dict[str, nn.Parameter]:
-    """The meta-parameters by name."""
     return {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
 
 
 def report_missing(meta_layer: MetaLayer, names: Sequence[str]) -> None:
-    """Raises `MissingGradient` if there are names of meta-parameters that got no gradient."""
     if names:
         raise MissingGradient(f"no gradient reaches {', '.join(names)}: {'; '.join(advice(meta_layer, names))}")
 

@@ -108,10 +108,7 @@ class OuterLoop:
         return clipped(Gradients(losses, metrics, by_name), self.clip)
 
     def refresh_buffers(self, episode: Episode) -> None:
-        """Lets buffers follow the parameters: tasks write to copies, so that only this writes to the base layer's own.
-
-        Spectral norm takes one step of its power iteration.
-        """
+        """Lets buffers follow the parameters, as spectral norm's do: tasks write to copies of them."""
         if self.writes_buffers is None:
             self.writes_buffers = follow_parameters(self.meta_layer.base_layer, *episode)
         if self.writes_buffers:

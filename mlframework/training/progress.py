@@ -15,14 +15,3 @@ class TrainingProgress(Progress):
         columns = (TextColumn("meta-training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
         self.row = self.add_task("steps", total=total, completed=done, note="")
-
-    def advance_to(self, step: int) -> None:
-        self.update(self.row, completed=step)
-
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        self.console.print(line, highlight=False)
-
-    def show(self, text: str) -> None:
-        """The text at the bar's end."""
-        self.update(self.row, note=text)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 
-from mlframework.episode import Episode
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
@@ -103,7 +102,7 @@ class Trainer:
                 if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
                     logger.flush()  # a resumed run does not take the steps before its checkpoint again
                     self.save(training, progress)
-                bar.advance_to(step)
+                bar.update(bar.row, completed=step)
                 if interrupted:
                     raise KeyboardInterrupt
         if interrupt.asked:  # after the last step
@@ -137,7 +136,9 @@ class Trainer:
         try:
             return training.outer.step(episode)
         except NotFinite as error:
-            why = f"{error} ({culprits(episode, error.tasks)}); the last good checkpoint is {training.last}"
+            hashes = [f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in error.tasks]
+            who = ", ".join(hashes) or f"meta-batch {episode.hash()}"
+            why = f"{error} ({who}); the last good checkpoint is {training.last}"
             raise FailedRun(f"step {step}: {why}") from error
 
     def tell(self, metrics: Metrics, logger: TensorBoardLogger, bar: TrainingProgress, step: int, rate: float) -> None:
@@ -145,7 +146,7 @@ class Trainer:
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
         values["train/tasks_per_second"] = rate
         logger.scalars(values, step)
-        bar.show(f"query loss {shown(values['train/query_loss'])}, {shown(rate)} tasks/s")
+        bar.update(bar.row, note=f"query loss {shown(values['train/query_loss'])}, {shown(rate)} tasks/s")
 
     def validate(
         self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
@@ -156,9 +157,12 @@ class Trainer:
         logger.by_step("validation", validation.by_step, progress.step)
         # Diagnostics of an algorithm, such as a solver's residual, are curves only.
         shown = {name: steps for name, steps in validation.by_step.items() if name.startswith("query_")}
-        if logger.figures and self.shows_at(progress.step):
+        count, rest = divmod(progress.step, self.validate_every)
+        doubled = rest == 0 and count & (count - 1) == 0  # 1, 2, 4, 8, ...: things change early, then slowly
+        if logger.figures and (doubled or progress.step == self.steps):
             self.show(training, logger, shown, progress.step)
-        bar.say(f"step {progress.step}: validation " + ", ".join(f"{n} {validation.metrics[n]}" for n in shown))
+        said = ", ".join(f"{name} {validation.metrics[name]}" for name in shown)
+        bar.console.print(f"step {progress.step}: validation {said}", highlight=False)
         value = validation.metrics[self.monitor].mean
         if not self.better(training.task, value, progress.best):
             return progress
@@ -166,7 +170,6 @@ class Trainer:
         return progress._replace(best=value, best_step=progress.step)
 
     def validation(self, training: Training) -> Validation:
-        """Judges the frozen validation tasks after 0, 1, ... inner steps."""
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
         values = task_values(layer, tasks, layer.test_inner_steps, device=training.device)
@@ -174,11 +177,6 @@ class Trainer:
         inner_steps = self.selecting_step(layer)
         at_selection = {name: rows[min(inner_steps, len(rows) - 1)] for name, rows in by_step.items()}
         return Validation(by_step, inner_steps, at_selection)
-
-    def shows_at(self, step: int) -> bool:
-        """After the last step and after 1, 2, 4, 8, ... validations: things change early, then slowly."""
-        count, rest = divmod(step, self.validate_every)
-        return step == self.steps or (rest == 0 and count & (count - 1) == 0)
 
     def show(
         self, training: Training, logger: TensorBoardLogger, by_step: Mapping[str, list[Interval]], step: int
@@ -202,10 +200,3 @@ class Trainer:
     def save(self, training: Training, progress: Progress) -> None:
         with atomic(training.last) as part:
             torch.save(checkpoint.state_of(training, progress), part)
-
-
-def culprits(episode: Episode, tasks: list[int]) -> str:
-    """The hashes of the tasks at fault, or of the whole meta-batch where no task stands out."""
-    if not tasks:
-        return f"meta-batch {episode.hash()}"
-    return ", ".join(f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in tasks)

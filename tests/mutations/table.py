@@ -694,7 +694,7 @@ SELECTION_AND_RESUME = (
         "part = path\n    try:\n        yield",
         "test_tasks_data_folder.py::test_an_interrupted_write_leaves_the_old_file_and_nothing_else",
     ),
-    files(
+    run_folder(
         "a lock is shared",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
