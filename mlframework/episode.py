@@ -98,8 +98,7 @@ class _TaskSpec(NamedTuple):
 class TaskSpec(_TaskSpec):
     """The properties of every task that are known before an episode is drawn; base layers size themselves by it.
 
-    Raises:
-        InvalidValue: an attribute may not have the value.
+    An `InvalidValue` refuses attributes that cannot be.
     """
 
     __slots__ = ()

@@ -21,13 +21,8 @@ class UserError(Exception):
 class InvalidValue(UserError):
     """A constructor's argument that cannot be used.
 
-    The command line joins `field` to the config key of the object that refused it, so that the user reads
-    `task.k_shot=0: must be at least 1`.
-
-    Args:
-        field: the constructor's keyword.
-        value: the one given.
-        why: which values are right.
+    The command line joins `field`, the constructor's keyword, to the config key of the object that refused it, so that
+    the user reads `task.k_shot=0: must be at least 1`; `why` says which values are right.
     """
 
     def __init__(self, field: str, value: object, why: str) -> None:

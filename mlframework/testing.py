@@ -49,9 +49,8 @@ def check_task_distribution(
     example, and finite.
 
     Args:
-        task: the distribution; it is drawn from, but not changed.
-        splits: which splits there are.
-        num_tasks: tasks per draw.
+        splits: which there are.
+        num_tasks: per draw.
         inputs_repeat: whether different examples may have the same input by nature, as with a handful of items to rate;
             the checks that tell examples apart by their inputs are then left out.
     """
@@ -169,7 +168,6 @@ def check_meta_layer(
         task, num_tasks: where the episode of the checks comes from, and its size.
         padding: False leaves out the check of padding, for a layer that takes only tasks of equal size.
         tolerance: of the meta-gradient, relative to its norm.
-        device: where to compute.
     """
     device = torch.device(device)
     with reproducible(device):

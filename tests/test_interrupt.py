@@ -15,7 +15,7 @@ from mlframework.backend.capture import Capture
 from mlframework.runs.run import train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
-from mlframework.training.interrupt import deferred_interrupt
+from mlframework.training.interrupt import DeferredInterrupt
 from mlframework.training.trainer import Trainer
 
 SHORT = [
@@ -114,7 +114,7 @@ def test_nobody_may_be_there_to_read_that_it_stops(monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr(os, "write", gone)
-    with deferred_interrupt() as interrupt:
+    with DeferredInterrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
     assert interrupt.asked
 
@@ -122,7 +122,7 @@ def test_nobody_may_be_there_to_read_that_it_stops(monkeypatch):
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None], ids=["ignored", "another's"])
 def test_a_handler_that_is_not_pythons_stays(handler):
     signal.signal(signal.SIGINT, handler)
-    with deferred_interrupt() as interrupt:
+    with DeferredInterrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is handler
     assert not interrupt.asked
@@ -132,7 +132,7 @@ def test_a_thread_beside_the_main_one_changes_nothing():
     seen = []
 
     def beside():
-        with deferred_interrupt():
+        with DeferredInterrupt():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=beside)

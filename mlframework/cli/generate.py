@@ -6,15 +6,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from mlframework.cli.command_line import command, job
 from mlframework.errors import InvalidValue, UserError
-
-if TYPE_CHECKING:
-    from mlframework.tasks.text.text_files import Unit
+from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
 
 __all__ = ["generate_command"]
 
@@ -38,8 +35,6 @@ SETTINGS = {
 @job(settings=SETTINGS)
 def generate_command(config: DictConfig) -> None:
     """Prints `n` new texts for every set of examples."""
-    from mlframework.tasks.text.text_files import check_unit
-
     check_unit(config.unit)
     files = [config.support] if isinstance(config.support, str) else list(config.support)
     if not files:
@@ -59,8 +54,6 @@ def generate_command(config: DictConfig) -> None:
 
 
 def examples_in(files: Iterable[str], unit: Unit) -> list[str]:
-    from mlframework.tasks.text.text_files import read_text, units
-
     found = []
     for file in files:
         texts = units(read_text(Path(file).expanduser()), unit)
@@ -76,8 +69,6 @@ def sets_of_examples(lines: Iterable[str], unit: Unit) -> Iterator[list[str]]:
     >>> list(sets_of_examples(["Ada\n", "Grace\n", "\n", "Alan\n"], "line"))
     [['Ada', 'Grace'], ['Alan']]
     """
-    from mlframework.tasks.text.text_files import units
-
     pieces, found = lines if unit == "line" else ["".join(lines)], False
     for found_here, texts in groupby((units(piece, unit) for piece in pieces), key=bool):
         if found_here:

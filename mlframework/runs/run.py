@@ -131,19 +131,18 @@ def meta_train(training: Training, trainer: Trainer, logger: TensorBoardLogger, 
 
 def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
     """The record of a training, with the validation metrics of its best weights, which are loaded."""
-    validation = trainer.validation(training)
-    selected = {"value": progress.best, "step": progress.best_step, "inner_steps": validation.inner_steps}
+    (metrics, by_step), inner_steps = trainer.validation(training), trainer.selecting_step(training.meta_layer)
     return {
         "step": progress.step,
         "seconds": progress.seconds,
         "monitor": trainer.monitor,
-        "best": selected,
+        "best": {"value": progress.best, "step": progress.best_step, "inner_steps": inner_steps},
         "batch_norm": training.meta_layer.batch_norm_policy,
         **training.outer.planner.plan_of(trainer.meta_batch)._asdict(),
         "parameters": sum(p.numel() for p in training.outer.learned.values()),
         "git": git_state(),
-        "validation": {name: interval._asdict() for name, interval in validation.metrics.items()},
-        "validation_by_step": {n: [interval._asdict() for interval in rows] for n, rows in validation.by_step.items()},
+        "validation": {name: interval._asdict() for name, interval in metrics.items()},
+        "validation_by_step": {n: [interval._asdict() for interval in rows] for n, rows in by_step.items()},
     }
 
 
@@ -167,13 +166,9 @@ def start(training: Training, config: DictConfig, record: Callable[[], None]) ->
 
 
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
-    return evaluation.run(
-        choices.get("algorithm", type(training.meta_layer).__name__),
-        training.meta_layer,
-        lambda: build.build_base_layer(config, training.task),
-        training.device,
-        monitor=config.trainer.monitor,
-    )
+    name = choices.get("algorithm", type(training.meta_layer).__name__)
+    make = partial(build.build_base_layer, config, training.task)
+    return evaluation.run(name, training.meta_layer, make, training.device, monitor=config.trainer.monitor)
 
 
 def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:

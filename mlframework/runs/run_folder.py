@@ -122,10 +122,7 @@ class RunFolder:
         return config
 
     def add_evaluation(self, content: Mapping[str, Any]) -> Path:
-        """Writes an evaluation to the next file of `evaluations/1.json`, `2.json`, ..., which is returned.
-
-        The latest stands in `evaluation.json` as well.
-        """
+        """Writes an evaluation to `evaluation.json` and to the next of `evaluations/1.json`, ..., which is returned."""
         (self.path / "evaluations").mkdir(exist_ok=True)
         with atomic(self.path / "evaluation.json") as part:
             part.write_text(as_json(content, indent=2) + "\n", encoding="utf-8")

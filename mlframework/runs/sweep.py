@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
 
 from mlframework.errors import FailedRun, UserError
 from mlframework.evaluation.number_format import shown, shown_interval
@@ -22,9 +23,7 @@ from mlframework.files import atomic, write_json
 from mlframework.runs.check_config import located
 from mlframework.runs.error_report import Fault
 from mlframework.runs.run_folder import RunFolder, locked_folder
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from mlframework.runs.tables import print_table, titled
 
 __all__ = ["Job", "JobRow", "RememberFolder", "conclude", "grouped", "read_rows"]
 
@@ -101,8 +100,6 @@ def conclude() -> int:
     running, RememberFolder.running = RememberFolder.running, None
     if running is None:
         return 0
-    from mlframework.runs.tables import print_table
-
     folder, lock = running
     with lock:
         rows, refused = read_rows(folder), sorted(folder.glob(REFUSED.format("*")))
@@ -202,8 +199,6 @@ def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
 
 def table(folder: Path, rows: Sequence[JobRow]) -> Table:
     """The table for the terminal: a column for every key in which rows differ; shared overrides are in the title."""
-    from mlframework.runs.tables import titled
-
     keys = dict.fromkeys(key for row in rows for key in row.overrides)
     same = {key: {row.overrides.get(key, "") for row in rows if row.overrides} for key in keys}
     shared = " ".join(f"{key}={values.pop()}" for key, values in same.items() if len(values) == 1)

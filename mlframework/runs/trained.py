@@ -79,12 +79,9 @@ class Trained:
 
 
 class TaskModel:
-    """A task's own model.
+    """A task's own model: the one that a support set led to, `adapted`, leaves `[1, ...]`.
 
-    Args:
-        meta_layer: the algorithm.
-        adapted: the model that the support set led to; leaves `[1, ...]`.
-        support: the support set, leaves `[1, n, ...]`: it normalises queries where the batch-norm policy says so.
+    The support set, leaves `[1, n, ...]`, normalises queries where the batch-norm policy says so.
     """
 
     def __init__(self, meta_layer: MetaLayer, adapted: Adapted, support: Examples) -> None:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 
-__all__ = ["Interrupt", "deferred_interrupt"]
+__all__ = ["DeferredInterrupt"]
 
 
-class Interrupt:
-    """Whether Ctrl-C was pressed; pressed again, it raises `KeyboardInterrupt` at once."""
+class DeferredInterrupt:
+    """Within this context Ctrl-C is noted as `asked`, instead of raised in the middle of a step; twice, it is raised.
 
-    def __init__(self) -> None:
+    Raised inside Python's queues and semaphores it loses a wake-up, and joining a thread that waits for work hangs.
+    Where Ctrl-C is ignored or handled by other code, and outside the main thread, nothing is changed.
+    """
+
+    def __enter__(self) -> DeferredInterrupt:
         self.asked = False
+        in_main = threading.current_thread() is threading.main_thread()
+        self.handles = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self.handles:
+            signal.signal(signal.SIGINT, self.note)
+        return self
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -26,22 +34,6 @@ class Interrupt:
         with suppress(OSError):
             os.write(2, b"\ninterrupted: stops after this step, or at once if interrupted again\n")
 
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Interrupt]:
-    """Notes Ctrl-C for the caller, instead of raising it in the middle of a step.
-
-    Raised inside Python's queues and semaphores it loses a wake-up, and joining a thread that waits for work hangs.
-    Where Ctrl-C is ignored or handled by other code, and outside the main thread, nothing is changed.
-    """
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread() or (
-        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield interrupt
-        return
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def __exit__(self, *error: object) -> None:
+        if self.handles:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

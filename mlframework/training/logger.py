@@ -104,10 +104,7 @@ class TensorBoardLogger:
 
 
 def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str, float | str]:
-    """The hyperparameters of a run: the chosen options by group, then every leaf of the config by its dotted key.
-
-    Numbers stay numbers; anything else is written as on the command line.
-    """
+    """The hyperparameters of a run: the chosen options by group, then every leaf of the config by its dotted key."""
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
     options = {group.partition("@")[0]: option for group, option in choices.items()}

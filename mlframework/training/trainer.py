@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
@@ -22,7 +21,7 @@ from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
-from mlframework.training.interrupt import deferred_interrupt
+from mlframework.training.interrupt import DeferredInterrupt
 from mlframework.training.logger import TensorBoardLogger
 from mlframework.training.outer_loop import NotFinite
 from mlframework.training.progress import TrainingProgress
@@ -33,14 +32,6 @@ log = logging.getLogger(__name__)
 
 #: The first validation tasks, which displays show.
 SHOWN_TASKS = 4
-
-
-class Validation(NamedTuple):
-    """The metrics of the frozen validation tasks."""
-
-    by_step: dict[str, list[Interval]]  # after 0, 1, ... inner steps
-    inner_steps: int  # after which weights are selected
-    metrics: dict[str, Interval]  # after these; an algorithm without inner steps has one row
 
 
 @dataclass(kw_only=True)
@@ -84,7 +75,7 @@ class Trainer:
         """
         if progress.step == 0:
             self.save(training, progress)
-        with TrainingProgress(self.steps, progress.step) as bar, deferred_interrupt() as interrupt:
+        with TrainingProgress(self.steps, progress.step) as bar, DeferredInterrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
             spent, reported = progress.seconds, progress.step
@@ -152,31 +143,32 @@ class Trainer:
         self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
     ) -> Progress:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
-        validation = self.validation(training)
-        logger.intervals("validation", validation.metrics, progress.step)
-        logger.by_step("validation", validation.by_step, progress.step)
+        metrics, by_step = self.validation(training)
+        logger.intervals("validation", metrics, progress.step)
+        logger.by_step("validation", by_step, progress.step)
         # Diagnostics of an algorithm, such as a solver's residual, are curves only.
-        shown = {name: steps for name, steps in validation.by_step.items() if name.startswith("query_")}
+        shown = {name: steps for name, steps in by_step.items() if name.startswith("query_")}
         count, rest = divmod(progress.step, self.validate_every)
         doubled = rest == 0 and count & (count - 1) == 0  # 1, 2, 4, 8, ...: things change early, then slowly
         if logger.figures and (doubled or progress.step == self.steps):
             self.show(training, logger, shown, progress.step)
-        said = ", ".join(f"{name} {validation.metrics[name]}" for name in shown)
+        said = ", ".join(f"{name} {metrics[name]}" for name in shown)
         bar.console.print(f"step {progress.step}: validation {said}", highlight=False)
-        value = validation.metrics[self.monitor].mean
+        value = metrics[self.monitor].mean
         if not self.better(training.task, value, progress.best):
             return progress
         checkpoint.save_weights(training.best, training.meta_layer)
         return progress._replace(best=value, best_step=progress.step)
 
-    def validation(self, training: Training) -> Validation:
+    def validation(self, training: Training) -> tuple[dict[str, Interval], dict[str, list[Interval]]]:
+        """The metrics of the frozen validation tasks after the inner steps that select weights, and after 0, 1, ..."""
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
         values = task_values(layer, tasks, layer.test_inner_steps, device=training.device)
         by_step = {name: [Interval.of(row) for row in rows] for name, rows in values.items()}
         inner_steps = self.selecting_step(layer)
-        at_selection = {name: rows[min(inner_steps, len(rows) - 1)] for name, rows in by_step.items()}
-        return Validation(by_step, inner_steps, at_selection)
+        # An algorithm without inner steps has one row.
+        return {name: rows[min(inner_steps, len(rows) - 1)] for name, rows in by_step.items()}, by_step
 
     def show(
         self, training: Training, logger: TensorBoardLogger, by_step: Mapping[str, list[Interval]], step: int
