@@ -282,8 +282,7 @@ def directional_errors(
     The mean of the squared errors is an unbiased estimate of the squared norm of the whole error.
 
     Args:
-        meta_layer: in float64, like the episode; its parameters are unchanged afterwards.
-        episode: the meta-batch.
+        meta_layer, episode: in float64; the parameters are unchanged afterwards.
         losses_of: the losses `[tasks]` to take differences of; None: the query losses after adapting.
         directions, seed: how many are drawn, and from which seed.
         step: length of the step to either side. In float64, 1e-6 keeps rounding near 1e-9 and crosses few kinks.

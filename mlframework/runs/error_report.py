@@ -77,7 +77,6 @@ def cause(error: BaseException) -> BaseException:
 
 
 def failure(error: BaseException) -> str:
-    """The line for an error that is not one of ours."""
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full: a smaller outer.chunk or trainer.meta_batch needs less"
     if isinstance(error, OSError):

@@ -33,7 +33,6 @@ def train(
     """Meta-trains an algorithm in place, by Adam along a cosine schedule, on tasks of the split `train`.
 
     Args:
-        meta_layer: the algorithm, with its task.
         meta_batch: tasks per outer step.
         lr: the outer rate at the start; it falls to 0.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
@@ -72,10 +71,8 @@ def evaluate(
     """Judges an algorithm on frozen tasks: the same seed draws the same tasks, with the same hash.
 
     Args:
-        meta_layer: the algorithm, with its task.
         tasks, seed, split: how many tasks are drawn, from which seed, and of which split.
-        validation_tasks: how many tasks of the split `validation` choose the number of inner steps.
-        monitor: the metric by which they do.
+        validation_tasks, monitor: how many tasks of the split `validation` choose the inner steps, by which metric.
         baseline: methods by name that are judged beside the algorithm, such as `{"scikit_learn": ScikitLearn()}`.
         make_base_layer: draws a new network, for a baseline that trains from scratch.
 

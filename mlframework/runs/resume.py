@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import leaves, write_json
@@ -32,8 +32,6 @@ OF_THIS_PROCESS = ("resume", "run_dir")
 #: Stands for a key that a config does not have.
 ABSENT = "(absent)"
 
-Changes = Mapping[str, tuple[Any, Any]]
-
 
 class Composed(NamedTuple):
     """The config that overrides lead to: its leaves by dotted key, resolved, and the option of each config group."""
@@ -48,7 +46,7 @@ class Resumed(NamedTuple):
     config: DictConfig
     overrides: list[str]
     choices: dict[str, str]
-    changes: Changes
+    changes: dict[str, tuple[Any, Any]]
     typed: list[str]
 
     def record(self, folder: RunFolder, step: int) -> None:
@@ -78,10 +76,10 @@ def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
     before = composed(started)
     try:
         now = composed(merged(started, typed))
-    except HydraException as error:  # as a base layer with settings of another
+    except HydraException as error:  # an override does not fit the others, such as a setting of another base layer
         override = next((o for o in typed if key_of(o) in before.choices), typed[0])
-        said = f"does not go with the overrides of this run ({str(error).splitlines()[0]})"
-        why = f"{said}; resume=true cannot change it"
+        said = str(error).splitlines()[0]
+        why = f"does not go with the overrides of this run ({said}); resume=true cannot change it"
         raise InvalidValue(key_of(override), override.partition("=")[2], why) from error
     changes = difference(before.values, now.values)
     for key in changes:
@@ -107,12 +105,10 @@ def composed(overrides: Sequence[str]) -> Composed:
     initialised = GlobalHydra.instance().is_initialized()
     with nullcontext() if initialised else initialize_config_module("mlframework.conf", version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    with open_dict(config):
-        for key in ("hydra", *OF_THIS_PROCESS):
-            del config[key]
-    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    return Composed(dict(leaves(values)), {g: o for g, o in choices.items() if not g.startswith("hydra/")})
+    own = OmegaConf.masked_copy(config, [str(name) for name in config if name not in ("hydra", *OF_THIS_PROCESS)])
+    values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True))
+    choices = {g: o for g, o in config.hydra.runtime.choices.items() if not g.startswith("hydra/")}
+    return Composed(dict(leaves(values)), choices)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -121,7 +117,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
     return {key: (then, value) for key, (then, value) in pairs.items() if then != value}
 
 
-def changed(config: DictConfig, changes: Changes) -> DictConfig:
+def changed(config: DictConfig, changes: Mapping[str, tuple[Any, Any]]) -> DictConfig:
     for key, (_, now) in sorted(changes.items(), key=lambda item: item[1][1] != ABSENT):  # removed keys make room first
         parent, _, name = key.rpartition(".")
         if now == ABSENT:

@@ -30,8 +30,6 @@ __all__ = ["Job", "JobRow", "RememberFolder", "conclude", "grouped", "read_rows"
 #: The error of a job whose folder holds another's run; it lies in the sweep's folder until the sweep ends.
 REFUSED = "refused.{}.json"
 
-Overrides = dict[str, str]
-
 
 def direction(metric: str, target: str) -> str:
     """Whether a search takes a task distribution's metric up or down: `maximize` or `minimize`, as Optuna says."""
@@ -87,7 +85,7 @@ class JobRow(NamedTuple):
 
     job: str  # its folder within the sweep's
     status: str  # finished, failed, lost if it left no record, or damaged if its record cannot be read
-    overrides: Overrides
+    overrides: dict[str, str]
     metric: str = ""  # the monitored validation metric
     mean: float | None = None  # of the metric over validation tasks; None if it is not finite
     half_width: float | None = None  # of its 95 % interval
@@ -129,7 +127,8 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def read_row(job: Path, folder: Path) -> JobRow:
-    name, run, started = str(job.relative_to(folder)), RunFolder(job), Overrides()
+    name, run = str(job.relative_to(folder)), RunFolder(job)
+    started: dict[str, str] = {}
     file = run.failed if run.failed.exists() else run.result
     with suppress(UserError):  # they cannot be read
         started = by_key(run.overrides())
@@ -148,7 +147,7 @@ def read_row(job: Path, folder: Path) -> JobRow:
         return JobRow(name, "damaged", started, error=f"damaged: {file}")
 
 
-def by_key(overrides: Iterable[str]) -> Overrides:
+def by_key(overrides: Iterable[str]) -> dict[str, str]:
     """`["a.b=1"]` as `{"a.b": "1"}`."""
     return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
 

@@ -34,7 +34,6 @@ def print_table(table: Table) -> None:
 
 
 def titled(title: str, caption: str) -> Table:
-    """An empty table whose title and caption start at its left edge."""
     return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
 
 

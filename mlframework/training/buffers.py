@@ -36,12 +36,11 @@ def written(module: nn.Module, examples: Examples) -> dict[str, Tensor]:
     copies = {name: buffer.clone() for name, buffer in before.items()}
     with swap_tensors(module, dict(copies)):
         refresh(module, examples)
-        after = dict(module.named_buffers())
+        after = {name: buffer for name, buffer in module.named_buffers() if name in copies}
     return {
         name: buffer
         for name, buffer in after.items()
-        if name in copies
-        and (buffer is not copies[name] or version_of(buffer) or not torch.equal(buffer, before[name]))
+        if buffer is not copies[name] or version_of(buffer) or not torch.equal(buffer, before[name])
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ class TensorBoardLogger:
     """Writes TensorBoard events into the run's own folder.
 
     Args:
-        folder: the run folder.
         start: the step from which this process writes; later points of an interrupted process are dropped.
         figures: whether displays write here, which takes about half a second each.
     """
@@ -122,7 +120,9 @@ def show_first(experiment: Summary, names: Collection[str]) -> None:
 
 
 def plain(value: Any) -> float | str:
-    """The value itself if it is a number or text, else as the user types it: `null`, `true`, `[40, 40]`."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
+    """The value itself if it is a number, else as text: `null`, `true`, `[40, 40]`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    return json.dumps(value, ensure_ascii=False).replace('"', "")
+    if isinstance(value, list):
+        return f"[{', '.join(str(plain(item)) for item in value)}]"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))

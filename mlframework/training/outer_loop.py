@@ -32,7 +32,6 @@ class OuterLoop:
     """Steps an optimizer along meta-gradients.
 
     Args:
-        meta_layer: the algorithm.
         optimizer: over `meta_layer.parameters()`.
         scheduler: of the outer rate, stepped once per outer step.
         clip: the largest norm of the meta-gradient; None leaves it as it is.
