@@ -51,9 +51,8 @@ def made(algorithm, network="transformer"):
     return meta_layer, support._replace(mask=support.mask.double())
 
 
-def without_memory(meta_layer, adapted, start, *, count, sampling, generator):
+def without_memory(meta_layer, adapted, rows, sampling, generator):
     """Rows of tokens, every one of them predicted from the whole row before it."""
-    rows = torch.tensor(start).repeat(count, 1)
     for _ in range(sampling.length):
         with torch.no_grad():
             logits = meta_layer.predict(adapted, rows.unsqueeze(0))[0, :, -1]
@@ -72,9 +71,9 @@ def test_generating_with_a_memory_is_generating_without(float64, algorithm, netw
     meta_layer, support = made(algorithm, network)
     adapted = meta_layer.adapt(support)
     boundary = meta_layer.task.tokens.boundary
-    arguments = {"count": 3, "sampling": Sampling(length=9, temperature=temperature)}
+    start, sampling = torch.tensor([[boundary, 97, 98]] * 3), Sampling(length=9, temperature=temperature)
     with_memory, without = (
-        sample(meta_layer, adapted, [boundary, 97, 98], generator=torch.Generator().manual_seed(0), **arguments)
+        sample(meta_layer, adapted, start, sampling, torch.Generator().manual_seed(0))
         for sample in (sample_rows, without_memory)
     )
     assert [until_the_end(row, boundary) for row in with_memory] == [until_the_end(row, boundary) for row in without]

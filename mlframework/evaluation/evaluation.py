@@ -90,13 +90,10 @@ class Evaluation:
         *,
         monitor: str = "query_loss",
     ) -> Report:
-        """Judges an algorithm and its baselines.
+        """Judges an algorithm, by its name in the report, and its baselines.
 
         Args:
-            name: of the algorithm, for the report.
-            meta_layer: the algorithm.
             make_base_layer: draws networks to train from scratch.
-            device: where tasks go.
             monitor: the metric by which every method's choices are made.
         """
         self.check(meta_layer.task)
@@ -109,17 +106,10 @@ class Evaluation:
             rows += baseline.rows(key, trial)
         with following(meta_layer, choice.candidate.rule):
             found = {key: m.measure(meta_layer, self.split, choice.steps) for key, m in self.measures.items()}
-        return Report(
-            trial.tasks.hash(),
-            self.split,
-            self.tasks,
-            self.seed,
-            self.validation_tasks,
-            monitor,
-            trial.sources,
-            [rows[0], *(row._replace(difference=difference(row, rows[0], trial.sources)) for row in rows[1:])],
-            {key: measured for key, measured in found.items() if measured is not None},
-        )
+        compared = [row._replace(difference=difference(row, rows[0], trial.sources)) for row in rows[1:]]
+        measured = {key: each for key, each in found.items() if each is not None}
+        drawn = tasks.hash(), self.split, self.tasks, self.seed, self.validation_tasks
+        return Report(*drawn, monitor, trial.sources, [rows[0], *compared], measured)
 
     def algorithm(self, name: str, trial: Trial) -> tuple[list[MethodResult], Choice]:
         """A row for each batch-norm policy; the choice under the first one holds for the others."""

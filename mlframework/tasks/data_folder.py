@@ -80,7 +80,7 @@ def composed_parts(path: Path) -> tuple[str, ...]:
 def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:
     """The arrays that `build` returns, read from the cache when they were built before.
 
-    Built or read, they are contiguous: sums over another memory layout are rounded in another order.
+    They are stored contiguous: sums over another memory layout are rounded in another order.
 
     Args:
         name: of the arrays, for the file's name.
@@ -92,21 +92,16 @@ def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: 
     path = cache_folder() / f"{name}-{key}.npz"
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            return contiguous({key: file[key] for key in file.files})
+            return dict(file)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         pass  # not there, or damaged by something outside: built below
-    arrays = contiguous(build())
+    arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:
         with atomic(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error}), so it is computed anew every time", stacklevel=2)
     return arrays
-
-
-def contiguous(arrays: Arrays) -> Arrays:
-    """The same numbers, each array in C's order."""
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -59,29 +58,21 @@ def generate(
     sampling.check()
     at_least("n", count, 1)
     task = as_text(meta_layer.task)
-    start = [task.tokens.boundary, *task.tokens.encode(prompt)]
-    rows = sample_rows(meta_layer, adapted, start, count=count, sampling=sampling, generator=generator)
-    texts = (task.decode(row) for row in rows)
+    start = torch.tensor([task.tokens.boundary, *task.tokens.encode(prompt)]).repeat(count, 1)
+    texts = (task.decode(row) for row in sample_rows(meta_layer, adapted, start, sampling, generator))
     return [text if sampling.stop is None else text.partition(sampling.stop)[0] for text in texts]
 
 
 def sample_rows(
-    meta_layer: MetaLayer,
-    adapted: Adapted,
-    start: Sequence[int],
-    *,
-    count: int,
-    sampling: Sampling,
-    generator: torch.Generator,
+    meta_layer: MetaLayer, adapted: Adapted, rows: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> list[list[int]]:
-    """Rows of tokens that begin with `start` and end with the first boundary that is drawn, or at the full length.
+    """Rows of tokens that go on from `rows` `[n, start]` to the first boundary that is drawn, or the full length.
 
     A base layer that can recall reads one token at each step; any other reads the whole row again.
     """
     boundary = as_text(meta_layer.task).tokens.boundary
     device = next(meta_layer.parameters()).device
-    rows = torch.tensor(start).repeat(count, 1)
-    ended = torch.zeros(count, dtype=torch.bool)
+    ended = torch.zeros(len(rows), dtype=torch.bool)
     was_training, engine = meta_layer.training, meta_layer.engine
     meta_layer.eval()
     meta_layer.engine = "loop"  # one task; a memory must not be a vmapped tensor

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from mlframework.backend.forward import fork_rng
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.episode import Examples, Params, masked_mean
+from mlframework.episode import Examples, Params
 from mlframework.evaluation.choices import Candidate, Rule, Trial, thinned
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
 from mlframework.inner_loop import InnerUpdate
-from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.inner_loop.inner_update import at_least
-from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.meta_layers.gradient_descent.maml import MAML
+from mlframework.meta_layers.gradient_descent.meta_gradients import FirstOrder
+from mlframework.meta_layers.meta_layer import Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["FromScratch", "TrainedFromScratch"]
@@ -51,10 +51,8 @@ class FromScratch(Baseline):
         return Candidate(judge, thinned(self.steps), rule=rule)
 
 
-class TrainedFromScratch(MetaLayer):
+class TrainedFromScratch(MAML):
     """The same network, trained on each whole support set alone from a random initialisation of its own."""
-
-    exact = False
 
     def __init__(
         self,
@@ -64,29 +62,15 @@ class TrainedFromScratch(MetaLayer):
         update: Callable[[Params], InnerUpdate],
         steps: int,
     ) -> None:
-        super().__init__(make_base_layer(), task)
+        super().__init__(make_base_layer(), task, update=update, meta_gradient=FirstOrder(), inner_steps=steps)
         self.make_base_layer = make_base_layer
-        self.update = update(dict(self.base_layer.named_parameters()))
-        self.test_inner_steps = steps
 
-    def initial(self, like: Tensor) -> Params:
-        """Stacked parameters of one new network per task, on the device of `like` `[tasks, ...]`."""
-        networks = [dict(self.make_base_layer().named_parameters()) for _ in range(len(like))]
-        return {name: torch.stack([n[name].detach() for n in networks]).to(like.device) for name in networks[0]}
+    def initial(self, support: Examples) -> Params:
+        """Stacked parameters of one new network per task."""
+        networks = [dict(self.make_base_layer().named_parameters()) for _ in range(len(support.mask))]
+        return {name: torch.stack([n[name].detach() for n in networks]).to(support.mask.device) for name in networks[0]}
 
-    def adapt(self, support: Examples) -> Params:
-        return last(self.trajectory(support, self.test_inner_steps))
-
-    def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.call_base_layer(adapted, x, mask)
-
-    def trajectory(self, support: Examples, steps: int) -> Iterator[Params]:
+    def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
         """Parameters after each of the `thinned` numbers of steps."""
-
-        def losses_of(params: Params, step: int) -> Tensor:
-            mask = self.mask_or_none(support.mask)
-            return masked_mean(self.task.loss(self.predict(params, support.x, mask), support.y), mask)
-
-        path = inner_loop(losses_of, self.initial(support.mask), self.update, steps, detached_steps=steps)
-        shown = set(thinned(steps))
+        path, shown = super().trajectory(support, steps, batch_size=batch_size), set(thinned(steps))
         yield from (params for step, params in enumerate(path) if step in shown)

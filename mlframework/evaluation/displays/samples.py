@@ -28,17 +28,16 @@ class Samples(Display):
         as_text(task)
 
     def show(self, validated: Validated, log: Log) -> None:
-        sheet = sample_sheet(validated.meta_layer, validated.episode)
-        log.text("validation/samples", sheet, validated.step)
+        log.text("validation/samples", sample_sheet(validated.meta_layer, validated.episode), validated.step)
 
 
-def sample_sheet(meta_layer: MetaLayer, episode: Episode, *, seed: int = 0) -> str:
+def sample_sheet(meta_layer: MetaLayer, episode: Episode) -> str:
     """A table in markdown for each task of an episode: support examples, and texts drawn before and after adapting."""
-    sheets = [task_sheet(meta_layer, episode.tasks(slice(i, i + 1)), seed) for i in range(episode.num_tasks)]
+    sheets = [task_sheet(meta_layer, episode.tasks(slice(i, i + 1))) for i in range(episode.num_tasks)]
     return "\n\n".join(f"**task {number}**\n\n{sheet}" for number, sheet in enumerate(sheets, start=1))
 
 
-def task_sheet(meta_layer: MetaLayer, episode: Episode, seed: int) -> str:
+def task_sheet(meta_layer: MetaLayer, episode: Episode) -> str:
     """The table of one task; an algorithm without inner steps has no column for before."""
     task = as_text(meta_layer.task)
     sampling = Sampling(length=task.spec.x_shape[0])
@@ -48,7 +47,7 @@ def task_sheet(meta_layer: MetaLayer, episode: Episode, seed: int) -> str:
     columns = {"support": [task.decode(y[mask > 0].tolist()) for y, mask in rows][:SHOWN]}
     titles = ["before", f"after {meta_layer.test_inner_steps} steps"] if len(models) > 1 else ["adapted"]
     for title, adapted in zip(titles, models, strict=True):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         columns[title] = generate(meta_layer, adapted, count=SHOWN, sampling=sampling, generator=generator)
     return table(columns)
 
