@@ -18,7 +18,7 @@ from mlframework.evaluation.baselines.scikit_learn import (
     grid,
     raw_inputs,
 )
-from mlframework.evaluation.choices import Candidate, Rule, choose, following
+from mlframework.evaluation.choices import Candidate, Rule, Trial, following
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.inner_loop import SGD
@@ -27,7 +27,14 @@ from mlframework.tasks import Sinusoid
 
 CPU = torch.device("cpu")
 CONVENTIONAL = {"from_scratch": FromScratch(tasks=2, steps=5), "scikit_learn": ScikitLearn()}
-VALIDATION = TaskSet(Sinusoid(), "validation", tasks=2, seed=0)
+
+
+def trial(*, higher_is_better: bool) -> Trial:
+    """A trial in which more query loss is better, or less."""
+    task = Sinusoid()
+    task.higher_is_better = frozenset({"loss"} if higher_is_better else ())
+    validation = TaskSet(task, "validation", tasks=2, seed=0)
+    return Trial(None, None, validation, None, validation, [], "query_loss", CPU)
 
 
 def candidate(name: str, *means: float) -> Candidate:
@@ -38,19 +45,19 @@ def candidate(name: str, *means: float) -> Candidate:
 
 def test_the_best_setting_is_taken_at_its_best_number_of_steps():
     settings = [candidate("a", 3.0, 2.0, 2.5), candidate("b", 3.0, 2.6, 1.5, 4.0)]
-    lowest = choose(settings, VALIDATION, "query_loss", higher_is_better=False)
+    lowest = trial(higher_is_better=False).choose(settings)
     assert (lowest.candidate.setting, lowest.steps, lowest.value) == ("b", 2, 1.5)
-    highest = choose(settings, VALIDATION, "query_loss", higher_is_better=True)
+    highest = trial(higher_is_better=True).choose(settings)
     assert (highest.candidate.setting, highest.steps, highest.value) == ("b", 3, 4.0)
 
 
 @pytest.mark.parametrize("higher_is_better", [False, True])
 def test_what_is_not_finite_is_never_the_best(higher_is_better: bool):
     settings = [candidate("a", math.nan, math.inf), candidate("b", -math.inf, 7.0), candidate("c", math.nan)]
-    found = choose(settings, VALIDATION, "query_loss", higher_is_better=higher_is_better)
+    found = trial(higher_is_better=higher_is_better).choose(settings)
     assert (found.candidate.setting, found.value) == ("b", 7.0)
     with pytest.raises(FailedRun, match="no setting has a finite query_loss on the validation tasks"):
-        choose(settings[:1], VALIDATION, "query_loss", higher_is_better=higher_is_better)
+        trial(higher_is_better=higher_is_better).choose(settings[:1])
 
 
 class Noted(Sinusoid):

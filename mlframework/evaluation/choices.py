@@ -19,7 +19,7 @@ from mlframework.inner_loop import SGD, Adam, InnerUpdate
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Candidate", "Choice", "Rule", "Trial", "choose", "following", "steps_by_rule", "thinned"]
+__all__ = ["Candidate", "Choice", "Rule", "Trial", "following", "steps_by_rule", "thinned"]
 
 
 class Rule(NamedTuple):
@@ -32,7 +32,6 @@ class Rule(NamedTuple):
         return f"{self.name} {self.lr:g}"
 
     def update(self, params: Params) -> InnerUpdate:
-        """The rule for some parameters."""
         return (Adam if self.name == "Adam" else SGD)(params, self.lr)
 
 
@@ -59,27 +58,7 @@ class Choice(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Training steps on the support set."""
         return self.candidate.steps[self.row]
-
-
-def choose(candidates: Iterable[Candidate], tasks: TaskSet, metric: str, *, higher_is_better: bool) -> Choice:
-    """Judges every setting on validation tasks and takes the best one at its best number of steps.
-
-    Values that are not finite are never the best; of equal ones the first wins.
-
-    Raises:
-        FailedRun: no setting has a finite value.
-    """
-    best: Choice | None = None
-    for candidate in candidates:
-        for row, value in enumerate(candidate.judge(tasks)[metric].double().mean(1).tolist()):
-            better = best is None or (value > best.value if higher_is_better else value < best.value)
-            if math.isfinite(value) and better:
-                best = Choice(candidate, row, value)
-    if best is None:
-        raise FailedRun(f"no setting has a finite {metric} on the {tasks.split} tasks")
-    return best
 
 
 class Trial(NamedTuple):
@@ -99,9 +78,24 @@ class Trial(NamedTuple):
         return self.tasks.task
 
     def choose(self, candidates: Iterable[Candidate]) -> Choice:
-        """The setting that does best on the validation tasks."""
-        higher = self.monitor.removeprefix("query_") in self.task.higher_is_better
-        return choose(candidates, self.validation, self.monitor, higher_is_better=higher)
+        """Judges every setting on the validation tasks and takes the best one at its best number of steps.
+
+        Values that are not finite are never the best; of equal ones the first wins.
+
+        Raises:
+            FailedRun: no setting has a finite value.
+        """
+        higher_is_better = self.monitor.removeprefix("query_") in self.task.higher_is_better
+        best: Choice | None = None
+        for candidate in candidates:
+            means = candidate.judge(self.validation)[self.monitor].double().mean(1)
+            for row, value in enumerate(means.tolist()):
+                better = best is None or (value > best.value if higher_is_better else value < best.value)
+                if math.isfinite(value) and better:
+                    best = Choice(candidate, row, value)
+        if best is None:
+            raise FailedRun(f"no setting has a finite {self.monitor} on the {self.validation.split} tasks")
+        return best
 
     def row(self, method: str, batch_norm: str, choice: Choice, *, tasks: int | None = None) -> MethodResult:
         """Judges a choice on the task set, or on its first `tasks`; `batch_norm` is the policy, or `none`."""

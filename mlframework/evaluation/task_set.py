@@ -81,9 +81,7 @@ def judge_by_step(
 ) -> Metrics:
     """Query metrics after 0, 1, ..., `steps` inner steps, each `[steps + 1, tasks]` (one row if nothing is stepped).
 
-    Args:
-        batch_norm: the policy; None takes the algorithm's own.
-        ends_only: whether to judge after 0 and `steps` alone: two rows.
+    The policy None is the algorithm's own. `ends_only` judges after 0 and `steps` alone: two rows.
     """
     meta_layer.eval()
     with torch.no_grad():

@@ -14,11 +14,7 @@ __all__ = ["check_episode", "faults"]
 
 
 def check_episode(episode: Episode, spec: TaskSpec, *, num_tasks: int, where: str) -> None:
-    """Refuses an episode that does not follow the spec, or has another number of tasks.
-
-    Raises:
-        UserError: one line that names the task (`where`), the fault and a right value.
-    """
+    """Refuses an episode that does not follow the spec, or has another number of tasks, in one line from `where` on."""
     is_whole = isinstance(episode, Episode) and all(isinstance(part, Examples) for part in episode)
     if not is_whole or not all(isinstance(leaf, Tensor) for part in episode for leaf in part):
         raise UserError(f"{where}: sample must return an Episode of Examples, whose x, y and mask are tensors")

@@ -41,7 +41,6 @@ def visible(path: Path) -> list[Path]:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The folders among them."""
     return [entry for entry in visible(path) if entry.is_dir()]
 
 
@@ -73,7 +72,6 @@ def composed(name: str) -> str:
 
 
 def composed_parts(path: Path) -> tuple[str, ...]:
-    """The sort key of paths."""
     return tuple(composed(part) for part in path.parts)
 
 
@@ -83,9 +81,7 @@ def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: 
     They are stored contiguous: sums over another memory layout are rounded in another order.
 
     Args:
-        name: of the arrays, for the file's name.
         settings: all that they depend on; another `repr` builds them anew.
-        build: computes them.
         source: the file of `build`, `__file__`; a change of it builds them anew as well.
     """
     key = hashlib.sha256(repr(settings).encode() + Path(source).read_bytes()).hexdigest()[:16]

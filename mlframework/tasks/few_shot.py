@@ -186,11 +186,7 @@ def distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def hash_sorted(names: Iterable[str]) -> list[str]:
-    """Names in the order of their SHA-256: as good as random, and the same on any machine.
-
-    Raises:
-        UserError: two names differ only in their Unicode form.
-    """
+    """Names in the order of their SHA-256: as good as random, and the same on any machine."""
     spelt: dict[str, str] = {}
     for name in names:
         other = spelt.setdefault(composed(name), name)

@@ -48,12 +48,9 @@ def generate(
     generator: torch.Generator,
     prompt: str = "",
 ) -> list[str]:
-    """Texts in the manner of the one task that `adapted` is a model of, each with the prompt that it starts with.
+    """Texts in the manner of the one task that `adapted` (leaves `[1, ...]`) is a model of, each with its prompt.
 
-    Args:
-        meta_layer: an algorithm on a text task.
-        adapted: one task's own model; leaves `[1, ...]`.
-        generator: a CPU generator.
+    The algorithm is one on a text task, the generator one of the CPU.
     """
     sampling.check()
     at_least("n", count, 1)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.naive_bayes import MultinomialNB
 
-__all__ = ["Recognition", "TaskFit", "copied_ngrams", "copied_share", "distinct_n", "distinct_pieces", "ngram_distance"]
+__all__ = ["TaskFit", "copied_ngrams", "copied_share", "distinct_n", "distinct_pieces", "ngram_distance"]
 
 #: Stand for a text's begin and end, so that how texts begin and end counts, and no n-gram spans two texts.
 BEGIN, END = "\x02", "\x03"
@@ -36,13 +36,7 @@ def ngram_distance(samples: Sequence[str], reference: Sequence[str], n: int) -> 
     Reference: Endres & Schindelin, A new metric for probability distributions, 2003 (IEEE Transactions on Information
         Theory 49:1858-1860): the square root of the Jensen-Shannon divergence, which in bits is at most 1.
 
-    Args:
-        samples: texts.
-        reference: texts.
-        n: characters; the begin and the end of a text count as one each.
-
-    Returns:
-        In [0, 1]; 1 where either holds no n-gram.
+    The begin and the end of a text count as a character each. Where either side holds no n-gram, the distance is 1.
 
     >>> ngram_distance(["ab"], ["ab"], 2), ngram_distance(["ab"], ["cd"], 2)
     (0.0, 1.0)
@@ -111,13 +105,6 @@ def ngrams(texts: Sequence[str], n: int) -> Iterator[str]:
     return (text[i : i + n] for text in marked for i in range(len(text) - n + 1))
 
 
-class Recognition(NamedTuple):
-    """How well the sources of texts were recognised."""
-
-    accuracy: Tensor  # share of a source's texts that were taken for its own [sources]
-    reciprocal_rank: Tensor  # mean of one over the place of the source among all, the likeliest first [sources]
-
-
 class TaskFit:
     """The share of texts that a classifier, trained on real text of all sources, takes for their source's.
 
@@ -133,7 +120,7 @@ class TaskFit:
         length: texts are cut into pieces of so many characters, which should be as long as the texts to judge.
 
     >>> texts = {"low": ["abcab", "bcabc", "cabca"], "high": ["xyzxy", "yzxyz", "zxyzx"]}
-    >>> TaskFit(texts, length=5).score({"high": ["zyx", "abc"]}).accuracy
+    >>> TaskFit(texts, length=5).score({"high": ["zyx", "abc"]})["task_fit"]
     tensor([0.5000])
     """
 
@@ -163,8 +150,12 @@ class TaskFit:
         bayes = MultinomialNB(alpha=0.01, fit_prior=False)
         return features, bayes.fit(features.fit_transform(pieces), labels)
 
-    def score(self, samples: Mapping[str, Sequence[str]]) -> Recognition:
-        """The recognition of samples, by the source that they should resemble."""
+    def score(self, samples: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """How well samples are recognised, by the source that they should resemble, `[sources]` each.
+
+        `task_fit` is the share of a source's texts that are taken for its own, `task_fit_rank` the mean of one over the
+        source's place among all, the likeliest first.
+        """
         features, bayes = self.classifier
         found = []
         for name, texts in samples.items():
@@ -173,7 +164,7 @@ class TaskFit:
             # A text that could be anybody's is nobody's: of equal sources, the own one comes last.
             places = (scores >= own).sum(1)
             found.append((float((places == 1).mean()), float((1 / places).mean())))
-        return Recognition(*torch.tensor(found).unbind(1))
+        return dict(zip(("task_fit", "task_fit_rank"), torch.tensor(found).unbind(1), strict=True))
 
 
 def distinct_pieces(texts: Sequence[str], length: int) -> list[str]:

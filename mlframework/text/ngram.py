@@ -58,7 +58,7 @@ class Found(NamedTuple):
     kinds: Tensor  # how many tokens have a count of one, of two, of more after the context [CLASSES, targets]
 
 
-class Order(NamedTuple):
+class Order:
     """The n-grams of one order that stand in some text.
 
     An n-gram's number is its place in `keys`, and 0 stands for none. Its key is made of its context's number among the
@@ -66,18 +66,14 @@ class Order(NamedTuple):
     are exact.
     """
 
-    keys: Tensor  # sorted [grams]; the first, 0, is no n-gram's
-    counts: Tensor  # see `places` [grams]
-    totals: Tensor  # of the counts after each context [contexts]
-    kinds: Tensor  # see `Found` [CLASSES, contexts]
-
-    @classmethod
-    def of(cls, keys: Tensor, counts: Tensor, *, contexts: int, vocabulary: int) -> Order:
-        """The n-grams of one order by their counts; those without are but the contexts of others."""
+    def __init__(self, keys: Tensor, counts: Tensor, *, contexts: int, vocabulary: int) -> None:
+        self.keys = keys  # sorted [grams]; the first, 0, is no n-gram's
+        self.counts = counts  # see `places` [grams]; n-grams without are but the contexts of others
         context, classes = keys // vocabulary, counts.clamp(max=CLASSES)
-        totals = torch.bincount(context, counts, minlength=contexts).long()
+        #: Of the counts after each context [contexts], and how many there are of each class [CLASSES, contexts].
+        self.totals = torch.bincount(context, counts, minlength=contexts).long()
         kinds = [torch.bincount(context[classes == c], minlength=contexts) for c in range(1, CLASSES + 1)]
-        return cls(keys, counts, totals, torch.stack(kinds))
+        self.kinds = torch.stack(kinds)
 
     def numbers(self, keys: Tensor) -> Tensor:
         """The number of each key, 0 where there is no such n-gram."""
@@ -96,7 +92,7 @@ class Counts:
         for further in reversed(range(order)):
             longer_keys, longer = self.number(text, one_further(grams)) if further else (keys, torch.zeros_like(grams))
             counts = places(text, grams, longer, len(keys))
-            self.orders.append(Order.of(keys, counts, contexts=contexts, vocabulary=vocabulary))
+            self.orders.append(Order(keys, counts, contexts=contexts, vocabulary=vocabulary))
             contexts, keys, grams = len(keys), longer_keys, longer
 
     def keys(self, text: Text, contexts: Tensor) -> Tensor:

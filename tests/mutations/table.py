@@ -440,8 +440,8 @@ EVALUATION = (
     ),
     trial(
         "choices made on test",
-        "return choose(candidates, self.validation, self.monitor",
-        "return choose(candidates, self.tasks, self.monitor",
+        "candidate.judge(self.validation)",
+        "candidate.judge(self.tasks)",
         "test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation",
     ),
     trial(

@@ -42,10 +42,7 @@ class NGrams(Baseline):
 
 
 def ngram_values(task: TextTasks, tasks: TaskSet, *, order: int, validation: TaskSet) -> Metrics:
-    """The query metrics of an n-gram model of all training text and each support set, `[1, tasks]` each.
-
-    On the tasks `validation` it chooses how far to trust a support set.
-    """
+    """The query metrics `[1, tasks]` of n-grams of all training text and each support set, tuned on `validation`."""
     rows = task.rows("train")
     train = rows.examples(torch.arange(len(rows.lengths)))
     model = NGramModel(task.spec.out_features, order=order)

@@ -104,12 +104,7 @@ class FittedEstimators(FeatureMetaLayer):
     exact = False
 
     def __init__(
-        self,
-        base_layer: BaseLayer,
-        task: TaskDistribution,
-        *,
-        estimator: Any,
-        batch_norm: BatchNormPolicy = "support",
+        self, base_layer: BaseLayer, task: TaskDistribution, *, estimator: Any, batch_norm: BatchNormPolicy = "support"
     ) -> None:
         super().__init__(base_layer, task, batch_norm=batch_norm)
         self.estimator = estimator

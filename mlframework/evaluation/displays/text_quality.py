@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 import torch
+from torch import Tensor
 
 from mlframework.episode import Examples, Split
 from mlframework.evaluation.interval import Interval
@@ -116,12 +117,11 @@ class TextQuality(Measure, Display):
 
 
 def judged_texts(
-    task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], recognition: measures.Recognition
+    task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], fit: Mapping[str, Tensor]
 ) -> dict[str, Interval]:
-    """The measures of some texts of each source."""
-    values = {"task_fit": recognition.accuracy, "task_fit_rank": recognition.reciprocal_rank}
+    """The measures of some texts of each source, of which a classifier said how they fit."""
     judged = [each.measures(texts[each.name]) for each in found]
-    values |= {name: torch.tensor([each[name] for each in judged]) for name in judged[0]}
+    values = {**fit, **{name: torch.tensor([each[name] for each in judged]) for name in judged[0]}}
     sources = [(task.source_of(each.name),) for each in found]
     return {name: Interval.of(value, sources) for name, value in values.items()}
 
@@ -146,7 +146,7 @@ def texts_beside(task: TextTasks, split: Split, number: int, support: Examples) 
     return row_texts(task, examples.y[other], examples.mask[other])
 
 
-def row_texts(task: TextTasks, y: torch.Tensor, mask: torch.Tensor) -> list[str]:
+def row_texts(task: TextTasks, y: Tensor, mask: Tensor) -> list[str]:
     """The texts of rows of targets `[n, length]`, each without the boundaries in it."""
     rows = (row[counts > 0].tolist() for row, counts in zip(y, mask, strict=True))
     boundary = task.tokens.boundary

@@ -85,8 +85,8 @@ class Glyphs(FewShotClassification):
         row_of = {str(name): row for row, name in enumerate(arrays["names"])}
         found = cached("glyph_families", (contents, renderer), lambda: name_families(fonts), source=__file__)
         families: dict[str, list[str]] = defaultdict(list)
-        for name, family in zip(found["names"], found["families"], strict=True):
-            families[str(family)].append(str(name))
+        for name, family in zip(row_of, found["families"], strict=True):
+            families[str(family)].append(name)
         names = [name for family in split_by_hash(families)[split] for name in families[family]]
         images = torch.from_numpy(arrays["images"][[row_of[name] for name in names]])
         return ClassIndexed.from_classes(names, images.unsqueeze(2))
@@ -104,7 +104,6 @@ class Glyphs(FewShotClassification):
 
 
 def font_file(face: str) -> Path:
-    """The file of one of matplotlib's typefaces."""
     import matplotlib  # here, as below: other tasks need not wait for it
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
@@ -142,10 +141,9 @@ def distinct_characters(fonts: dict[str, Path]) -> dict[str, list[str]]:
 
 
 def name_families(fonts: dict[str, Path]) -> Arrays:
-    """`names` `[characters]`, and the name of the first character in each one's family `[characters]`."""
-    characters = distinct_characters(fonts)
-    found = {"names": list(characters), "families": families_of(characters, fonts)}
-    return {key: np.array([unicodedata.name(character) for character in each]) for key, each in found.items()}
+    """The name of the first character in each one's family: `families` `[characters]`."""
+    families = families_of(distinct_characters(fonts), fonts)
+    return {"families": np.array([unicodedata.name(first) for first in families])}
 
 
 def families_of(characters: dict[str, list[str]], fonts: dict[str, Path]) -> list[str]:

@@ -129,7 +129,6 @@ def find_zips(folder: Path, may_download: bool) -> list[Path]:
 
 
 def content_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -15,7 +15,6 @@ Unit = Literal["line", "paragraph", "file"]
 
 
 def check_unit(unit: str) -> None:
-    """Refuses any other unit."""
     if unit not in get_args(Unit):
         raise InvalidValue("unit", unit, f"must be one of {', '.join(get_args(Unit))}")
 
