@@ -45,7 +45,6 @@ class Candidate(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """The setting in words, as `Adam 0.01`."""
         return str(self.rule) if self.rule else self.named
 
 

@@ -48,10 +48,7 @@ def generate(
     generator: torch.Generator,
     prompt: str = "",
 ) -> list[str]:
-    """Texts in the manner of the one task that `adapted` (leaves `[1, ...]`) is a model of, each with its prompt.
-
-    The algorithm is one on a text task, the generator one of the CPU.
-    """
+    """Texts in the manner of the one task that `adapted` (leaves `[1, ...]`) is a model of, each with its prompt."""
     sampling.check()
     at_least("n", count, 1)
     task = as_text(meta_layer.task)

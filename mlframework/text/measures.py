@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskFit", "copied_ngrams", "copied_share", "distinct_n", "distinct_pieces", "ngram_distance"]
 
-#: Stand for a text's begin and end, so that how texts begin and end counts, and no n-gram spans two texts.
-BEGIN, END = "\x02", "\x03"
 #: The most frequent character n-grams by which the classifier tells sources apart; more made no difference.
 FEATURES = 20_000
 #: Share of each source's pieces on which the classifier is not trained; at least one, and one is left to train on.
@@ -46,15 +44,11 @@ def ngram_distance(samples: Sequence[str], reference: Sequence[str], n: int) -> 
         return 1.0
     every = sorted(counts[0] | counts[1])
     p, q = (np.array([count[gram] for gram in every]) / count.total() for count in counts)
-    middle = (p + q) / 2
-    divergence = (information(p, middle) + information(q, middle)) / 2
+    middle, divergence = (p + q) / 2, 0.0
+    for each in (p, q):
+        some = each > 0
+        divergence += float(each[some] @ np.log2(each[some] / middle[some])) / 2
     return float(np.sqrt(np.clip(divergence, 0.0, 1.0)))
-
-
-def information(p: np.ndarray, q: np.ndarray) -> float:
-    """The Kullback-Leibler divergence in bits of distributions `[values]`, where `q` is 0 only where `p` is."""
-    some = p > 0
-    return float(p[some] @ np.log2(p[some] / q[some]))
 
 
 def distinct_n(samples: Sequence[str], n: int) -> float:
@@ -100,8 +94,8 @@ def copied_ngrams(samples: Sequence[str], support: Sequence[str], n: int = 10) -
 
 
 def ngrams(texts: Sequence[str], n: int) -> Iterator[str]:
-    """All n-grams of characters, with one mark for the begin of each text and one for its end."""
-    marked = (f"{BEGIN}{text}{END}" for text in texts)
+    """All n-grams of characters, with one mark for each text's begin and one for its end: none spans two texts."""
+    marked = (f"\x02{text}\x03" for text in texts)
     return (text[i : i + n] for text in marked for i in range(len(text) - n + 1))
 
 

@@ -24,8 +24,7 @@ __all__ = ["NGrams", "ngram_values"]
 class NGrams(Baseline):
     """A Kneser-Ney model of each support set and of all training text; validation tasks say how to mix the two.
 
-    Args:
-        order: tokens of the longest n-grams.
+    Its longest n-grams are of `order` tokens.
     """
 
     def __init__(self, *, order: int) -> None:

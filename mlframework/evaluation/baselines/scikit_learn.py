@@ -40,8 +40,7 @@ LEAST = float(np.log(1e-12))
 class ScikitLearn(Baseline):
     """A scikit-learn estimator, fitted to the raw inputs of each support set; there is none for sequences.
 
-    Args:
-        estimator: is judged as it is; None takes one by the kind of task, and tunes it.
+    One that is given is judged as it is; None takes one by the kind of task, and tunes it.
     """
 
     def __init__(self, *, estimator: Any = None) -> None:
@@ -65,8 +64,7 @@ class ScikitLearn(Baseline):
 class OnFeatures(Baseline):
     """scikit-learn estimators, each fitted to the features of the base layer as they are before it adapts.
 
-    Args:
-        estimators: by name; a row of the report for each.
+    Each has a row of the report, by its name.
     """
 
     def __init__(self, **estimators: Any) -> None:

@@ -36,10 +36,7 @@ class Fits(Display):
 
 
 def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
-    """Functions of one number: support, query, and the predicted curve before, after one and after all inner steps.
-
-    The task is a regression of one input and one output; each task of the episode has a pair of axes.
-    """
+    """A pair of axes for each task: support, query, and the curve before, after one and after all inner steps."""
     on_grid = episode._replace(query=grid_over(episode))
     models = drawing.some_models(meta_layer, episode)
     last = max(models)

@@ -35,7 +35,7 @@ class SourceTexts(NamedTuple):
     reference: list[str]  # more of that, to compare with
     made: dict[str, list[str]]  # texts generated `before` and `after` adapting
 
-    def measures(self, texts: Sequence[str]) -> dict[str, float]:
+    def judge(self, texts: Sequence[str]) -> dict[str, float]:
         """The measures of some texts that should be like this source's."""
         return {
             "ngram_distance": measures.ngram_distance(texts, self.reference, 2),
@@ -120,17 +120,14 @@ def judged_texts(
     task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], fit: Mapping[str, Tensor]
 ) -> dict[str, Interval]:
     """The measures of some texts of each source, of which a classifier said how they fit."""
-    judged = [each.measures(texts[each.name]) for each in found]
+    judged = [each.judge(texts[each.name]) for each in found]
     values = {**fit, **{name: torch.tensor([each[name] for each in judged]) for name in judged[0]}}
     sources = [(task.source_of(each.name),) for each in found]
     return {name: Interval.of(value, sources) for name, value in values.items()}
 
 
 def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:
-    """The texts of the sources among which one must be recognised: those of the split, or all where it has but one.
-
-    A source that has not two pieces of text is left out.
-    """
+    """The texts of sources to be told apart, those with two pieces: of the split, or of all if it has one source."""
     splits = [split] if len(task.sources(split)) > 1 else list(get_args(Split))
     sources = (source for each in splits for source in task.sources(each))
     return {s.name: s.texts for s in sources if len(measures.distinct_pieces(s.texts, task.length)) > 1}

@@ -159,12 +159,11 @@ def characters(archive: zipfile.ZipFile, path: Path) -> dict[str, list[str]]:
     alphabets = {name.split("/")[1] for name in found}
     count = "{} characters of {} alphabets".format
     there, right = count(len(found), len(alphabets)), count(*ZIPS[path.name][1:])
-    if there != right:
-        raise UserError(f"{path}: holds {there} instead of {right}: replace it by {URL}{path.name}")
-    for name, members in found.items():
-        if len(members) != DRAWINGS:
-            why = f"{len(members)} drawings of {name} instead of {DRAWINGS}"
-            raise UserError(f"{path}: holds {why}: replace it by {URL}{path.name}")
+    wrong = [f"{there} instead of {right}"] if there != right else []
+    sizes = ((name, len(members)) for name, members in found.items())
+    wrong += [f"{size} drawings of {name} instead of {DRAWINGS}" for name, size in sizes if size != DRAWINGS]
+    if wrong:
+        raise UserError(f"{path}: holds {wrong[0]}: replace it by {URL}{path.name}")
     return found
 
 

@@ -18,10 +18,6 @@ from mlframework.tasks.text.tokens import Tokens
 
 __all__ = ["SPEAKERS", "TextLanguages", "TextRoles", "by_speaker"]
 
-ROLES, ROLES_FORM = "shakespeare_roles.json.gz", "gzipped JSON, {role: [speech, ...]}"
-LANGUAGES = "udhr_languages.json.gz"
-LANGUAGES_FORM = 'gzipped JSON, {"text": {code: text}, "latin_script": [code, ...]}'
-
 Script = Literal["latin", "all"]
 
 #: Codes of one language: Huastec (three dialects), Norwegian (two written forms), Romani (two dialects).
@@ -62,7 +58,8 @@ class TextRoles(TextTasks):
         self.folder = data_folder(data_dir)
 
     def load(self, split: Split) -> list[Source]:
-        speakers = by_speaker(read_json(self.folder, ROLES, ROLES_FORM))
+        roles = read_json(self.folder, "shakespeare_roles.json.gz", "gzipped JSON, {role: [speech, ...]}")
+        speakers = by_speaker(roles)
         return [Source(speaker, speakers[speaker]) for speaker in split_by_hash(speakers)[split]]
 
 
@@ -101,11 +98,11 @@ class TextLanguages(TextTasks):
         self.script, self.folder = script, data_folder(data_dir)
 
     def load(self, split: Split) -> list[Source]:
-        data = read_json(self.folder, LANGUAGES, LANGUAGES_FORM)
+        form = 'gzipped JSON, {"text": {code: text}, "latin_script": [code, ...]}'
+        data = read_json(self.folder, "udhr_languages.json.gz", form)
         codes = data["latin_script"] if self.script == "latin" else list(data["text"])
         names = split_by_hash({code.partition("_")[0] for code in codes})
-        splits = {name: found for found, chosen in names.items() for name in chosen}
-        chosen = [code for code in sorted(codes) if splits[self.source_of(code)] == split]
+        chosen = [code for code in sorted(codes) if self.source_of(code) in names[split]]
         return [Source(code, [line for line in data["text"][code].splitlines() if line.strip()]) for code in chosen]
 
     def source_of(self, name: str) -> str:

@@ -86,7 +86,6 @@ class TextTasks(TaskDistribution, ABC):
         return self._of(split)[0]
 
     def rows(self, split: Split) -> Rows:
-        """Their rows."""
         return self._of(split)[1]
 
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
@@ -122,11 +121,7 @@ class TextTasks(TaskDistribution, ABC):
         return loss / math.log(2) / per_token.clamp(min=1e-9)
 
     def encode(self, texts: Sequence[str]) -> Examples:
-        """Texts as the examples of one task, leaves `[1, rows, length]`; of running text the last row may overlap.
-
-        Raises:
-            UserError: there is no text.
-        """
+        """Texts as the examples of one task, leaves `[1, rows, length]`; of running text the last row may overlap."""
         if not any(texts):
             raise UserError("there is no text to adapt to")
         windows = self.windows([text for text in texts if text], overlap=True)

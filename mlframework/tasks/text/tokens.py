@@ -55,13 +55,10 @@ class Bytes(Tokens):
 
 
 class PretrainedTokenizer(Tokens):
-    """The tokenizer of a `tokenizer.json` of Hugging Face's `tokenizers`, and a boundary after its tokens.
+    """The tokenizer of a `tokenizer.json` of Hugging Face's `tokenizers` at a path, and a boundary after its tokens.
 
     A token's characters are counted in the middle of a text. If a tokenizer puts a space before every word, the first
     word of a text is thus counted with a space that is not there.
-
-    Args:
-        path: of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
