@@ -15,8 +15,6 @@ __all__ = ["CGSolution", "conjugate_gradient", "inner_product"]
 
 
 class CGSolution(NamedTuple):
-    """The result of conjugate gradients."""
-
     x: Params  # the solutions, named and shaped as the right-hand sides
     residual: Tensor  # |b - A x| / |b| by the method's own recurrence, [tasks]; 1 where x is b itself
 

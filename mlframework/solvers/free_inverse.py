@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["FreeInverse", "centred", "free_inverse", "inverse", "rebuilt", "times"]
+__all__ = ["FreeInverse", "centred", "free_inverse", "inverse", "rebuilt"]
 
 
 def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
@@ -22,7 +22,9 @@ def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
     the work. It pays where few entries are active: for a few shots, or many features.
     """
     k, n = state.shape[-2:]
-    active = active_entries(state)
+    active = state != 0
+    # 1 for entries at a bound, 0 for free ones and for masked examples, [tasks, k n].
+    active = (active & ~active.all(-2, keepdim=True)).flatten(-2).to(torch.float64)
     most = int(active.sum(-1).max())
     if coupled and most**3 < 3 * k * n**3:
         return ByActive.of(inverse(kernel), state, active, most)
@@ -30,7 +32,6 @@ def free_inverse(kernel: Tensor, state: Tensor, coupled: bool) -> FreeInverse:
 
 
 def rebuilt(*parts: Tensor) -> FreeInverse:
-    """A `FreeInverse` from its parts."""
     return ByClass(*parts) if len(parts) == len(ByClass._fields) else ByActive(*parts)
 
 
@@ -43,12 +44,6 @@ def inverse(matrix: Tensor) -> Tensor:
 def centred(values: Tensor) -> Tensor:
     """Without the mean over classes, which stand in the last axis but one."""
     return torch.sub(values, values.sum(-2, keepdim=True), alpha=1 / values.shape[-2])
-
-
-def active_entries(state: Tensor) -> Tensor:
-    """1 for entries at a bound, 0 for free ones and for masked examples, `[tasks, k n]`."""
-    active = state != 0
-    return (active & ~active.all(-2, keepdim=True)).flatten(-2).to(torch.float64)
 
 
 class ByClass(NamedTuple):
@@ -78,7 +73,7 @@ class ByClass(NamedTuple):
 
 
 def times(blocks: Tensor, g: Tensor) -> Tensor:
-    """A matrix per class `[tasks, k, n, n]` times a vector per class `[tasks, k or 1, n]`."""
+    """A matrix per class `[tasks, k, n, n]` times a vector per class `[tasks, 1 or k, n]`."""
     return (blocks @ g.unsqueeze(-1)).squeeze(-1)
 
 

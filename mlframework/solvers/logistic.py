@@ -85,10 +85,9 @@ def newton(kernel: Tensor, y: Tensor, reg: Tensor, weight: Tensor) -> Tensor:
 
 
 def objective(dual: Tensor, kernel: Tensor, y: Tensor, reg: Tensor, weight: Tensor) -> Tensor:
-    """The objective, `[tasks, 1, 1]`."""
     scores = kernel @ dual
     losses = weight.squeeze(-1) * scores.logsumexp(-1) - (y * scores).sum(-1)
-    return losses.sum(-1)[:, None, None] + reg / 2 * (dual * scores).sum((-2, -1), keepdim=True)
+    return losses.sum(-1)[:, None, None] + reg / 2 * (dual * scores).sum((-2, -1), keepdim=True)  # [tasks, 1, 1]
 
 
 class Optimum(torch.autograd.Function):

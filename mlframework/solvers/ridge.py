@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mlframework.solvers.support_vectors import Solution, regularised
 
-__all__ = ["kernel_ridge", "ridge"]
+__all__ = ["kernel_ridge"]
 
 TOLERANCE = 1e-9  # a relative residual up to which a solution counts as converged
 
@@ -32,18 +32,3 @@ def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: 
     with torch.no_grad():
         rest = (matrix @ dual - wanted).abs().amax((-2, -1)) / wanted.abs().amax((-2, -1)).clamp(min=1e-300)
     return Solution(dual.to(kernel.dtype), rest.to(kernel.dtype), rest <= TOLERANCE)
-
-
-def ridge(features: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tensor | None = None) -> Tensor:
-    """The weights `[tasks, d, k]` of a ridge regression on features `[tasks, n, d]`.
-
-    Whichever is smaller is solved: `(X^T X + reg I) W = X^T Y`, or `W = X^T A` with `(X X^T + reg I) A = Y`.
-    """
-    x, y = features.double(), targets.double()
-    if mask is not None:
-        x, y = (torch.where(mask.unsqueeze(-1) > 0, leaf, 0.0) for leaf in (x, y))
-    if x.shape[-2] <= x.shape[-1]:
-        weights = x.mT @ kernel_ridge(x @ x.mT, y, reg=reg).dual
-    else:
-        weights = torch.linalg.solve(regularised(x.mT @ x, reg, None), x.mT @ y)
-    return weights.to(features.dtype)

@@ -27,8 +27,7 @@ def crammer_singer(
 
         min_A  1/2 <A, (K + reg I) A> - <Y, A>    s.t.  A <= c Y,  each row of A sums to 0
 
-    It is solved in float64 by a primal-dual active set method, and differentiated through its optimality conditions.
-    `reg = 1` is the unregularised machine on the features `[x_i, e_i]`.
+    It is solved in float64, exactly. `reg = 1` is the unregularised machine on the features `[x_i, e_i]`.
 
     Args:
         kernel: `K` of the support examples, without `reg`: `[tasks, n, n]`.

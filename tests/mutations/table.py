@@ -281,8 +281,8 @@ ALGORITHMS = (
     ),
     proto_maml(
         "ProtoMAML's meta-gradient ends at the prototypes",
-        "class_means(self.features_of(support), self.targets(support))",
-        "class_means(self.features_of(support), self.targets(support)).detach()",
+        "class_means(features, self.targets(support))",
+        "class_means(features, self.targets(support)).detach()",
         "test_the_meta_gradient_equals_finite_differences[mlp-sgd-.]",
     ),
     prototypes(
@@ -388,10 +388,10 @@ ALGORITHMS = (
         "test_one_vs_rest_is_scikit_learns_linear_svc",
     ),
     ridge(
-        "ridge in the primal by the inverse regulariser",
-        "regularised(x.mT @ x, reg, None)",
-        "regularised(x.mT @ x, 1 / reg, None)",
-        "test_ridge_is_scikit_learns_in_primal_and_dual",
+        "ridge by the inverse regulariser",
+        "regularised(kernel, reg, mask)",
+        "regularised(kernel, 1 / reg, mask)",
+        "test_ridge_is_scikit_learns",
     ),
     logistic(
         "the softmax's derivative without its second term",
