@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, BatchStatistics, Conv4, Stack
-from mlframework.base_layers.normalisation import NORMS, group_norm
+from mlframework.base_layers.normalisation import NORMS, norm_of
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue
 
@@ -151,7 +151,7 @@ def test_an_mlp_is_its_layers_in_order():
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 8), (16, 2), (8, 1), (12, 1), (4, 1)])
 def test_group_norm_has_groups_of_eight_or_one_group(channels, groups):
-    assert group_norm(channels).num_groups == groups
+    assert norm_of("group", channels).num_groups == groups
 
 
 def test_a_stack_hands_the_mask_to_those_inside_it_that_take_it():

@@ -30,8 +30,6 @@ TWO_OUTPUTS = (
 
 
 class Call(NamedTuple):
-    """A call of a module."""
-
     name: str  # of the module in the base layer
     module: nn.Module
     given: object  # its first argument

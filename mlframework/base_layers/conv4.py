@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import runs_per_task
 from mlframework.base_layers.base_layer import BaseLayer, Stack
-from mlframework.base_layers.normalisation import NORMS, check_norm
+from mlframework.base_layers.normalisation import norm_of
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue
 
@@ -38,7 +38,6 @@ class Conv4(BaseLayer):
             raise InvalidValue("filters", filters, "must be at least 1")
         if downsample not in ("stride", "pool"):
             raise InvalidValue("downsample", downsample, "must be stride or pool")
-        check_norm(norm)
         if len(spec.x_shape) != 3:
             why = f"reads images, this task's inputs are {spec.x_shape}: use base_layer=mlp"
             raise IncompatibleTask(f"base_layer=conv4 {why}")
@@ -51,7 +50,7 @@ class Conv4(BaseLayer):
         for inputs in (channels, *[filters] * (BLOCKS - 1)):
             convolution = nn.Conv2d(inputs, filters, 3, stride=1 if pool else 2, padding=1)
             pooling = [nn.MaxPool2d(2)] if pool else []
-            blocks.append(Stack(convolution, NORMS[norm](filters), *pooling, nn.ReLU()))
+            blocks.append(Stack(convolution, norm_of(norm, filters), *pooling, nn.ReLU()))
         end, size = (nn.Flatten(), filters * positions) if pool else (SpatialMean(), filters)
         super().__init__(Stack(*blocks, end), nn.Linear(size, spec.out_features))
 

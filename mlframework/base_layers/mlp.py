@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from mlframework.base_layers.base_layer import BaseLayer, Stack
-from mlframework.base_layers.normalisation import NORMS, check_norm
+from mlframework.base_layers.normalisation import norm_of
 from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue
 
@@ -31,15 +31,13 @@ class MLP(BaseLayer):
 
     def __init__(self, spec: TaskSpec, *, hidden: Sequence[int] = (40, 40), norm: str = "none") -> None:
         check_hidden(hidden)
-        check_norm(norm)
         widths = [math.prod(spec.x_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), NORMS[norm](outputs), nn.ReLU()]
+            layers += [nn.Linear(inputs, outputs), norm_of(norm, outputs), nn.ReLU()]
         super().__init__(Stack(*layers), nn.Linear(widths[-1], spec.out_features))
 
 
 def check_hidden(hidden: Sequence[int]) -> None:
-    """Refuses widths of hidden layers that make no network."""
     if not hidden or min(hidden) < 1:
         raise InvalidValue("hidden", list(hidden), "must name at least one layer, each at least 1 wide")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,10 @@ from mlframework.backend.forward import batch_norm, by_vmap, runs_per_task
 from mlframework.base_layers.base_layer import MixesExamples
 from mlframework.errors import InvalidValue, nearest
 
-__all__ = ["NORMS", "BatchStatistics", "GroupNorm", "check_norm"]
+__all__ = ["NORMS", "BatchStatistics", "GroupNorm", "norm_of"]
+
+#: The choices of `norm`.
+NORMS = ("batch", "group", "none")
 
 
 class BatchStatistics(MixesExamples):
@@ -77,20 +78,10 @@ class GroupNorm(nn.GroupNorm):
 runs_per_task(GroupNorm, lambda norm, params, x, mask: by_vmap(norm, params, x))
 
 
-def group_norm(channels: int) -> nn.Module:
-    """GroupNorm with groups of eight channels, or one group where eight does not divide them (arXiv:1803.08494)."""
-    return GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
-
-
-#: The choices of `norm`, by name.
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": BatchStatistics,
-    "group": group_norm,
-    "none": lambda channels: nn.Identity(),
-}
-
-
-def check_norm(norm: str) -> None:
-    """Refuses a norm that is no choice."""
+def norm_of(norm: str, channels: int) -> nn.Module:
+    """The norm of a name; groups are of eight channels, or one where eight does not divide them (arXiv:1803.08494)."""
     if norm not in NORMS:
         raise InvalidValue("norm", norm, f"must be one of {', '.join(NORMS)}{nearest(norm, NORMS)}")
+    if norm == "group":
+        return GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
+    return BatchStatistics(channels) if norm == "batch" else nn.Identity()

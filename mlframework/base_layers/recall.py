@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlframework.episode import TaskSpec
 from mlframework.errors import IncompatibleTask, InvalidValue, UserError
 
-__all__ = ["Recalls", "can_recall", "check_sequence", "is_recalling", "recalled", "recalling", "split"]
+__all__ = ["Recalls", "check_sequence", "is_recalling", "readers", "recalled", "recalling", "split"]
 
 
 class Recalls(nn.Module):
@@ -21,6 +21,11 @@ class Recalls(nn.Module):
 
     #: What was read so far, in the module's own form, rows first; empty: nothing; None: the sequence does not go on.
     memory: tuple[Tensor, ...] | None = None
+
+
+def readers(module: nn.Module) -> list[Recalls]:
+    """The parts of the module that can remember what they read."""
+    return [part for part in module.modules() if isinstance(part, Recalls)]
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def recalling(module: nn.Module) -> Iterator[None]:
     Raises:
         UserError: no part of the module can remember what it reads.
     """
-    parts = [part for part in module.modules() if isinstance(part, Recalls)]
+    parts = readers(module)
     if not parts:
         why = "reads no sequence in parts: none of its modules `Recalls`"
         raise UserError(f"base_layer: {type(module).__name__} {why}")
@@ -49,25 +54,20 @@ def recalling(module: nn.Module) -> Iterator[None]:
             part.memory = None
 
 
-def can_recall(module: nn.Module) -> bool:
-    """Whether some part of the module can remember what it reads."""
-    return any(isinstance(part, Recalls) for part in module.modules())
-
-
 def is_recalling(module: nn.Module) -> bool:
     """Whether the inputs of successive calls are parts of one sequence."""
-    return any(part.memory is not None for part in module.modules() if isinstance(part, Recalls))
+    return any(part.memory is not None for part in readers(module))
 
 
 def recalled(module: nn.Module) -> bool:
     """Whether the module has read the beginning of a sequence that goes on."""
-    return any(part.memory for part in module.modules() if isinstance(part, Recalls))
+    return any(part.memory for part in readers(module))
 
 
 def split(module: nn.Module, ways: int) -> None:
     """Each sequence that is being read goes on in so many ways: row `i` becomes rows `i * ways` to `(i + 1) * ways`."""
-    for part in module.modules():
-        if isinstance(part, Recalls) and part.memory:
+    for part in readers(module):
+        if part.memory:
             part.memory = tuple(leaf.repeat_interleave(ways, dim=0) for leaf in part.memory)
 
 

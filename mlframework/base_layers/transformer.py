@@ -70,10 +70,7 @@ class Transformer(BaseLayer):
 
 
 class Block(Composed):
-    """Attention and a two-layer perceptron, each on the normalised residual stream, which it adds to.
-
-    `depth` blocks add to the stream; the more, the smaller each one's part starts.
-    """
+    """Attention and a perceptron, each on the normalised residual stream; the more blocks, the smaller each starts."""
 
     def __init__(self, width: int, heads: int, *, rotary: bool, depth: int) -> None:
         super().__init__()
@@ -128,10 +125,8 @@ class Attention(Composed, Recalls):
 def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) -> Tensor:
     """For each query, the mean of the values up to its own position, weighted by how well their keys fit.
 
-    Args:
-        query: `[..., heads, length, d]`, as is the result; scaled; the last `length` positions of those of the keys.
-        key, value: `[..., heads, read, d]`.
-        counted: `[..., read]`, which keys count; None: all.
+    Queries `[..., heads, length, d]`, scaled, are of the last `length` positions of keys and values
+    `[..., heads, read, d]`; `counted` `[..., read]`: which keys count (None: all).
     """
     hidden = later(key, query.shape[-2], key.shape[-2])
     if counted is not None:
@@ -174,9 +169,8 @@ def positions_of(length: int, counted: Tensor) -> Tensor:
 def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary attention's angles, each `[length, d / 2]` or `[..., 1, length, d / 2]`.
 
-    Args:
-        x: queries or keys `[..., heads, length, d]`.
-        counted: `[..., read]`, which positions count, the last of them those of `x`; None: all, and these are all.
+    They are those of queries or keys `x` `[..., heads, length, d]`, the last of the positions `counted` `[..., read]`
+    (None: all count, and there are no others).
     """
     length = x.shape[-2]
     read = length if counted is None else counted.shape[-1]
@@ -189,10 +183,7 @@ def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
 
 @table(count=int, width=int, base=float)
 def rotations(like: Tensor, count: int, width: int, base: float) -> Tensor:
-    """Cosines and sines by which vectors are turned at each of `count` positions, `[2, count, width / 2]`.
-
-    They have the dtype and the device of `like`; the longest wave, in positions, is 2 pi times `base`.
-    """
+    """Cosines and sines by which vectors are turned at each of `count` positions, `[2, count, width / 2]`."""
     rates = base ** -(torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
     turns = torch.arange(count, device=like.device).unsqueeze(-1) * rates
     return torch.stack([turns.cos(), turns.sin()])

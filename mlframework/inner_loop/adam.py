@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate, fraction, positive, zeros
@@ -36,10 +35,7 @@ class Adam(InnerUpdate):
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         mean = {name: self.beta1 * state[0][name] + (1 - self.beta1) * grads[name] for name in params}
         square = {name: self.beta2 * state[1][name] + (1 - self.beta2) * grads[name].square() for name in params}
-
-        def moved(name: str, p: Tensor) -> Tensor:
-            corrected = mean[name] / (1 - self.beta1 ** (step + 1))
-            spread = torch.sqrt(square[name] / (1 - self.beta2 ** (step + 1)) + self.eps**2)
-            return p - self.lr * corrected / spread
-
-        return {name: moved(name, p) for name, p in params.items()}, ({**state[0], **mean}, {**state[1], **square})
+        means = {name: mean[name] / (1 - self.beta1 ** (step + 1)) for name in params}
+        roots = {name: torch.sqrt(square[name] / (1 - self.beta2 ** (step + 1)) + self.eps**2) for name in params}
+        moved = {name: p - self.lr * means[name] / roots[name] for name, p in params.items()}
+        return moved, ({**state[0], **mean}, {**state[1], **square})

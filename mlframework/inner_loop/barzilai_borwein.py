@@ -36,7 +36,7 @@ class BarzilaiBorwein(InnerUpdate):
         return moved, (params, grads, rates)
 
     def rates(self, params: Params, grads: Params, last_params: Params, last_grads: Params, last: Tensor) -> Tensor:
-        """`[tasks]`."""
+        """The next rates `[tasks]`."""
         step = {name: p - last_params[name] for name, p in params.items()}
         change = {name: g - last_grads[name] for name, g in grads.items()}
         curvature, square = inner_product(step, change), inner_product(change, change)

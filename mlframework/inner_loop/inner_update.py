@@ -36,26 +36,22 @@ class InnerUpdate(nn.Module, ABC):
 
 
 def zeros(params: Params) -> Params:
-    """A zero for every number of the parameters, where running means start."""
     return {name: torch.zeros_like(p) for name, p in params.items()}
 
 
 def at_least(field: str, value: N, least: N) -> N:
-    """`value`, if it is not below `least`."""
     if not value >= least:
         raise InvalidValue(field, value, f"must be at least {least}")
     return value
 
 
 def positive(field: str, value: float) -> float:
-    """`value`, if it is above 0."""
     if not value > 0:
         raise InvalidValue(field, value, "must be above 0")
     return value
 
 
 def fraction(field: str, value: float) -> float:
-    """`value`, if it is at least 0 and below 1."""
     if not 0 <= value < 1:
         raise InvalidValue(field, value, "must be at least 0 and below 1")
     return value

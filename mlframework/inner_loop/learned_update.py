@@ -47,7 +47,6 @@ class LearnedUpdate(InnerUpdate):
         return moved, {**state, **means}
 
     def direction(self, grad: Tensor, mean: Tensor) -> Tensor:
-        """The step's direction, of the shape of `grad` and `mean`."""
         a, b = self.network(torch.stack([*preprocessed(grad), *preprocessed(mean)], dim=-1)).unbind(-1)
         return (1 + a) * grad + b * mean
 

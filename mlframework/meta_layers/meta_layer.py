@@ -32,10 +32,7 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def with_settings_of(parent: type, *, but: Collection[str] = ()) -> Callable[[Init], Init]:
-    """Lets a constructor's signature name the parent's keywords for its `**settings`, but for some that it sets itself.
-
-    The check of a config, which asks for signature and types, then sees every keyword.
-    """
+    """Lets a constructor's signature, by which configs are checked, name its parent's keywords too, `but` for some."""
     theirs = vars(parent)["__init__"]
 
     def named(init: Init) -> Init:
@@ -128,10 +125,9 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         yield self.adapt(support)
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The loss that the outer loop differentiates, per task `[tasks]`, and the metrics that it reports.
+        """The loss that the outer loop differentiates `[tasks]`, by default the query loss, and the metrics it reports.
 
-        By default it is the query loss of the adapted model. An algorithm with a meta-gradient of its own returns a
-        loss that has this gradient.
+        An algorithm with a meta-gradient of its own returns a loss that has this gradient.
         """
         metrics = self.query_metrics(self.adapt(episode.support), episode)
         return metrics["query_loss"], metrics

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlframework.base_layers.recall import can_recall, recalling
+from mlframework.base_layers.recall import readers, recalling
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
@@ -70,7 +70,7 @@ def sample_rows(
     was_training, engine = meta_layer.training, meta_layer.engine
     meta_layer.eval()
     meta_layer.engine = "loop"  # one task; a memory must not be a vmapped tensor
-    remembers = can_recall(meta_layer.base_layer)
+    remembers = readers(meta_layer.base_layer)
     try:
         with torch.no_grad(), recalling(meta_layer.base_layer) if remembers else nullcontext():
             new = rows

@@ -77,17 +77,15 @@ class FiLM(Modulation):
 
 class CAVIA(MAML):
     """Adapts a context from zero, and nothing else; the outer loop learns the network and how the context modulates it.
-
-    A task is a few numbers, which are cheap to store and to look at, and can hardly overfit.
+    A task is a few numbers, which can hardly overfit.
 
     Args:
         base_layer: is changed: the modulation is put behind the module that `modulates` names.
-        task: says what the loss and the metrics are.
         modulates: name of a module in the base layer, as in `features.1`; the number says which among its siblings,
             where they have names of their own.
         modulation: `Shift` or `FiLM`.
         context_size: numbers in the context.
-        settings: see `MAML`.
+        task, settings: see `MAML`.
 
     Reference: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, Fast Context Adaptation via Meta-Learning, 2019,
         arXiv:1810.03642, section 3 and algorithm 1.

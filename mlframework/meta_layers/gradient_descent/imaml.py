@@ -33,9 +33,8 @@ class Implicit(MetaGradient):
     to those of its two terms (1 before the first step, 0 at the solution), and `cg_residual`, that of the linear
     system relative to its right-hand side.
 
-    Where these are not small, rounding may not be either: steps of Barzilai and Borwein may make roundings before them
-    larger, as do conjugate gradients where curvature is near -lambda. In float32 such a meta-gradient is at times per
-    cents off that of float64, be it eager or captured, and the two as far apart.
+    Where these are not small, steps of Barzilai and Borwein and conjugate gradients may make roundings larger: in
+    float32 such a meta-gradient is at times per cents off that of float64.
 
     Args:
         cg_steps: of conjugate gradients; each costs one Hessian-vector product.
@@ -90,10 +89,8 @@ class Implicit(MetaGradient):
 def strength_of(layer: InnerLearner) -> float:
     """Lambda, if the inner loop solves the problem that the meta-gradient is of."""
     if not isinstance(layer.update, Proximal):
-        raise UserError(
-            f"an implicit meta-gradient needs an inner problem with a proximal term: use algorithm/update=proximal, "
-            f"not {type(layer.update).__name__}"
-        )
+        why = f"a proximal term: use algorithm/update=proximal, not {type(layer.update).__name__}"
+        raise UserError(f"an implicit meta-gradient needs an inner problem with {why}")
     if layer.inner_clip is not None or layer.inner_weight_decay:
         why = "that of the support loss alone: no inner_clip, inner_weight_decay"
         raise UserError(f"an implicit meta-gradient is {why}")

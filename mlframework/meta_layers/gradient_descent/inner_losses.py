@@ -27,9 +27,6 @@ class InnerLoss(nn.Module, ABC):
     ...     def forward(self, prediction, support, params, step):
     ...         decay = sum(p.flatten(1).square().sum(1) for p in params.values())
     ...         return super().forward(prediction, support, params, step) + 0.01 * decay
-
-    Args:
-        task: says what the loss is.
     """
 
     def __init__(self, task: TaskDistribution) -> None:
@@ -63,7 +60,6 @@ class LearnedLoss(SupportLoss):
     zero, so that the first inner steps are those on the weighted support loss.
 
     Args:
-        task: says what the support loss is, and how wide predictions are.
         hidden: width of each hidden layer.
         support_weight: of the support loss; 0 leaves the network alone, as in the paper.
 

@@ -29,7 +29,6 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank).to(like))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
         return self.linear(x) + (x @ self.down.mT) @ self.up.mT
 
 
@@ -41,10 +40,9 @@ class LoRA(MAML):
 
     Args:
         base_layer: is changed: linear layers are replaced by `LowRank` ones around them.
-        task: says what the loss and the metrics are.
         layers: a regular expression for the names of the linear layers that get a low-rank change.
         rank: of the changes.
-        settings: see `MAML`.
+        task, settings: see `MAML`.
 
     Reference: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, section 4.1.
         Deviations: the outer loop learns `W`, `D` and `U` together, where the paper's `W` is frozen; there is no factor

@@ -49,10 +49,9 @@ class MultiStep(StepWeights):
         floor: least weight of an earlier step until then, as a share of its initial `1/S`.
 
     Reference: Antoniou, Edwards, Storkey, How to train your MAML, 2019, arXiv:1810.09502, section 4 (multi-step loss).
-        The paper says that weights start equal and are annealed towards the last step, and gives no schedule; this is
-        that of the official code, with its floor of 0.03 and its end. Deviations: weights move at every outer step,
-        where the code moves them once per epoch of 500; and the paper's sum begins with the initialisation (step 0),
-        which neither the code nor this counts.
+        The paper gives no schedule; this is that of the official code, with its floor of 0.03 and its end. Deviations:
+        weights move at every outer step, where the code moves them once per epoch of 500; as in the code, the
+        initialisation (step 0) does not count, where the paper's sum begins with it.
 
     >>> MultiStep(steps=10)(inner_steps=2, outer_step=5)
     [0.25, 0.75]

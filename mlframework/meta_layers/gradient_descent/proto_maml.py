@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mlframework.backend.forward import call_per_task
 from mlframework.base_layers.base_layer import BaseLayer
@@ -28,8 +28,7 @@ class ProtoMAML(MAML):
 
     Args:
         base_layer: its head is a linear layer with biases; only that layer's shape matters.
-        task: a classification.
-        settings: see `MAML`.
+        task, settings: see `MAML`.
 
     Reference: Triantafillou et al., Meta-Dataset, 2020, arXiv:1903.03096, section 3 (Proto-MAML).
     """
@@ -49,10 +48,7 @@ class ProtoMAML(MAML):
 
     def initial(self, support: Examples) -> Params:
         """The initialisation, but for the head, which each task's prototypes give."""
-        weight, bias = linear_head(class_means(self.features_of(support), self.targets(support)))
-        return {**super().initial(support), "head.weight": weight, "head.bias": bias}
-
-    def features_of(self, support: Examples) -> Tensor:
-        """Features `[tasks, n, d]` of the support set, before any step."""
         network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.mask_or_none(support.mask)
-        return call_per_task(network, {}, support.x, mask, engine=self.engine)
+        features = call_per_task(network, {}, support.x, mask, engine=self.engine)
+        weight, bias = linear_head(class_means(features, self.targets(support)))
+        return {**super().initial(support), "head.weight": weight, "head.bias": bias}

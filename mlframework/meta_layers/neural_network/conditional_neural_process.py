@@ -21,9 +21,7 @@ __all__ = ["Codes", "ConditionalNeuralProcess"]
 
 
 class Codes(NamedTuple):
-    """The code of a task, which the decoder reads; a regression and a sequence have one class."""
-
-    means: Tensor  # the mean code of each class [tasks, classes, code]
+    means: Tensor  # the mean code of each class; a regression and a sequence have one [tasks, classes, code]
     context: Tensor  # their mean [tasks, 1, code]
 
 

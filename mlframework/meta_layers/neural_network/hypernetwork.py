@@ -57,6 +57,7 @@ class Hypernetwork(FeatureMetaLayer):
             self.emitter = EmitsHead(self.feature_size, task.spec.out_features, hidden)
 
     def fit(self, features: Tensor, support: Examples) -> Head:
+        # By features [tasks, n, d], targets [tasks, n, out_features] and the mask [tasks, n].
         return self.emitter(features, self.targets(support), support.mask)
 
     def outputs(self, adapted: Head, features: Tensor) -> Tensor:
@@ -77,7 +78,6 @@ class EmitsRowPerClass(nn.Module):
         self.correction = fully_connected(2 * hidden[-1], hidden, d + 1, zero=True)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
-        """The heads, from features `[tasks, n, d]`, one-hot targets `[tasks, n, classes]` and a mask `[tasks, n]`."""
         means = class_means(features, targets)
         encoded = class_means(self.encoder(features), targets)
         others = encoded.mean(1, keepdim=True).expand_as(encoded)
@@ -96,7 +96,6 @@ class EmitsHead(nn.Module):
         self.start = nn.Linear(d, out_features)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
-        """The heads, from features `[tasks, n, d]`, values `[tasks, n, out_features]` and a mask `[tasks, n]`."""
         task = set_mean(self.encoder(torch.cat([features, targets], dim=-1)), mask)
         correction = self.correction(task).unflatten(-1, (self.start.out_features, -1))
         return Head(self.start.weight + correction[..., :-1], self.start.bias + correction[..., -1])
@@ -116,7 +115,6 @@ class EmitsRowPerToken(nn.Module):
         self.emitter = fully_connected(3 * hidden[-1] + 1, hidden, d + 1, zero=True)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Head:
-        """The rows, from features `[tasks, n, d]`, one-hot targets `[tasks, n, vocabulary]` and a mask `[tasks, n]`."""
         encoded = self.encoder(features)
         means = class_means(encoded, targets)
         task = set_mean(encoded, mask).unsqueeze(1).expand_as(means)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlframework.base_layers.recall import can_recall, is_recalling, recalled, recalling, split
+from mlframework.base_layers.recall import is_recalling, readers, recalled, recalling, split
 from mlframework.episode import Examples
 from mlframework.meta_layers.meta_layer import MetaLayer
 
@@ -16,9 +16,7 @@ __all__ = ["InContext", "Prompt"]
 
 
 class Prompt(NamedTuple):
-    """A support set as one sequence, row after row."""
-
-    x: Tensor  # tokens [tasks, positions]
+    x: Tensor  # tokens of the support set, row after row, [tasks, positions]
     mask: Tensor  # [tasks, positions], 1 where a token counts
 
 
@@ -46,7 +44,7 @@ class InContext(MetaLayer):
     def predict(self, adapted: Prompt, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if recalled(self.base_layer):  # it has read the prompt
             return self.call_base_layer({}, x, mask)
-        if can_recall(self.base_layer) and not self.base_layer.mixes_examples:
+        if readers(self.base_layer) and not self.base_layer.mixes_examples:
             return self.read_on(adapted, x, mask)
         prompt, counted = (leaf.unsqueeze(1).expand(-1, x.shape[1], -1) for leaf in adapted)
         sequence = torch.cat([prompt, x], dim=-1)

@@ -23,8 +23,6 @@ FLOOR = 1e-6
 
 
 class Memory(NamedTuple):
-    """The support set as attention reads it."""
-
     keys: Tensor  # embeddings [tasks, n, d]
     values: Tensor  # one-hot classes, or numbers, [tasks, n, out_features]
     mask: Tensor  # [tasks, n], 1 where an example counts
@@ -34,8 +32,7 @@ class Matching(FeatureMetaLayer):
     """Predicts by cosine attention over the support set: a mean of its labels, weighted by likeness.
 
     The base layer is the embedding network; the meta layer is the attention and, with `full_context`, the two recurrent
-    networks that embed every example in sight of the support set. A task's model is a memory of embeddings and labels,
-    to which `outputs` attends from every query.
+    networks that embed every example in sight of the support set. A task's model is a memory of embeddings and labels.
 
     In a classification predictions are logarithms of the class probabilities; in a regression, which is beyond the
     paper, the weighted mean of the values itself. In a sequence the support set is a cache of states with the tokens

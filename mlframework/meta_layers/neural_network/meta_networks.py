@@ -23,9 +23,7 @@ __all__ = ["FastWeights", "MakesFastWeights", "MetaNetworks"]
 
 
 class FastWeights(NamedTuple):
-    """The weights that a task adds to the slow ones."""
-
-    representation: Tensor  # of the representation learner (the paper's Q*), [tasks, size, d + 1]
+    representation: Tensor  # fast weights of the representation learner (the paper's Q*), [tasks, size, d + 1]
     memory: Tensor  # of the base learner, one per support example (M), [tasks, n, out_features, d + 1]
     keys: Tensor  # the representations by which the memory is read (R), [tasks, n, size]
     mask: Tensor  # [tasks, n], 1 where a support example counts
@@ -118,7 +116,6 @@ class MakesFastWeights(nn.Module):
         self.correction = fully_connected(2, hidden, 1, zero=True)
 
     def forward(self, gradient: Tensor) -> Tensor:
-        """Fast weights, of the shape of the gradient."""
         scaled = gradient * torch.e**self.RANGE
         seen = torch.stack([scaled.asinh() / self.RANGE, scaled.tanh()], dim=-1)
         return self.correction(seen).squeeze(-1) - self.rate * gradient

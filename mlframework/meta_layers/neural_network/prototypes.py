@@ -1,4 +1,4 @@
-"""Prototypical networks and relation networks: a class is the mean of its support features."""
+"""Prototypical networks: a class is the mean of its support features."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ class Head(NamedTuple):
     bias: Tensor  # [tasks, out_features]
 
     def logits(self, features: Tensor) -> Tensor:
-        """`[tasks, n, out_features]` of features `[tasks, n, d]`."""
-        return features @ self.weight.mT + self.bias.unsqueeze(1)
+        return features @ self.weight.mT + self.bias.unsqueeze(1)  # [tasks, n, out_features]
 
 
 class TokenPrototypes(nn.Module):

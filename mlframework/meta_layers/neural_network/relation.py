@@ -47,8 +47,7 @@ class RelationNetwork(FeatureMetaLayer):
         self.comparator = fully_connected(2 * self.feature_size, hidden, 1)
 
     def fit(self, features: Tensor, support: Examples) -> Tensor:
-        """The mean feature of each class `[tasks, classes, d]`."""
-        return class_means(features, self.targets(support))
+        return class_means(features, self.targets(support))  # [tasks, classes, d]
 
     def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
         return self.comparator(pairs(features, adapted)).squeeze(-1)

@@ -74,11 +74,14 @@ class KernelMachine(FeatureMetaLayer):
         """
 
     def fit(self, features: Tensor, support: Examples) -> Fitted:
-        features = features.masked_fill(support.mask.unsqueeze(-1) == 0, 0)
+        padding = support.mask.unsqueeze(-1) == 0
+        features = features.masked_fill(padding, 0)
+        targets = self.targets(support)
+        if self.prior is not None:
+            targets = targets - self.prior(features).softmax(-1).masked_fill(padding, 0)
         kernel = self.kernel(features, features)
         # A solver may refuse numbers that are not finite, and all tasks with them: only the broken task's loss is nan.
         broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
-        targets = self.left_by_prior(features, support)
         found = self.solve(kernel.masked_fill(broken, 0), targets, self.mask_or_none(support.mask))
         tasks = broken.flatten()
         residual = found.residual.masked_fill(tasks, torch.inf)
@@ -88,24 +91,16 @@ class KernelMachine(FeatureMetaLayer):
 
     def outputs(self, adapted: Fitted, features: Tensor) -> Tensor:
         found = self.kernel(features, adapted.features) @ adapted.solution.dual
-        found = self.positive["scale"] * found if "scale" in self.positive else found
+        found = self.positive["scale"] * found if "scale" in self.positive.logarithms else found
         return found if self.prior is None else self.prior(features) + found
-
-    def left_by_prior(self, features: Tensor, support: Examples) -> Tensor:
-        """The targets, less the prior's probabilities if there is a prior: `[tasks, n, out_features]`."""
-        targets = self.targets(support)
-        if self.prior is None:
-            return targets
-        return targets - self.prior(features).softmax(-1).masked_fill(support.mask.unsqueeze(-1) == 0, 0)
 
     def diagnostics(self, adapted: Fitted) -> Metrics:
         residual = adapted.solution.residual.detach()
-        learned = {**self.positive.learned(), **self.kernel.learned()}
-        return {
-            "solver_residual": residual,
-            "solver_converged": adapted.solution.converged.to(residual.dtype),
-            **{name: value.expand(len(residual)) for name, value in learned.items()},
-        }
+        metrics = {"solver_residual": residual, "solver_converged": adapted.solution.converged.to(residual.dtype)}
+        for numbers in (self.positive, *self.kernel.modules()):
+            if isinstance(numbers, Positive):
+                metrics |= {name: value.expand(len(residual)) for name, value in numbers.learned().items()}
+        return metrics
 
     def warn_of(self, solution: Solution) -> None:
         """One line for the first tasks that did not converge; TensorBoard has the others, and a graph's."""

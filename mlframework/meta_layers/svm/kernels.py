@@ -37,24 +37,17 @@ class Positive(nn.Module):
     def __getitem__(self, name: str) -> Tensor:
         return self.logarithms[name].exp()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.logarithms
-
     def learned(self) -> dict[str, Tensor]:
         """The values that are learned, detached."""
         return {name: log.detach().exp() for name, log in self.logarithms.items() if log.requires_grad}
 
 
 class Kernel(KeepsArguments, nn.Module, ABC):
-    """A positive semi-definite similarity of two examples."""
+    """A positive semi-definite similarity of two examples; its `Positive` numbers are reported if they are learned."""
 
     @abstractmethod
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Similarities `[tasks, n, m]` of features `a` `[tasks, n, d]` to features `b` `[tasks, m, d]`."""
-
-    def learned(self) -> dict[str, Tensor]:
-        """The kernel's own numbers that are learned, detached, to be reported."""
-        return {}
 
 
 class LinearKernel(Kernel):
@@ -95,6 +88,3 @@ class RBFKernel(Kernel):
         # The differences themselves: |a|^2 - 2ab + |b|^2 would cancel in float32.
         distances = (a.unsqueeze(2) - b.unsqueeze(1)).square().mean(-1)
         return (-self.positive["gamma"] * distances).exp()
-
-    def learned(self) -> dict[str, Tensor]:
-        return self.positive.learned()

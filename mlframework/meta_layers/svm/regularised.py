@@ -10,7 +10,6 @@ from torch import Tensor
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.meta_layers.svm.kernel_machine import KernelMachine
-from mlframework.meta_layers.svm.kernels import Kernel
 from mlframework.solvers.logistic import logistic
 from mlframework.solvers.ridge import kernel_ridge
 from mlframework.solvers.support_vectors import Solution
@@ -20,10 +19,9 @@ __all__ = ["Logistic", "RegularisedFit", "Ridge"]
 
 
 class RegularisedFit(KernelMachine):
-    """A loss on the support set plus a multiple of the model's squared norm: two numbers.
+    """A loss on the support set plus a multiple of the model's squared norm; the papers' kernel is `<a, b> + 1`.
 
     Args:
-        kernel: similarity of features; in the papers linear with a constant of 1.
         reg: the regulariser, where its learning starts.
         scale: multiplies the outputs, where its learning starts; a regression, which predicts values as they are, has
             none.
@@ -36,7 +34,6 @@ class RegularisedFit(KernelMachine):
         base_layer: BaseLayer,
         task: TaskDistribution,
         *,
-        kernel: Kernel,
         reg: float = 1.0,
         scale: float = 1.0,
         learn: Collection[str] = ("reg", "scale"),
@@ -46,7 +43,7 @@ class RegularisedFit(KernelMachine):
         if task.spec.kind == "regression":
             del positive["scale"]
             learn = [name for name in learn if name != "scale"]
-        super().__init__(base_layer, task, kernel=kernel, positive=positive, learn=learn, **settings)
+        super().__init__(base_layer, task, positive=positive, learn=learn, **settings)
 
 
 class Ridge(RegularisedFit):

@@ -10,7 +10,6 @@ from torch import Tensor
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.meta_layers.svm.kernel_machine import KernelMachine
-from mlframework.meta_layers.svm.kernels import Kernel
 from mlframework.solvers.support_vectors import Solution, crammer_singer, one_vs_rest
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -21,7 +20,6 @@ class SupportVectorMachine(KernelMachine):
     """What support vector machines share: three numbers.
 
     Args:
-        kernel: similarity of features.
         c: how much one example may push, in inverse units of the kernel: with a diagonal far above `1 / c`, no example
             is at its bound.
         reg: added to the kernel's diagonal, as if each support example had a feature of its own: errors cost their
@@ -39,15 +37,13 @@ class SupportVectorMachine(KernelMachine):
         base_layer: BaseLayer,
         task: TaskDistribution,
         *,
-        kernel: Kernel,
         c: float = 1.0,
         reg: float = 1.0,
         scale: float = 10.0,
         learn: Collection[str] = ("scale",),
         **settings: Any,
     ) -> None:
-        positive = {"c": c, "reg": reg, "scale": scale}
-        super().__init__(base_layer, task, kernel=kernel, positive=positive, learn=learn, **settings)
+        super().__init__(base_layer, task, positive={"c": c, "reg": reg, "scale": scale}, learn=learn, **settings)
 
 
 class CrammerSingerSVM(SupportVectorMachine):
