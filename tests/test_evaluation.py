@@ -16,7 +16,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from mlframework.base_layers import MLP, Conv4
 from mlframework.episode import Episode
-from mlframework.errors import UserError
+from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation.baselines.from_scratch import FromScratch, TrainedFromScratch
 from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, OnFeatures, ScikitLearn, raw_inputs
 from mlframework.evaluation.evaluation import Evaluation
@@ -68,6 +68,12 @@ def test_a_task_set_is_the_same_whatever_the_chunk_and_begins_the_same_whatever_
     parts = list(TaskSet(task, "test", tasks=12, seed=3, chunk=5))
     assert torch.equal(whole.query.x, torch.cat([part.query.x for part in parts]))
     assert torch.equal(whole.query.x[:4], next(iter(TaskSet(task, "test", tasks=4, seed=3))).query.x)
+
+
+@pytest.mark.parametrize("wrong", [{"tasks": 0}, {"chunk": 0}])
+def test_a_task_set_of_no_tasks_is_refused_in_one_line(wrong):
+    with pytest.raises(InvalidValue, match="must be at least 1"):
+        TaskSet(Sinusoid(), "test", **{"tasks": 6, "seed": 0, **wrong})
 
 
 def test_the_hash_tells_seeds_apart_and_nothing_else():

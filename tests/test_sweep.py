@@ -181,8 +181,16 @@ def test_a_job_that_failed_before_runs_again_and_its_failure_is_gone(tmp_path):
     assert [row["status"] for row in table(folder)] == ["finished"]
 
 
+#: A finished job's record, whose metric is a word.
+WORD = (
+    '{"status": "finished", "overrides": [], "monitor": "a", "seconds": 1,'
+    ' "validation": {"a": {"mean": "low", "half_width": 1}}}'
+)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "\0", '{"status": "finished"}', '{"status": 1, "overrides": [1], "monitor": []}']
+    "text",
+    ["", "{", "[]", "null", "\0", '{"status": "finished"}', '{"status": 1, "overrides": [1], "monitor": []}', WORD],
 )
 @pytest.mark.parametrize("name", ["result.json", "failed.json"])
 def test_a_damaged_record_is_one_row(two, tmp_path, name, text):

@@ -10,6 +10,7 @@ import torch
 
 from mlframework.episode import Episode, Split
 from mlframework.evaluation.interval import Sources
+from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -32,6 +33,10 @@ class TaskSet:
     tasks: int
     seed: int  # of the draws
     chunk: int = 50  # tasks at a time when they are used
+
+    def __post_init__(self) -> None:
+        at_least("tasks", self.tasks, 1)
+        at_least("chunk", self.chunk, 1)
 
     def __iter__(self) -> Iterator[Episode]:
         generator = torch.Generator().manual_seed(self.seed)

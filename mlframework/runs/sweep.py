@@ -139,10 +139,10 @@ def read_row(job: Path, folder: Path) -> JobRow:
         row = JobRow(name, record["status"], by_key(record["overrides"]))
         if "error" in record:
             return row._replace(error=record["error"])
-        found, seconds = record["validation"][record["monitor"]], record["seconds"]
-        return row._replace(
-            metric=record["monitor"], mean=found["mean"], half_width=found["half_width"], seconds=seconds
-        )
+        found = record["validation"][record["monitor"]]
+        numbers = found["mean"], found["half_width"], record["seconds"]
+        mean, half_width, seconds = (None if number is None else float(number) for number in numbers)
+        return row._replace(metric=record["monitor"], mean=mean, half_width=half_width, seconds=seconds)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return JobRow(name, "damaged", started, error=f"damaged: {file}")
 
