@@ -193,12 +193,6 @@ MECHANISMS: dict[str, Mechanism] = {
     "layout pass": Mechanism(
         {"backend.inductor:lay_out": returning(None)}, ("backend.graph_passes:lay_out",), modes=(CAPTURED,)
     ),
-    "sinking pass": Mechanism(
-        {"backend.regions:sink": returning(None)},
-        ("backend.graph_passes:sink",),
-        modes=(CAPTURED,),
-        workloads=("W2", "W3", "W4"),
-    ),
     "recomputation": Mechanism(
         {
             "backend.regions:partition": lambda partition: (
@@ -224,47 +218,14 @@ MECHANISMS: dict[str, Mechanism] = {
     "C++ wrapper": Mechanism(
         {"backend.inductor:inductor_settings": without_setting("cpp_wrapper")}, (), (CAPTURED,), MLPS
     ),
-    "contraction": Mechanism(
-        {"backend.inductor:inductor_settings": without_setting("cpp.enable_floating_point_contract_flag")},
-        (),
-        (CAPTURED,),
-        ("W1", "W2", "W3", "W4"),
-    ),
     "vectorising flag": Mechanism(
         {"backend.inductor:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2", "W3", "W4")
-    ),
-    "direct call of compiled code": Mechanism(
-        {
-            "backend.inductor:CompiledGraph.__init__": lambda init: (
-                lambda self, code, function, settings: vars(self).update(code=code, settings=settings, function=code)
-            )
-        },
-        (),
-        (CAPTURED,),
-        MLPS,
-    ),
-    "remembered places": Mechanism(
-        {
-            "backend.gradients:places_of": constant(lambda module: [module]),
-            "backend.gradients:found_at": constant(
-                lambda places: [*dict(places[0].named_parameters()).values(), *dict(places[0].named_buffers()).values()]
-            ),
-        },
-        ("backend.algorithm:places_of", "backend.algorithm:found_at"),
-        (CAPTURED,),
-        MLPS,
     ),
     "remembered indices": Mechanism(
         {"backend.inductor:remember_indices": returning(None)},
         ("backend.private:remember_indices",),
         (CAPTURED,),
         ("W2-strided-4", "W4"),
-    ),
-    "trial of extensions": Mechanism(
-        {"backend.inductor:compiler_knows_extensions": returning(False)},
-        ("backend.inductor:compiler_knows_extensions",),
-        (CAPTURED,),
-        ("W1-sinusoid-25x1",),
     ),
 }
 

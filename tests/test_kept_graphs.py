@@ -104,8 +104,8 @@ def test_another_process_finds_it_whatever_its_hashes():
     assert len(found) == 1
 
 
-def first_capture(tmp_path, **environment):
-    """What a process with an empty cache said and left: lines, temporary files, sources."""
+def first_capture(tmp_path):
+    """What a process with an empty cache said and left among temporary files."""
     script = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"
         "from tests.test_kept_graphs import *; Capture(maml(), 'true')(episode_of(maml()))"
@@ -113,34 +113,15 @@ def first_capture(tmp_path, **environment):
     cache, temporary = (tmp_path / name for name in ("cache", "temporary"))
     temporary.mkdir()
     env = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")}
-    env |= {"MLFRAMEWORK_CACHE": str(cache), "TMPDIR": str(temporary), **environment}
+    env |= {"MLFRAMEWORK_CACHE": str(cache), "TMPDIR": str(temporary)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    left = [path for path in temporary.rglob("*") if path.is_file()]
-    return done.stderr, left, [path.read_text() for path in (cache / "inductor").rglob("*.cpp")]
+    return done.stderr, [path for path in temporary.rglob("*") if path.is_file()]
 
 
-needs_x86 = pytest.mark.skipif(
-    platform.system() != "Linux" or platform.machine() != "x86_64", reason="what is left out is left out there"
-)
-
-
-@needs_x86
-def test_a_first_capture_precompiles_no_headers_and_tries_no_extension_with_torchs(tmp_path):
-    said, left, sources = first_capture(tmp_path)
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere the compiler keeps files of its own")
+def test_a_first_capture_precompiles_no_headers(tmp_path):
+    said, left = first_capture(tmp_path)
     assert "compiled in" in said and not left
-    assert any("cpp_fused" in source for source in sources)
-    assert not any("__avx_chk_kernel" in source for source in sources)
-
-
-@needs_x86
-def test_where_the_compiler_does_not_know_the_processor_what_it_knows_is_tried(tmp_path):
-    compiler = tmp_path / "g++"
-    compiler.write_text('#!/bin/sh\nfor flag; do test "$flag" = -mavx512f && exit 1; done\nexec g++ "$@"\n')
-    compiler.chmod(0o755)
-    said, _, sources = first_capture(tmp_path, CXX=str(compiler))
-    assert "compiled in" in said
-    if torch.cpu._is_avx512_supported():
-        assert any("__avx_chk_kernel" in source for source in sources)
 
 
 @pytest.mark.parametrize(

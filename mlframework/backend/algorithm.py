@@ -7,16 +7,12 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from mlframework.backend.private import buffers_of, parameters_of
 from mlframework.episode import Episode, Examples
 
-__all__ = ["Algorithm", "Engine", "Place", "found_at", "places_of", "tensors_of"]
+__all__ = ["Algorithm", "Engine", "tensors_of"]
 
 #: How a base layer runs over tasks; see `mlframework.backend.engine`.
 Engine = Literal["vectorised", "loop"]
-
-#: Where a module holds a tensor, and by what name.
-Place = tuple[dict[str, Any], str]
 
 
 class Algorithm(Protocol):
@@ -43,24 +39,7 @@ class Algorithm(Protocol):
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
-    def get_submodule(self, target: str) -> nn.Module: ...
-
 
 def tensors_of(module: Algorithm) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def places_of(module: Algorithm) -> list[Place]:
-    """The places of parameters and buffers, where they may be replaced; finding them takes longer than a small step."""
-    places = []
-    for name in tensors_of(module):
-        owner, _, own = name.rpartition(".")
-        part = module.get_submodule(owner)
-        parameters: dict[str, Any] = parameters_of(part)
-        places.append((parameters if own in parameters else buffers_of(part), own))
-    return places
-
-
-def found_at(places: list[Place]) -> list[Tensor]:
-    return [tensors[name] for tensors, name in places]

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from mlframework.backend.algorithm import Algorithm, found_at, places_of
+from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.gradients import GradientFn, Gradients
-from mlframework.backend.private import multiplied, tree_flatten, tree_unflatten
+from mlframework.backend.private import copies, tree_flatten, tree_unflatten
 from mlframework.backend.tracing import LATER, TracedInt
 from mlframework.backend.verify import differences, stored, with_layout
 from mlframework.episode import Episode, Examples
@@ -66,12 +66,11 @@ class RecordedStep:
 
     def __init__(self, step: GradientFn, meta_layer: Algorithm, episode: Episode) -> None:
         self.step = step
-        self.places = places_of(meta_layer)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.record(meta_layer, episode)
 
     def record(self, meta_layer: Algorithm, episode: Episode) -> None:
-        self.addresses, self.graph = self.addresses_now(), None
+        self.addresses, self.graph = addresses(meta_layer), None
         with torch.cuda.device(episode.device):
             self.episode = Episode(*(Examples(*(with_layout(leaf, leaf) for leaf in part)) for part in episode))
             side = torch.cuda.Stream()
@@ -87,11 +86,8 @@ class RecordedStep:
                 self.found = self.step(meta_layer, self.episode)
         self.graph = graph
 
-    def addresses_now(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in found_at(self.places)]
-
     def __call__(self, meta_layer: Algorithm, episode: Episode) -> Gradients:
-        if self.addresses_now() != self.addresses:
+        if addresses(meta_layer) != self.addresses:
             with suppress(RuntimeError):
                 self.record(meta_layer, episode)
         if self.graph is None:
@@ -100,6 +96,11 @@ class RecordedStep:
             stored(own, own.stride()).copy_(stored(leaf, leaf.stride()))
         self.graph.replay()
         return copied(self.found)
+
+
+def addresses(meta_layer: Algorithm) -> list[int]:
+    """Where in memory the parameters and buffers are."""
+    return [tensor.data_ptr() for tensor in tensors_of(meta_layer).values()]
 
 
 @contextmanager
@@ -120,5 +121,5 @@ def copied(found: Gradients) -> Gradients:
     leaves, structure = tree_flatten(found)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     numbers = all(tensor.is_floating_point() for tensor in tensors)
-    own = iter(multiplied(tensors, 1) if numbers else [tensor.clone() for tensor in tensors])
+    own = iter(copies(tensors) if numbers else [tensor.clone() for tensor in tensors])
     return tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)

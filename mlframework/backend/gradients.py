@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.algorithm import Algorithm, Place, found_at, places_of, tensors_of
+from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.graph_passes import memory_order, merge_products
 from mlframework.backend.inductor import compiled
 from mlframework.backend.private import swap_tensors
@@ -66,6 +66,10 @@ def laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
     return grad.permute(order).contiguous().permute(back)
 
 
+def inputs_of(meta_layer: Algorithm, episode: Episode) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*tensors_of(meta_layer).values(), *episode.support, *episode.query)]
+
+
 class WholeStep:
     """The meta-gradient of a meta layer in training mode as one graph, with its end, for episodes of one shape.
 
@@ -78,8 +82,7 @@ class WholeStep:
         #: The names of metrics and of gradients, in the order in which the graph gives them.
         self.metrics: list[str] = []
         self.names: list[str] = []
-        self.places: list[Place] = []
-        step, inputs = self.flat_step(meta_layer, end), self.inputs(meta_layer, episode)
+        step, inputs = self.flat_step(meta_layer, end), inputs_of(meta_layer, episode)
         with tracing(meta_layer):
             graph = traced(step, inputs)
         with tracing(meta_layer, later=LATER):
@@ -90,7 +93,7 @@ class WholeStep:
 
     def __call__(self, meta_layer: Algorithm, episode: Episode) -> Gradients:
         with torch.no_grad():
-            losses, *found = self.compiled(self.inputs(meta_layer, episode))
+            losses, *found = self.compiled(inputs_of(meta_layer, episode))
         count, end = len(self.metrics), len(self.metrics) + len(self.names)
         metrics = dict(zip(self.metrics, found[:count], strict=True))
         by_name = dict(zip(self.names, found[count:end], strict=True))
@@ -98,13 +101,6 @@ class WholeStep:
             return Gradients(losses, metrics, by_name)
         norm, total, *means = found[end:]
         return Gradients(losses, metrics, by_name, StepSummary(norm, total, dict(zip(metrics, means, strict=True))))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "places": []}
-
-    def inputs(self, meta_layer: Algorithm, episode: Episode) -> list[Any]:
-        self.places = self.places or places_of(meta_layer)
-        return [tensor.detach() for tensor in (*found_at(self.places), *episode.support, *episode.query)]
 
     def flat_step(self, meta_layer: Algorithm, end: End | None) -> Callable[..., list[Tensor]]:
         """A function of tensors to the tensors of the result; notes their names."""

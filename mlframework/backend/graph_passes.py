@@ -8,9 +8,6 @@ a vector are left alone: inductor makes loops of them, together with what is aro
 `lay_out`: a result of operations on images with channels last has its axes in another order than its memory. What
 inductor fuses it lays out anew, by what is read most, or else in the order of the axes; the next to read it then goes
 through it crosswise. So such operations are done on permuted axes, whose order is that of memory.
-
-`sink`: a second gradient, traced in the order in which autograd finds it, begins with products of all layers, which are
-read much later, when they have long left the processor's cache. So they wait.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from torch import Tensor, fx
 
 from mlframework.backend.private import UNSAFE_VIEW
 
-__all__ = ["lay_out", "memory_order", "merge_products", "sink"]
+__all__ = ["lay_out", "memory_order", "merge_products"]
 
 aten = torch.ops.aten
 
@@ -154,14 +151,6 @@ def lay_out(graph: fx.Graph) -> None:
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) and isinstance(node.meta["val"], Tensor):
             permute_axes(graph, node)
     graph.eliminate_dead_code()
-
-
-def sink(graph: fx.Graph) -> None:
-    """Puts every operation before the first that reads its result, unless that is a result of the graph."""
-    (output,) = graph.find_nodes(op="output")
-    for node in reversed(list(graph.nodes)):
-        if node.op != "placeholder" and node.users and output not in node.users:
-            min(node.users).prepend(node)
 
 
 def permute_axes(graph: fx.Graph, node: fx.Node) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import platform
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +19,12 @@ from mlframework.backend.private import (
     compiler_settings,
     knowing_shapes,
     remember_indices,
-    restored_code,
+    restore_code,
 )
 from mlframework.backend.tracing import reject_random_numbers
 from mlframework.files import cache_folder
 
 __all__ = ["CompiledGraph", "compiled", "keep_compiled_files"]
-
-#: Flags for instructions that inductor uses where a processor has them.
-EXTENSIONS = ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx512vnni")
 
 
 def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> CompiledGraph:
@@ -42,21 +37,20 @@ def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> C
     inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
     settings = {**inductor_settings(meta_layer), **settings}
     with set_up(settings), knowing_shapes(inputs):
-        return CompiledGraph(*compile_graph(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False)), settings)
+        return CompiledGraph(compile_graph(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False)), settings)
 
 
 class CompiledGraph:
     """A compiled function of a list of tensors, which it empties, so that nothing outlives its last use.
 
-    Inductor's object around it, `code`, is pickled, and refers to files in inductor's own folder. Calling the function
-    directly imports no compiler.
+    Inductor's `code` is pickled, and refers to files in inductor's own folder.
     """
 
-    def __init__(self, code: Any, function: Callable[[list[Tensor]], Any], settings: dict[str, Any]) -> None:
-        self.code, self.function, self.settings = code, function, settings
+    def __init__(self, code: Any, settings: dict[str, Any]) -> None:
+        self.code, self.settings = code, settings
 
     def __call__(self, inputs: list[Tensor]) -> Any:
-        return self.function(inputs)
+        return self.code(inputs)
 
     def __getstate__(self) -> Any:
         code = copy.copy(self.code)
@@ -66,7 +60,7 @@ class CompiledGraph:
     def __setstate__(self, state: Any) -> None:
         self.code, self.settings = state
         with set_up(self.settings):
-            self.function = restored_code(self.code)
+            restore_code(self.code)
 
 
 @contextmanager
@@ -95,8 +89,8 @@ def inductor_settings(meta_layer: Algorithm) -> dict[str, Any]:
     """Our differences from inductor's defaults, for the device of the meta layer."""
     if next(meta_layer.parameters()).device.type != "cpu":
         return {}
-    settings: dict[str, Any] = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
-    settings["layout_optimization"] = False  # it would undo the layout of images that `lay_out` chose
+    # inductor's layouts would undo that of images, which `lay_out` chose.
+    settings: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
     if "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS" not in os.environ:
         # They save a second or two of each graph, and take ten, once, and 150 MB of temporary files.
         settings["cpp_cache_precompile_headers"] = False
@@ -104,17 +98,4 @@ def inductor_settings(meta_layer: Algorithm) -> dict[str, Any]:
         # inductor writes vectors itself and turns the C++ compiler's own vectorising off, but its masks need that: they
         # are ten times slower without. The flag is handed over after the one that turns it off.
         settings["cpp.march"] = "native -ftree-loop-vectorize"
-        if "TORCHINDUCTOR_VEC_ISA_OK" not in os.environ and compiler_knows_extensions():
-            # inductor's own trial of each extension takes as long as compiling a small graph.
-            settings["cpp.vec_isa_ok"] = True
     return settings
-
-
-@functools.cache
-def compiler_knows_extensions() -> bool:
-    """Whether the C++ compiler takes the flags of all `EXTENSIONS`."""
-    command = [os.environ.get("CXX", "g++"), *EXTENSIONS, "-fsyntax-only", "-x", "c++", os.devnull]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except OSError:  # there is none, or it has another name
-        return False

@@ -62,18 +62,12 @@ def storage_key(storage: torch.UntypedStorage) -> int:
     return storage._cdata
 
 
-def divided(tensors: Sequence[Tensor], by: float) -> list[Tensor]:
-    """Every tensor divided, in one kernel; without it a loop, slower for many small tensors."""
-    return list(torch._foreach_div(list(tensors), by))
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Every tensor of numbers copied, in one kernel of a GPU; without it one for each."""
+    return list(torch._foreach_mul(list(tensors), 1))
 
 
-def multiplied(tensors: Sequence[Tensor], by: Tensor | float) -> list[Tensor]:
-    """Every tensor times a number, in one kernel."""
-    return list(torch._foreach_mul(list(tensors), by))
-
-
-#: Operators that graphs hold, with names that begin with an underscore.
-FOREACH_DIV, FOREACH_MUL = torch.ops.aten._foreach_div.Scalar, torch.ops.aten._foreach_mul.Tensor
+#: An operator that graphs hold.
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 
@@ -108,11 +102,6 @@ def has_global_hooks() -> bool:
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The module's own parameters. Attributes and `named_parameters` take longer than a small operation."""
     return module._parameters
-
-
-def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """The module's own buffers."""
-    return module._buffers
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
@@ -172,22 +161,20 @@ def decompositions() -> dict[Any, Any]:
     return select_decomp_table()
 
 
-def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], *, cpp_wrapper: bool) -> tuple[Any, Callable[..., Any]]:
-    """What inductor makes of a graph, and the function that it compiled: `code` looks around for tracing and tuning."""
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], *, cpp_wrapper: bool) -> Any:
+    """What inductor makes of a graph: a function of a list of tensors."""
     from torch._inductor.compile_fx import compile_fx_inner
 
-    code: Any = compile_fx_inner(graph, inputs, cpp_wrapper=cpp_wrapper)
-    return code, getattr(code, "current_callable", None) or code
+    return compile_fx_inner(graph, inputs, cpp_wrapper=cpp_wrapper)
 
 
-def restored_code(code: Any) -> Callable[..., Any]:
+def restore_code(code: Any) -> None:
     """Loads unpickled code from inductor's cache; without it every process traces and looks up anew, for seconds."""
     from torch._inductor.output_code import CompiledFxGraphConstants
 
     constants = CompiledFxGraphConstants()
     code.after_deserialization(constants)
     code.post_compile((), constants, code.fx_kwargs)
-    return getattr(code, "current_callable", None) or code
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from mlframework.backend.algorithm import Algorithm, found_at, places_of, tensors_of
+from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.forward import compiled_by, swap_tensors
 from mlframework.backend.graph_cache import GraphCache
-from mlframework.backend.graph_passes import sink
 from mlframework.backend.inductor import CompiledGraph, compiled
 from mlframework.backend.private import TreeSpec, partition, tree_flatten, tree_unflatten, without_saved_tensor_hooks
 from mlframework.backend.tracing import LATER, NotCapturable, TracedInt, changes_with_step, is_same, traced, tracing
@@ -49,7 +48,6 @@ class RegionCompiler:
 
     def __init__(self, meta_layer: Algorithm, cache: GraphCache) -> None:
         self.meta_layer, self.cache = meta_layer, cache
-        self.places = places_of(meta_layer)
         self.regions: dict[Any, CompiledRegion] = {}
 
     def __call__(self, function: Callable[..., Any], *args: Any, recompute: bool = True) -> Any:
@@ -69,7 +67,7 @@ class RegionCompiler:
             build = functools.partial(compile_region, self.meta_layer, Call(function, flat, structure), recompute)
             region = self.cache.get(build, self.meta_layer, "region", key, numbers)
             self.regions[key, numbers if region.depends_on_numbers else None] = region
-        return region(*found_at(self.places), *tensors)
+        return region(*tensors_of(self.meta_layer).values(), *tensors)
 
 
 def packed(x: Tensor) -> Tensor:
@@ -183,8 +181,6 @@ def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> Compil
     if any(has_grad for _, has_grad in results):
         mark_passes(first.graph)
         passes = [*partition(first.graph, outputs=len(results), keep_all=not recompute)]
-    for part in passes:
-        sink(part.graph)
     # torch's own order takes least memory, but separates operations that read the same tensors.
     programs = [compiled(part, meta_layer, reorder_for_peak_memory=False) for part in passes]
     return CompiledRegion(first.form, depends, *programs)

@@ -12,7 +12,7 @@ from mlframework.backend.gradients import Gradients, StepSummary
 from mlframework.backend.machine import PeakMemory, tune
 from mlframework.backend.optimizer_step import optimizer_step
 from mlframework.backend.plan import ExecutionPlan, Planner
-from mlframework.backend.private import divided, event_writer, import_compiler, multiplied, version_of
+from mlframework.backend.private import event_writer, import_compiler, version_of
 
 __all__ = [
     "Capture",
@@ -22,10 +22,8 @@ __all__ = [
     "Planner",
     "StepSummary",
     "choose_engine",
-    "divided",
     "event_writer",
     "import_compiler",
-    "multiplied",
     "optimizer_step",
     "tune",
     "version_of",

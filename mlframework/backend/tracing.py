@@ -6,6 +6,7 @@ of the meta layer are inputs of a graph, not part of it.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.private import FOREACH_DIV, FOREACH_MUL, WITH_CONSTANTS, decompositions, is_mutable
+from mlframework.backend.private import WITH_CONSTANTS, decompositions, is_mutable
 
 __all__ = [
     "LATER",
@@ -33,13 +34,6 @@ __all__ = [
 
 #: Outer steps ahead at which a graph has to be the same.
 LATER = 1000
-
-#: Operations on lists of tensors, one tensor at a time: inductor fuses them as it does others, and the kernels that it
-#: made of whole lists did not compile on GPUs (torch 2.11).
-ONE_BY_ONE: dict[Any, Callable[..., Any]] = {
-    FOREACH_DIV: lambda tensors, divisor: [t / divisor for t in tensors],
-    FOREACH_MUL: lambda tensors, factor: [t * factor for t in tensors],
-}
 
 TRACED = ContextVar("traced", default=False)
 
@@ -67,12 +61,11 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
     """A function of tensors as a graph of operators that inductor knows, without operations in place."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    graph_of = functools.partial(make_fx, tracing_mode="fake", **WITH_CONSTANTS)
     with while_traced():
-        graph = make_fx(function, {**decompositions(), **ONE_BY_ONE}, tracing_mode="fake", **WITH_CONSTANTS)(*inputs)
+        graph = graph_of(function, decompositions())(*inputs)
     if any(is_mutable(node.target) for node in graph.graph.nodes):
-        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), tracing_mode="fake", **WITH_CONSTANTS)(
-            *inputs
-        )
+        graph = graph_of(torch.func.functionalize(graph, remove="mutations"))(*inputs)
     return graph
 
 

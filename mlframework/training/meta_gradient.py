@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.step import Gradients, StepSummary, divided, multiplied
+from mlframework.backend.step import Gradients, StepSummary
 from mlframework.episode import Episode
 from mlframework.errors import UserError
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
@@ -62,19 +62,19 @@ def meta_gradient(
 
 def averaged(found: Gradients, num_tasks: int) -> Gradients:
     """Gradients of the mean over tasks, of those of the sum."""
-    grads = divided(list(found.by_name.values()), num_tasks)
-    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)))
+    return found._replace(by_name={name: grad / num_tasks for name, grad in found.by_name.items()})
 
 
 def clipped(found: Gradients, clip: float | None) -> Gradients:
     """Mean gradients over a whole meta-batch, clipped as by `torch.nn.utils.clip_grad_norm_`, with their summary."""
-    grads = list(found.by_name.values())
-    norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
+    by_name = found.by_name
+    norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in by_name.values()]))
     if clip is not None:
-        grads = multiplied(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+        by_name = {name: grad * factor for name, grad in by_name.items()}
     means = {name: value.mean() for name, value in found.metrics.items()}
     summary = StepSummary(norm, found.losses.sum() + norm, means)
-    return found._replace(by_name=dict(zip(found.by_name, grads, strict=True)), summary=summary)
+    return found._replace(by_name=by_name, summary=summary)
 
 
 @dataclass(frozen=True)
