@@ -8,7 +8,7 @@ from torch import nn
 
 from mlframework.backend import stacked
 from mlframework.backend.engine import over_tasks
-from mlframework.backend.products import Across
+from mlframework.backend.products import product
 from mlframework.backend.tracing import while_traced
 from mlframework.base_layers import MLP, BaseLayer, Conv4, Stack, Transformer
 from mlframework.base_layers.transformer import Block
@@ -171,9 +171,9 @@ def test_products_of_compiled_steps_are_exact_to_the_second_order(transposed):
     a = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     b = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
 
-    def product(a, b):
-        return Across.apply(a, b.mT.contiguous().mT if transposed else b)
+    def of_factors(a, b):
+        return product(a, b.mT.contiguous().mT if transposed else b)
 
-    torch.testing.assert_close(product(a, b), a @ b.mT)
-    assert torch.autograd.gradcheck(product, (a, b))
-    assert torch.autograd.gradgradcheck(product, (a, b))
+    torch.testing.assert_close(of_factors(a, b), a @ b.mT)
+    assert torch.autograd.gradcheck(of_factors, (a, b))
+    assert torch.autograd.gradgradcheck(of_factors, (a, b))

@@ -25,8 +25,7 @@ from mlframework.backend.cuda_graphs import as_cuda_graph
 from mlframework.backend.forward import compiled_by
 from mlframework.backend.gradients import End, GradientFn, Gradients, WholeStep, eager_gradients
 from mlframework.backend.graph_cache import GraphCache
-from mlframework.backend.machine import give_back, synchronise, timed
-from mlframework.backend.private import TorchDispatchMode
+from mlframework.backend.machine import PeakMemory, give_back, synchronise, timed
 from mlframework.backend.regions import NotCompiled, RegionCompiler
 from mlframework.backend.verify import Undecided, are_small, differences, in_float64, verify_against_eager
 from mlframework.episode import Episode
@@ -165,32 +164,36 @@ class Capture:
         """
         try:
             verify_against_eager(self.meta_layer, step, eager, episode)
+            return
         except Undecided:
             off = differences(step(self.meta_layer, episode), eager(self.meta_layer, episode))
-            judge = functools.partial(self.check_in_float64, off, episode, whole)
-            then = self.cache.get(judge, self.meta_layer, "in float64", layout_of(episode), whole, repr(self.finish))
-            if not are_small(off, torch.float32, then):
-                judge()
 
-    def check_in_float64(self, off: Tensor, episode: Episode, whole: bool) -> Tensor:
-        """Returns the differences in float32 if the step agrees in float64; else raises `NotCapturable`."""
-        double, same = in_float64(self.meta_layer, episode)
-        step = as_cuda_graph(Capture(double, "true", self.finish, self.cache).build(same, whole), double, same)
-        verify_against_eager(double, step, self.eager_step(whole), same)
-        return off
+        def agreed() -> Tensor:
+            """The differences in float32 of a step that agrees in float64."""
+            double, same = in_float64(self.meta_layer, episode)
+            step = as_cuda_graph(Capture(double, "true", self.finish, self.cache).build(same, whole), double, same)
+            verify_against_eager(double, step, eager, same)
+            return off
+
+        then = self.cache.get(agreed, self.meta_layer, "in float64", layout_of(episode), whole, repr(self.finish))
+        if not are_small(off, torch.float32, then):
+            agreed()
 
     def build(self, episode: Episode, whole: bool) -> GradientFn:
         """The whole step as one graph; or in regions, if it has any, where it is long or branches on values."""
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # takes a second to import
 
         step = functools.partial(WholeStep, self.meta_layer, episode, self.finish if whole else None)
-        question = "whole step", layout_of(episode), whole, repr(self.finish)
-        long = operations(self.meta_layer, episode) > MOST_OPERATIONS
+        with PeakMemory() as used:
+            eager_gradients(self.meta_layer, episode)
+        long = used.operations > MOST_OPERATIONS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own making
             if not (long and self.has_regions(episode)):
                 try:
-                    return self.cache.get(step, self.meta_layer, *question)
+                    return self.cache.get(
+                        step, self.meta_layer, "whole step", layout_of(episode), whole, repr(self.finish)
+                    )
                 except GuardOnDataDependentSymNode:
                     if long or not self.has_regions(episode):
                         raise
@@ -210,20 +213,3 @@ class Capture:
 def layout_of(episode: Episode) -> tuple[Any, ...]:
     """The properties of an episode that a graph depends on."""
     return tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part)
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations that torch is asked for."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def operations(meta_layer: Algorithm, episode: Episode) -> int:
-    """How many operations an eager meta-gradient takes."""
-    with Operations() as counter:
-        eager_gradients(meta_layer, episode)
-    return counter.count

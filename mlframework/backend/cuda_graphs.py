@@ -14,7 +14,7 @@ from torch import Tensor
 from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.gradients import GradientFn, Gradients
 from mlframework.backend.private import copies, tree_flatten, tree_unflatten
-from mlframework.backend.tracing import LATER, TracedInt
+from mlframework.backend.tracing import LATER, NotCapturable, changes_with_step, tracing
 from mlframework.backend.verify import differences, stored, with_layout
 from mlframework.episode import Episode, Examples
 
@@ -34,24 +34,15 @@ def as_cuda_graph(step: GradientFn, meta_layer: Algorithm, episode: Episode) -> 
     if episode.device.type != "cuda":
         return step
     try:
-        if changes_with_step(step, meta_layer, episode):
-            log.info("capture: not recorded: it gives something else at another outer step")
-            return step
+        now = step(meta_layer, episode)
+        with tracing(meta_layer, LATER):
+            later = step(meta_layer, episode)
+        if bool((differences(later, now) > ROUNDING).any()):
+            raise changes_with_step(meta_layer)
         return RecordedStep(step, meta_layer, episode)
-    except RuntimeError as error:  # it waits for the GPU, as a solver that branches on values does
+    except (NotCapturable, RuntimeError) as error:  # or it waits for the GPU, as a solver that branches on values does
         log.info("capture: not recorded: %s", str(error).partition("\n")[0])
         return step
-
-
-def changes_with_step(step: GradientFn, meta_layer: Algorithm, episode: Episode) -> bool:
-    """Whether a step reads the number of the outer step, or gives something else with another."""
-    now = step(meta_layer, episode)
-    before, meta_layer.outer_step = meta_layer.outer_step, TracedInt(meta_layer.outer_step + LATER)
-    try:
-        later = step(meta_layer, episode)
-        return meta_layer.outer_step.touched or bool((differences(later, now) > ROUNDING).any())
-    finally:
-        meta_layer.outer_step = before
 
 
 class RecordedStep:

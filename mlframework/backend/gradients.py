@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.graph_passes import memory_order, merge_products
 from mlframework.backend.inductor import compiled
-from mlframework.backend.private import swap_tensors
+from mlframework.backend.private import swap_tensors, tree_flatten, tree_unflatten
 from mlframework.backend.tracing import LATER, changes_with_step, is_same, traced, tracing
 from mlframework.episode import Episode, Examples
 
@@ -79,9 +79,6 @@ class WholeStep:
     """
 
     def __init__(self, meta_layer: Algorithm, episode: Episode, end: End | None = None) -> None:
-        #: The names of metrics and of gradients, in the order in which the graph gives them.
-        self.metrics: list[str] = []
-        self.names: list[str] = []
         step, inputs = self.flat_step(meta_layer, end), inputs_of(meta_layer, episode)
         with tracing(meta_layer):
             graph = traced(step, inputs)
@@ -93,30 +90,21 @@ class WholeStep:
 
     def __call__(self, meta_layer: Algorithm, episode: Episode) -> Gradients:
         with torch.no_grad():
-            losses, *found = self.compiled(inputs_of(meta_layer, episode))
-        count, end = len(self.metrics), len(self.metrics) + len(self.names)
-        metrics = dict(zip(self.metrics, found[:count], strict=True))
-        by_name = dict(zip(self.names, found[count:end], strict=True))
-        if len(found) == end:
-            return Gradients(losses, metrics, by_name)
-        norm, total, *means = found[end:]
-        return Gradients(losses, metrics, by_name, StepSummary(norm, total, dict(zip(metrics, means, strict=True))))
+            return tree_unflatten(self.compiled(inputs_of(meta_layer, episode)), self.structure)
 
-    def flat_step(self, meta_layer: Algorithm, end: End | None) -> Callable[..., list[Tensor]]:
-        """A function of tensors to the tensors of the result; notes their names."""
+    def flat_step(self, meta_layer: Algorithm, end: End | None) -> Callable[..., list[Any]]:
+        """A function of tensors to the leaves of the result; notes how they are nested."""
         names = list(tensors_of(meta_layer))
         learned = {name for name, p in meta_layer.named_parameters() if p.requires_grad}
 
-        def step(*inputs: Tensor) -> list[Tensor]:
+        def step(*inputs: Tensor) -> list[Any]:
             held, data = inputs[: len(names)], inputs[len(names) :]
             tensors = {name: t.detach().requires_grad_(name in learned) for name, t in zip(names, held, strict=True)}
             episode = Episode(Examples(*data[:3]), Examples(*data[3:]))
             with swap_tensors(cast(nn.Module, meta_layer), tensors):
                 found = eager_gradients(meta_layer, episode)
-            self.metrics[:], self.names[:] = found.metrics, found.by_name
             with torch.no_grad():
-                losses, metrics, by_name, summary = found if end is None else end(found)
-            last = () if summary is None else (summary.norm, summary.total, *summary.means.values())
-            return [losses, *metrics.values(), *by_name.values(), *last]
+                leaves, self.structure = tree_flatten(found if end is None else end(found))
+            return leaves
 
         return step

@@ -86,11 +86,8 @@ class GraphCache:
             self.new.clear()
 
     def forget(self) -> bool:
-        """Removes the files loaded since the last check that went well; returns whether there were any."""
+        """No longer loads what was since the last check that went well; returns whether there was anything."""
         some = bool(self.loaded)
-        for file in self.loaded:
-            with suppress(OSError):
-                file.unlink()
         self.refused.update(self.loaded)
         self.loaded.clear()
         return some

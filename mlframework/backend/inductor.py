@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx
@@ -36,7 +34,8 @@ def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> C
     graph.recompile()
     inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
     settings = {**inductor_settings(meta_layer), **settings}
-    with set_up(settings), knowing_shapes(inputs):
+    keep_compiled_files()
+    with compiler_settings(settings), knowing_shapes(inputs):
         return CompiledGraph(compile_graph(graph, inputs, cpp_wrapper=settings.get("cpp_wrapper", False)), settings)
 
 
@@ -59,16 +58,9 @@ class CompiledGraph:
 
     def __setstate__(self, state: Any) -> None:
         self.code, self.settings = state
-        with set_up(self.settings):
+        keep_compiled_files()
+        with compiler_settings(self.settings):
             restore_code(self.code)
-
-
-@contextmanager
-def set_up(settings: dict[str, Any]) -> Iterator[None]:
-    """Inductor with settings, and with its folder."""
-    keep_compiled_files()
-    with compiler_settings(settings):
-        yield
 
 
 def keep_strides(graph: fx.GraphModule) -> None:

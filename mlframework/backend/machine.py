@@ -124,14 +124,15 @@ def timed(function: Callable[[], object]) -> float:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within it and still held, now and at most."""
+    """Counts operations, and the bytes of all tensors that are made within it and still held, now and at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
+        self.operations = self.held = self.peak = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
         given = {storage_key(storage) for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in storages(result):

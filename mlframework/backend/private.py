@@ -94,11 +94,6 @@ def without_saved_tensor_hooks() -> Iterator[None]:
 # --- Modules and optimizers ----------------------------------------------------------------------------------------
 
 
-def has_global_hooks() -> bool:
-    """Whether there are hooks on all modules, which a forward pass that calls no module would leave out."""
-    return _has_any_global_hook()
-
-
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The module's own parameters. Attributes and `named_parameters` take longer than a small operation."""
     return module._parameters
@@ -109,10 +104,10 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody hooked into a module's calls, of which a pass without calls would know nothing."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody hooked into calls of a module, or of all, of which a pass without calls would know nothing."""
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or _has_any_global_hook()
 
 
 def swap_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> AbstractContextManager[Any]:

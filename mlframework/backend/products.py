@@ -1,7 +1,6 @@
 """Products of matrices whose gradients are products of their own, for compiled steps.
 
 Autograd's own gradients of a product leave transposes that a compiler copies: text steps were 5 % slower with them.
-Each function's derivatives are the others, so all orders of derivatives are exact.
 """
 
 from __future__ import annotations
@@ -11,59 +10,41 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Across"]
+__all__ = ["product"]
 
 
-def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keeps the arguments for the backward pass."""
-    ctx.save_for_backward(*inputs)
-
-
-class Across(Function):
+def product(a: Tensor, b: Tensor) -> Tensor:
     """`a b'`, of matrices `[..., m, k]` and `[..., n, k]`; the gradient by `b` lies in memory as `b` does."""
+    return Product.apply(None, a, b, b.stride(-2) < b.stride(-1))
+
+
+class Product(Function):
+    """Of results `[..., m, n]` and both factors, the one that is None; `turned`: whether `b` lies transposed.
+
+    A product and its gradients by both factors are linear in two of the three. The derivatives of each are the other
+    two, so all orders of derivatives are exact.
+    """
 
     generate_vmap_rule = True
-    setup_context = staticmethod(keep)
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
-        return a @ b.mT
+    def forward(y: Tensor | None, a: Any, b: Any, turned: bool) -> Tensor:
+        if y is None:
+            return a @ b.mT
+        if a is None:
+            return y @ b
+        return (a.mT @ y).mT if turned else y.mT @ a
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        a, b = ctx.saved_tensors
-        by_a = Along.apply(grad, b) if ctx.needs_input_grad[0] else None
-        lies_transposed = b.stride(-2) < b.stride(-1)
-        return by_a, Down.apply(a, grad).mT if lies_transposed else Down.apply(grad, a)
-
-
-class Along(Function):
-    """`a b`, of matrices `[..., m, k]` and `[..., k, n]`."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(keep)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.turned = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
-        return a @ b
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = ctx.saved_tensors
-        return Across.apply(grad, b), Down.apply(a, grad)
-
-
-class Down(Function):
-    """`a' b`, of matrices `[..., k, m]` and `[..., k, n]`."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(keep)
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
-        return a.mT @ b
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = ctx.saved_tensors
-        return Across.apply(b, grad), Along.apply(a, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        all_three = [grad if tensor is None else tensor for tensor in ctx.saved_tensors]
+        found = [
+            Product.apply(*all_three[:asked], None, *all_three[asked + 1 :], ctx.turned) if needed else None
+            for asked, needed in enumerate(ctx.needs_input_grad[:3])
+        ]
+        return *found, None

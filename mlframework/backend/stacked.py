@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mlframework.backend.convolve import convolve, max_pool
 from mlframework.backend.normalise import normalise
-from mlframework.backend.private import children_of, has_global_hooks, has_hooks, parameters_of
-from mlframework.backend.products import Across
+from mlframework.backend.private import children_of, is_hooked, parameters_of
+from mlframework.backend.products import product
 from mlframework.backend.tracing import is_traced
 from mlframework.episode import Params
 
@@ -38,9 +38,8 @@ Rule = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor | None], Tensor]
 #: By the exact type of a module, its rule, and whether the rule suits a module's settings.
 RULES: dict[type[nn.Module], tuple[Rule, Callable[[Any], bool]]] = {}
 
-#: Each `forward` whose module says in `through(run, x, mask)` how its parts are run, and each that runs them in turn.
-THROUGH: set[Callable[..., Any]] = set()
-IN_TURN: set[Callable[..., Any]] = {nn.Sequential.forward}
+#: For each `forward` that only runs the module's parts: how, given the module, `run(name, x)`, `x` and the mask.
+PARTS: dict[Callable[..., Any], Callable[..., Tensor]] = {}
 
 
 def runs_per_task(kind: type[nn.Module], rule: Rule, *, when: Callable[[Any], bool] = lambda module: True) -> None:
@@ -62,12 +61,18 @@ def runs_parts(forward: Callable[..., Any]) -> None:
     `run(name, x)` calls the part of that name; `through` must work with an axis of tasks in front of `x` and `mask`. A
     subclass that overrides `forward` runs under `vmap`.
     """
-    THROUGH.add(forward)
+    PARTS[forward] = lambda module, run, x, mask: module.through(run, x, mask)
 
 
 def runs_in_turn(forward: Callable[..., Any]) -> None:
     """Registers a `forward` that runs the module's parts one after the other, as that of `nn.Sequential`."""
-    IN_TURN.add(forward)
+    PARTS[forward] = in_turn
+
+
+def in_turn(module: nn.Module, run: Callable[[str, Tensor], Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+    for name in children_of(module):
+        x = run(name, x)
+    return x
 
 
 def per_task(vector: Tensor, x: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def linear(module: nn.Linear, params: Mapping[str, Tensor], x: Tensor, mask: Ten
     elif x.dim() == 3 and bias is not None and not is_traced():  # a compiler fuses the sum with its neighbours anyway
         return torch.baddbmm(per_task(bias, x), x, weight.mT)
     elif x.dim() > 3 and is_traced():
-        y = Across.apply(x.flatten(1, -2), weight).unflatten(1, x.shape[1:-1])
+        y = product(x.flatten(1, -2), weight).unflatten(1, x.shape[1:-1])
     else:
         y = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
     return y if bias is None else y + per_task(bias, x)
@@ -134,6 +139,7 @@ def is_common(module: nn.MaxPool2d) -> bool:
     return module.stride == module.kernel_size and rest == (0, 1, False, False)
 
 
+runs_in_turn(nn.Sequential.forward)
 runs_per_task(
     nn.Conv2d,
     lambda module, params, x, mask: convolve(x, params["weight"], params.get("bias"), module.stride, module.padding),
@@ -175,17 +181,17 @@ def repeated(module: nn.Module, names: Iterable[str], num_tasks: int) -> dict[st
 
 def supports(module: nn.Module, x: Tensor) -> bool:
     """Whether `forward` can run a module on inputs `[tasks, n, ...]`; not where there are hooks: it calls none."""
-    return x.dim() >= 3 and has_rule(module) and not has_global_hooks()
+    return x.dim() >= 3 and has_rule(module)
 
 
 def has_rule(module: nn.Module) -> bool:
     """Whether there are rules for a module and all its parts. Every call asks, so this is short."""
-    if has_hooks(module):
+    if is_hooked(module):
         return False
     if type(module) in RULES:
         return RULES[type(module)][1](module)
-    by_parts = type(module).forward in THROUGH or type(module).forward in IN_TURN
-    return by_parts and all(has_rule(child) for child in children_of(module).values() if child is not None)
+    parts = (part for part in children_of(module).values() if part is not None)
+    return type(module).forward in PARTS and all(map(has_rule, parts))
 
 
 def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, prefix: str = "") -> Tensor:
@@ -201,8 +207,4 @@ def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = 
         part = cast("nn.Module", children_of(module)[name])
         return forward(part, params, x, mask, prefix=f"{prefix}{name}.")
 
-    if type(module).forward in THROUGH:
-        return cast("Any", module).through(run, x, mask)
-    for name in children_of(module):
-        x = run(name, x)
-    return x
+    return PARTS[type(module).forward](module, run, x, mask)

@@ -7,7 +7,6 @@ of the meta layer are inputs of a graph, not part of it.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,9 +73,7 @@ def tracing(meta_layer: Algorithm, later: int = 0) -> Iterator[None]:
     """Refuses to trace a function that reads the number of the outer step, which is `later` steps ahead meanwhile."""
     before, meta_layer.outer_step = meta_layer.outer_step, TracedInt(meta_layer.outer_step + later)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own making
-            yield
+        yield
         if meta_layer.outer_step.touched:
             raise changes_with_step(meta_layer)
     finally:

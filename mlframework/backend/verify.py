@@ -62,7 +62,11 @@ def agrees(meta_layer: Algorithm, step: GradientFn, eager: GradientFn, episode: 
     off = differences(step(meta_layer, episode), expected)
     if are_small(off, expected.losses.dtype):
         return True
-    scatter = scattered(meta_layer, eager, episode, expected)
+    moved = []
+    for seed in range(PERTURBATIONS):
+        with perturbed(meta_layer, seed):
+            moved.append(differences(eager(meta_layer, episode), expected))
+    scatter = torch.stack(moved).amax(0)
     if not are_small(off, expected.losses.dtype, scatter):
         doubtful = bool((off <= torch.tensor(NEARLY)).all())
         raise (Undecided if doubtful else NotCapturable)(
@@ -76,15 +80,6 @@ def are_small(off: Tensor, dtype: torch.dtype, scatter: Tensor | float = 0.0) ->
     """Whether rounding explains differences, where perturbations make as large ones as `scatter`."""
     limits = torch.tensor(TOLERANCES.get(dtype, COARSE))
     return bool((off <= torch.maximum(limits, SCATTER_FACTOR * torch.as_tensor(scatter))).all())
-
-
-def scattered(meta_layer: Algorithm, eager: GradientFn, episode: Episode, expected: Gradients) -> Tensor:
-    """How far perturbations move the eager losses and meta-gradient, at most: `[2]`."""
-    moved = []
-    for seed in range(PERTURBATIONS):
-        with perturbed(meta_layer, seed):
-            moved.append(differences(eager(meta_layer, episode), expected))
-    return torch.stack(moved).amax(0)
 
 
 def perturbed(module: Algorithm, seed: int) -> AbstractContextManager[Any]:

@@ -136,7 +136,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor, counted: Tensor | None) 
     return (query @ key.mT + hidden).softmax(-1) @ value
 
 
-@table(length=int, read=int)
+@table
 def later(like: Tensor, length: int, read: int) -> Tensor:
     """What is added to products of the last `length` queries with `read` keys, so that none reads a later one."""
     hidden = torch.ones(length, read, dtype=torch.bool, device=like.device).triu(read - length + 1)
@@ -181,7 +181,7 @@ def angles(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
     return cosines[positions], sines[positions]
 
 
-@table(count=int, width=int, base=float)
+@table
 def rotations(like: Tensor, count: int, width: int, base: float) -> Tensor:
     """Cosines and sines by which vectors are turned at each of `count` positions, `[2, count, width / 2]`."""
     rates = base ** -(torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
