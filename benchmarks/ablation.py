@@ -185,7 +185,7 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "allocator": Mechanism({"backend.machine:tune": returning(False)}, ("backend.machine:tune",)),
     "merged products": Mechanism(
-        {"backend.gradients:merge_products": returning(None)},
+        {"backend.regions:merge_products": returning(None)},
         ("backend.graph_passes",),
         modes=(CAPTURED,),
         workloads=(*MLPS, "W5"),

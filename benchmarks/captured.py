@@ -22,8 +22,8 @@ from rich.table import Table
 from solvers import machine
 from workloads import in_double
 
+from mlframework.backend.algorithm import Gradients, eager_gradients
 from mlframework.backend.capture import Capture
-from mlframework.backend.gradients import Gradients, eager_gradients
 from mlframework.errors import IncompatibleKind
 from mlframework.files import as_json, write_json
 from mlframework.runs import build

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework.backend.gradients import eager_gradients
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.tracing import NotCapturable
 from mlframework.backend.verify import TOLERANCES, differences, perturbed, verify_against_eager
 from mlframework.base_layers import MLP

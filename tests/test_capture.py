@@ -10,8 +10,8 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mlframework.backend import capture as capture_module
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.capture import Capture
-from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.inductor import keep_compiled_files
 from mlframework.backend.private import remember_indices
 from mlframework.backend.verify import Undecided, verify_against_eager
@@ -249,7 +249,7 @@ def nothing_kept(monkeypatch, tmp_path):
 
 def test_a_graph_that_differs_is_refused(nothing_kept, monkeypatch, caplog):
     layer = maml(Exact())
-    monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode, end: twice_as_long)
+    monkeypatch.setattr(capture_module, "compile_step", lambda layer, episode, end: twice_as_long)
     with caplog.at_level(logging.WARNING):
         found = Capture(layer, "true")(episode_of(layer))
     assert "off the eager one" in caplog.text
@@ -267,7 +267,7 @@ def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kep
     layer = maml(Exact())
     monkeypatch.setattr(capture_module, "verify_against_eager", undecided_in_float32)
     if wrong:
-        monkeypatch.setattr(capture_module, "WholeStep", lambda layer, episode, end: twice_as_long)
+        monkeypatch.setattr(capture_module, "compile_step", lambda layer, episode, end: twice_as_long)
     capture = Capture(layer, "true")
     with caplog.at_level(logging.WARNING):
         found = capture(episode_of(layer))

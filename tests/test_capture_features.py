@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.capture import Capture
-from mlframework.backend.gradients import eager_gradients
 from mlframework.base_layers import MLP
 from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.meta_layers.svm.regularised import Ridge

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 
 import mlframework.backend.capture
 from mlframework import load
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.capture import Capture
 from mlframework.backend.cuda_graphs import RecordedStep
-from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.machine import medians
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode

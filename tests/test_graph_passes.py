@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework.backend.gradients import eager_gradients
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.graph_passes import lay_out, merge_products
 from mlframework.backend.tracing import traced
 from mlframework.base_layers import MLP

@@ -9,8 +9,8 @@ from test_meta_gradients import NETWORKS, episode_of, gradients, images
 from torch import nn
 
 from mlframework.backend import capture as capture_module
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.capture import Capture
-from mlframework.backend.gradients import eager_gradients
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError

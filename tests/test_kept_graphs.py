@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlframework.backend import capture as capture_module, gradients, regions
+from mlframework.backend import capture as capture_module, regions
+from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.capture import Capture, layout_of
-from mlframework.backend.gradients import eager_gradients
 from mlframework.backend.graph_cache import GraphCache, file_of
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
@@ -43,11 +43,7 @@ def no_tracing(monkeypatch):
     def refuse(*args):
         raise AssertionError("traced")
 
-    def forbid():
-        monkeypatch.setattr(gradients, "traced", refuse)
-        monkeypatch.setattr(regions, "traced", refuse)
-
-    return forbid
+    return lambda: monkeypatch.setattr(regions, "traced", refuse)
 
 
 def maml(lr=0.1, hidden=6, activation=nn.ReLU, steps=2):
@@ -218,13 +214,14 @@ def test_a_damaged_file_is_made_anew(own_folder, content):
 
 def test_what_the_check_refuses_is_not_kept(own_folder, monkeypatch, caplog):
     layer = maml()
-    monkeypatch.setattr(capture_module, "eager_gradients", lambda *args: twice(eager_gradients(*args)))
+    monkeypatch.setattr(capture_module, "compile_step", lambda *args: twice)
     Capture(layer, "true")(episode_of(layer))
     assert "off the eager ones" in caplog.text
     assert not own_folder.exists()
 
 
-def twice(found):
+def twice(layer, episode):
+    found = eager_gradients(layer, episode)
     return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})
 
 

@@ -1,9 +1,8 @@
 """An outer step as compiled graphs: losses, metrics and meta-gradients with little or no Python in between.
 
-A step of few operations becomes one graph; a longer one is compiled in regions, so that compiling takes as long for
-fifty inner steps as for one. Before a compiled step is used, its results for the episode at hand, and for another, are
-compared with the eager ones. A step that cannot be traced or compiled, or that differs, stays eager for this run, and
-one line says why.
+A step of few operations becomes one graph, a longer one is compiled in regions; see `mlframework.backend.regions`.
+Before it is used, its results are compared with the eager ones. A step that cannot be compiled, or that differs, stays
+eager for this run, and one line says why.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlframework.backend.algorithm import Algorithm
+from mlframework.backend.algorithm import Algorithm, End, GradientFn, Gradients, eager_gradients
 from mlframework.backend.cuda_graphs import as_cuda_graph
 from mlframework.backend.forward import compiled_by
-from mlframework.backend.gradients import End, GradientFn, Gradients, WholeStep, eager_gradients
 from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.machine import PeakMemory, give_back, synchronise, timed
-from mlframework.backend.regions import NotCompiled, RegionCompiler
+from mlframework.backend.regions import NotCompiled, RegionCompiler, compile_step
 from mlframework.backend.verify import Undecided, are_small, differences, in_float64, verify_against_eager
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
@@ -55,10 +53,9 @@ class Capture:
 
     Args:
         meta_layer: the algorithm, in training mode.
-        wanted: `true`: at the first episode of each shape; `false`: never; `auto`: once `steps_left` is known and large
-            enough that the time saved is expected to exceed that of compiling.
-        finish: turns the gradients of a whole meta-batch into the optimizer's, with a summary; compiled with the step.
-            Its `repr` tells it from others.
+        wanted: `true`: at the first episode of each shape; `false`: never; `auto`: once `steps_left` are so many that
+            they are expected to save more time than compiling takes.
+        finish: turns the gradients of a whole meta-batch into the optimizer's; its `repr` tells it from others.
         cache: graphs that this process or others have compiled.
     """
 
@@ -80,17 +77,17 @@ class Capture:
 
     def __call__(self, episode: Episode, whole: bool = False) -> Gradients:
         """The meta-gradient of an episode; that of a whole meta-batch is finished."""
-        key = whole, *layout_of(episode)
+        key, end = (whole, *layout_of(episode)), self.finish if whole else None
         if key not in self.steps and self.pays(key):
-            self.choose(key, episode, whole)
+            self.choose(key, episode, end)
         if key in self.steps:
             try:
                 return self.steps[key](self.meta_layer, episode)
             except NotCompiled:  # the step calls other functions than those that were checked
-                self.choose(key, episode, whole)
+                self.choose(key, episode, end)
                 return self.steps[key](self.meta_layer, episode)
         began = time.perf_counter()
-        found = self.eager_step(whole)(self.meta_layer, episode)
+        found = ended(eager_gradients, end)(self.meta_layer, episode)
         synchronise()
         self.times.setdefault(key, []).append(time.perf_counter() - began)
         return found
@@ -105,48 +102,40 @@ class Capture:
         saved = statistics.median(times[1 : TIMED_STEPS + 1]) * (1 - 1 / EXPECTED_SPEEDUP)  # the first one warms up
         return self.steps_left * saved > EXPECTED_SECONDS
 
-    def choose(self, key: Any, episode: Episode, whole: bool) -> None:
+    def choose(self, key: Any, episode: Episode, end: End | None) -> None:
         """Compiles the step for episodes of a shape, or settles on the eager one."""
         self.steps.pop(key, None)
         before = self.decided.get(str(key)) if self.wanted == "auto" else None
         must = self.wanted == "true" or before is True
-        step = None if before is False else self.compiled_step(episode, whole, must=must)
+        step = None if before is False else self.compiled_step(episode, end, must=must)
         self.decided[str(key)] = step is not None
-        self.steps[key] = step or self.eager_step(whole)
+        self.steps[key] = step or ended(eager_gradients, end)
         give_back()  # the memory of compiling and checking
 
-    def ended(self, step: GradientFn, whole: bool) -> GradientFn:
-        """A step, of a whole meta-batch followed by `finish`."""
-        finish = self.finish if whole else None
-        return step if finish is None else lambda meta_layer, episode: finish(step(meta_layer, episode))
-
-    def eager_step(self, whole: bool) -> GradientFn:
-        return self.ended(eager_gradients, whole)
-
-    def compiled_step(self, episode: Episode, whole: bool, *, must: bool) -> GradientFn | None:
+    def compiled_step(self, episode: Episode, end: End | None, *, must: bool) -> GradientFn | None:
         """A compiled step that was seen to give the eager one's results; else None, and a line that says why.
 
         With `must` it is taken though it saves no time.
         """
-        eager = self.eager_step(whole)
         if len(self.steps) >= MOST_SHAPES:
             log.warning("capture: an episode of yet another shape; those of %d are compiled: eager", MOST_SHAPES)
             return None
+        eager = ended(eager_gradients, end)
         try:
             with self.cache.checked():
                 eager_seconds = min(timed(lambda: eager(self.meta_layer, episode)) for _ in range(2))
                 began = time.perf_counter()
-                step = as_cuda_graph(self.build(episode, whole), self.meta_layer, episode)
+                step = as_cuda_graph(self.build(episode, end), self.meta_layer, episode)
                 step(self.meta_layer, episode)
                 compiling = time.perf_counter() - began
                 seconds = min(timed(lambda: step(self.meta_layer, episode)) for _ in range(2))
-                self.check(step, eager, episode, whole)
+                self.check(step, episode, end)
         except Exception as error:  # tracing and compiling fail with many kinds; the eager step is there for all
             if self.interrupted():
                 raise KeyboardInterrupt from error
             if self.cache.forget():  # perhaps a stored graph was of something that only seemed to be the same
                 self.regions.regions.clear()
-                return self.compiled_step(episode, whole, must=must)
+                return self.compiled_step(episode, end, must=must)
             why = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...") or type(error).__name__
             log.warning("capture: eager steps instead: %s", why)
             return None
@@ -156,12 +145,13 @@ class Capture:
         log.info("capture: compiled in %.1f s; %s (%s)", compiling, speed, pays)
         return step if gain > 0 or must else None
 
-    def check(self, step: GradientFn, eager: GradientFn, episode: Episode, whole: bool) -> None:
+    def check(self, step: GradientFn, episode: Episode, end: End | None) -> None:
         """Raises `NotCapturable` where a compiled step gives other results than the eager one.
 
         Where float32 cannot decide, the same step compiled in float64 has to agree. If it did in an earlier process,
         and float32 differs about as much as it did then, it is not compiled in float64 again.
         """
+        eager = ended(eager_gradients, end)
         try:
             verify_against_eager(self.meta_layer, step, eager, episode)
             return
@@ -171,19 +161,19 @@ class Capture:
         def agreed() -> Tensor:
             """The differences in float32 of a step that agrees in float64."""
             double, same = in_float64(self.meta_layer, episode)
-            step = as_cuda_graph(Capture(double, "true", self.finish, self.cache).build(same, whole), double, same)
+            step = as_cuda_graph(Capture(double, "true", cache=self.cache).build(same, end), double, same)
             verify_against_eager(double, step, eager, same)
             return off
 
-        then = self.cache.get(agreed, self.meta_layer, "in float64", layout_of(episode), whole, repr(self.finish))
+        then = self.cache.get(agreed, self.meta_layer, "in float64", layout_of(episode), repr(end))
         if not are_small(off, torch.float32, then):
             agreed()
 
-    def build(self, episode: Episode, whole: bool) -> GradientFn:
+    def build(self, episode: Episode, end: End | None) -> GradientFn:
         """The whole step as one graph; or in regions, if it has any, where it is long or branches on values."""
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # takes a second to import
 
-        step = functools.partial(WholeStep, self.meta_layer, episode, self.finish if whole else None)
+        step = functools.partial(compile_step, self.meta_layer, episode, ended(eager_gradients, end))
         with PeakMemory() as used:
             eager_gradients(self.meta_layer, episode)
         long = used.operations > MOST_OPERATIONS
@@ -191,13 +181,11 @@ class Capture:
             warnings.simplefilter("ignore")  # of torch's own making
             if not (long and self.has_regions(episode)):
                 try:
-                    return self.cache.get(
-                        step, self.meta_layer, "whole step", layout_of(episode), whole, repr(self.finish)
-                    )
+                    return self.cache.get(step, self.meta_layer, "whole step", layout_of(episode), repr(end))
                 except GuardOnDataDependentSymNode:
                     if long or not self.has_regions(episode):
                         raise
-            return self.ended(self.in_regions, whole)
+            return ended(self.in_regions, end)
 
     def has_regions(self, episode: Episode) -> bool:
         """Whether a step has regions; they are then compiled."""
@@ -208,6 +196,11 @@ class Capture:
         """The meta-gradient, its regions compiled."""
         with compiled_by(self.regions):
             return eager_gradients(meta_layer, episode)
+
+
+def ended(step: GradientFn, end: End | None) -> GradientFn:
+    """A step, of a whole meta-batch followed by its end."""
+    return step if end is None else lambda meta_layer, episode: end(step(meta_layer, episode))
 
 
 def layout_of(episode: Episode) -> tuple[Any, ...]:

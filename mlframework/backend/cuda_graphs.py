@@ -11,12 +11,11 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from mlframework.backend.algorithm import Algorithm, tensors_of
-from mlframework.backend.gradients import GradientFn, Gradients
-from mlframework.backend.private import copies, tree_flatten, tree_unflatten
+from mlframework.backend.algorithm import Algorithm, GradientFn, Gradients, tensors_of
+from mlframework.backend.private import copies, tree_flatten, tree_map, tree_unflatten
 from mlframework.backend.tracing import LATER, NotCapturable, changes_with_step, tracing
 from mlframework.backend.verify import differences, stored, with_layout
-from mlframework.episode import Episode, Examples
+from mlframework.episode import Episode
 
 __all__ = ["RecordedStep", "as_cuda_graph"]
 
@@ -48,8 +47,7 @@ def as_cuda_graph(step: GradientFn, meta_layer: Algorithm, episode: Episode) -> 
 class RecordedStep:
     """The kernels of a step, for episodes of one shape, without the Python between them.
 
-    The next step does not touch the results of this one. All memory of a step stays taken. Parameters are read where
-    they are; if they have moved, the step is recorded anew, or called where that fails.
+    All memory of a step stays taken. If parameters have moved, the step is recorded anew, or called where that fails.
 
     Raises:
         RuntimeError: the step waits for the GPU.
@@ -63,7 +61,7 @@ class RecordedStep:
     def record(self, meta_layer: Algorithm, episode: Episode) -> None:
         self.addresses, self.graph = addresses(meta_layer), None
         with torch.cuda.device(episode.device):
-            self.episode = Episode(*(Examples(*(with_layout(leaf, leaf) for leaf in part)) for part in episode))
+            self.episode = tree_map(lambda leaf: with_layout(leaf, leaf), episode)
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -108,9 +106,7 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 def copied(found: Gradients) -> Gradients:
-    """The same in memory of its own, copied by one kernel where all are numbers."""
+    """The same in memory of its own, copied by one kernel."""
     leaves, structure = tree_flatten(found)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    numbers = all(tensor.is_floating_point() for tensor in tensors)
-    own = iter(copies(tensors) if numbers else [tensor.clone() for tensor in tensors])
+    own = iter(copies([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
     return tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)

@@ -52,12 +52,11 @@ def over_tasks(function: Callable[..., Tensor], *args: Any, engine: Engine) -> T
 def choose_engine(meta_layer: Algorithm, episode: Episode, wanted: str) -> Engine:
     """The engine for a meta layer: the one that is wanted, or with `auto` the fastest that its modules allow.
 
-    The meta layer is tried on two tasks of the episode, and stays as it is. Where `auto` falls back to the loop, one
-    log line says why.
+    The meta layer is tried on two tasks, and stays as it is. If `auto` falls back to the loop, a log line says why.
 
     Raises:
         InvalidValue: no such engine, or `vectorised` is wanted of modules that vmap refuses.
-        Exception: whatever the meta layer raises in the loop as well; that is its own mistake, not vmap's.
+        Exception: whatever the meta layer raises in the loop as well, which is its own mistake.
     """
     if wanted not in CHOICES:
         raise InvalidValue("engine", wanted, f"must be one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
@@ -85,7 +84,7 @@ def refusal(meta_layer: Algorithm, episode: Episode) -> str | None:
 
 
 def attempt(meta_layer: Algorithm, episode: Episode, engine: Engine) -> None:
-    """Algorithm and predicts once by an engine; the meta layer and the random numbers are afterwards as before."""
+    """Adapts and predicts once by an engine; the meta layer and the random numbers are afterwards as before."""
     before = meta_layer.engine
     meta_layer.engine = engine
     try:

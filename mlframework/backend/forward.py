@@ -22,7 +22,6 @@ from mlframework.backend.stacked import batch_norm, by_vmap, per_task, repeated,
 from mlframework.episode import Params
 
 __all__ = [
-    "CompilesRegions",
     "Engine",
     "batch_norm",
     "by_vmap",
@@ -83,8 +82,7 @@ def is_tied(module: nn.Module) -> bool:
 def differentiable_attention() -> Iterator[None]:
     """Within this context torch's attention can be differentiated twice, in evaluation mode too.
 
-    In evaluation mode `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` take a fused kernel that has no
-    derivative; the flash kernels have a first derivative, but no second.
+    Its fast path for evaluation mode has no derivative; the flash kernels have a first one, but no second.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -123,9 +121,7 @@ def table(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 #: Calls a function with arguments, and with `recompute`; see `region`.
-CompilesRegions = Callable[..., Any]
-
-COMPILER: ContextVar[CompilesRegions | None] = ContextVar("compiler", default=None)
+COMPILER: ContextVar[Callable[..., Any] | None] = ContextVar("compiler", default=None)
 
 
 def region(function: Callable[..., Any], *, recompute: bool = True) -> Callable[..., Any]:
@@ -144,7 +140,7 @@ def region(function: Callable[..., Any], *, recompute: bool = True) -> Callable[
 
 
 @contextmanager
-def compiled_by(compiler: CompilesRegions | None) -> Iterator[None]:
+def compiled_by(compiler: Callable[..., Any] | None) -> Iterator[None]:
     """Within this context, `region` hands functions to a compiler; with None they run as they are."""
     token = COMPILER.set(compiler)
     try:

@@ -1,8 +1,8 @@
 """Compiled graphs, kept between processes: tracing a step anew takes seconds, even if everything is compiled.
 
-A graph's file is named by a digest of everything that it can depend on: the algorithm with all its numbers, shapes, the
-loaded sources, torch, and the machine. Every graph goes through the check of `mlframework.backend.capture` before it is
-used. If the digest forgot something, the check fails, and the graph is traced anew.
+A graph's file is named by a digest of all that it can depend on: the algorithm with its numbers, shapes, the loaded
+sources, torch, and the machine. Had the digest forgotten something, the check of `mlframework.backend.capture` fails,
+and the graph is traced anew.
 """
 
 from __future__ import annotations
@@ -95,13 +95,11 @@ class GraphCache:
 
 def load(file: Path) -> Any | None:
     """The graph in a file, or None."""
-    if not file.exists():
-        return None
     try:
         graph = pickle.loads(zlib.decompress(file.read_bytes()))
         os.utime(file)
         return graph
-    except Exception as error:  # of another version, damaged, or files that it refers to are gone: all kinds
+    except Exception as error:  # there is none, it is damaged, or files that it refers to are gone: all kinds
         log.debug("capture: %s is traced anew: %s", file, error)
         return None
 
@@ -131,11 +129,10 @@ def file_of(meta_layer: Algorithm, question: tuple[Any, ...]) -> Path | None:
     numbers = {name: value for name, value in vars(meta_layer).items() if name not in ignored}
     description = Description(tensors_of(meta_layer))
     try:
-        text = description.of((question, type(meta_layer), numbers, flags()))
+        text = description.of((question, type(meta_layer), numbers))
         devices = sorted({name_of(tensor.device) for tensor in description.tensors})
         plain = constants(description.classes | description.modules())
-        beside = str([torch.__version__, torch.get_num_threads(), processor(), devices, plain])
-        digest = hashlib.sha256(beside.encode() + text + sources(description.modules()))
+        digest = hashlib.sha256(str([*surroundings(), devices, plain]).encode() + text + sources(description.modules()))
     except Exception as error:  # objects that cannot be pickled raise all kinds
         log.debug("capture: %s is traced in every process: %s", question[0], error)
         return None
@@ -143,10 +140,7 @@ def file_of(meta_layer: Algorithm, question: tuple[Any, ...]) -> Path | None:
 
 
 class Description(pickle.Pickler):
-    """Writes values down to compare them, not to read them again: the same bytes in every process.
-
-    Of `inputs`, the tensors that graphs are given, only the shape matters.
-    """
+    """Writes values down to compare them: the same bytes in every process. Of `inputs` only the shape matters."""
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         self.file = io.BytesIO()
@@ -182,11 +176,7 @@ class Description(pickle.Pickler):
         return NotImplemented
 
     def modules(self) -> set[Any]:
-        """The modules that define these classes and functions, but for Python's and torch's, which a version tells.
-
-        Raises:
-            TypeError: one is not in a file, as in a notebook.
-        """
+        """The modules that define these classes and functions, but Python's and torch's; they must be files."""
         names = {kind.__module__ for kind in self.classes} | self.of_functions
         own = {sys.modules[name] for name in names if name.partition(".")[0] not in (*sys.stdlib_module_names, "torch")}
         own |= {sys.modules[name] for name in names & {"__main__"}}
@@ -211,15 +201,18 @@ def digest_of(array: np.ndarray) -> str:
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def flags() -> tuple[Any, ...]:
-    """Settings for all of torch."""
-    return (
+def surroundings() -> list[Any]:
+    """The machine, torch, and settings for all of it."""
+    return [
+        processor(),
+        torch.__version__,
+        torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         torch.backends.cpu.get_cpu_capability(),
         sorted((name, value) for name, value in os.environ.items() if name.startswith(SWITCHES) and name != FOLDER),
-    )
+    ]
 
 
 @functools.cache
@@ -228,7 +221,7 @@ def processor() -> list[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = [platform.processor()]
+        return [platform.processor()]
     return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
 
 

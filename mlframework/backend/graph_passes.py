@@ -5,14 +5,12 @@ factor, as the weights before the first inner step, their left factors are one t
 tasks is wanted, as for the gradient of shared weights, it is one product over the examples of all tasks. Products with
 a vector are left alone: inductor makes loops of them, together with what is around them.
 
-`lay_out`: a result of operations on images with channels last has its axes in another order than its memory. What
-inductor fuses it lays out anew, by what is read most, or else in the order of the axes; the next to read it then goes
-through it crosswise. So such operations are done on permuted axes, whose order is that of memory.
+`lay_out`: images with channels last have their axes in another order than their memory. What inductor fuses it lays
+out anew, and the next to read it goes through it crosswise. So such operations are done on axes in memory's order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,6 +21,13 @@ from mlframework.backend.private import UNSAFE_VIEW
 __all__ = ["lay_out", "memory_order", "merge_products"]
 
 aten = torch.ops.aten
+
+MULTIPLIED = (aten.mul.Scalar, aten.mul.Tensor)
+VIEWS = (aten.view.default, UNSAFE_VIEW)
+LINEAR = (aten.add.Tensor, *MULTIPLIED, aten.clone.default, aten.permute.default, aten.expand.default, *VIEWS)
+
+#: Of copies; all others are of four axes or five.
+FORMATS = (None, torch.contiguous_format, torch.preserve_format)
 
 
 def merge_products(graph: fx.Graph) -> None:
@@ -102,47 +107,38 @@ def sum_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return call(graph, aten.mm.default, call(graph, aten.permute.default, columns, [1, 0]), rows)
 
 
-#: Linear operations that keep the numbers of each task together where they keep the first axis, and the arguments
-#: after the tensors that they have without it.
-PER_TASK: dict[Any, Callable[[Any], list[Any]]] = {
-    aten.add.Tensor: lambda node: [],
-    **dict.fromkeys((aten.mul.Scalar, aten.mul.Tensor), lambda node: [node.args[1]]),
-    aten.clone.default: lambda node: [],
-    **dict.fromkeys(
-        (aten.view.default, UNSAFE_VIEW, aten.expand.default),
-        lambda node: [list(value(node).shape[1:])],
-    ),
-    aten.permute.default: lambda node: [[axis % value(node).dim() - 1 for axis in node.args[1][1:]]],
-}
-
-
 def parts_of(node: fx.Node) -> list[fx.Node]:
     """The tensors `[tasks, ...]` that a node is made of, task by task and linearly; none where it is made otherwise."""
+    return [] if arguments_per_task(node) is None else node.all_input_nodes
+
+
+def arguments_per_task(node: fx.Node) -> list[Any] | None:
+    """For an operation that is linear and takes each task's numbers alone: its arguments for one task, but tensors."""
     target, parts, args = node.target, node.all_input_nodes, cast("Any", node.args)
-    if target not in PER_TASK or not all(value(part).shape[:1] == value(node).shape[:1] for part in parts):
+    if target not in LINEAR:
+        return None
+    shape = value(node).shape
+    if any(value(part).shape[:1] != shape[:1] for part in parts):
+        return None
+    if target is aten.add.Tensor and len(parts) == 2 and value(parts[0]).shape == value(parts[1]).shape:
         return []
-    axes = value(node).dim()
-    if target is aten.add.Tensor:
-        linear = len(parts) == 2 and value(parts[0]).shape == value(parts[1]).shape
-    elif target in (aten.mul.Scalar, aten.mul.Tensor):
-        linear = isinstance(args[1], int | float)
-    elif target is aten.expand.default:
-        linear = value(parts[0]).dim() == axes
-    elif target is aten.clone.default:  # other formats are of four axes or five
-        linear = node.kwargs.get("memory_format") in (None, torch.contiguous_format, torch.preserve_format)
-    elif target is aten.permute.default:
-        linear = args[1][0] == 0
-    else:
-        linear = axes > 1
-    return parts if linear else []
+    if target in MULTIPLIED and isinstance(args[1], int | float):
+        return [args[1]]
+    if target is aten.clone.default and node.kwargs.get("memory_format") in FORMATS:
+        return []
+    if target is aten.permute.default and args[1][0] == 0:
+        return [[axis % len(shape) - 1 for axis in args[1][1:]]]
+    kept = target in VIEWS and len(shape) > 1
+    if kept or (target is aten.expand.default and value(parts[0]).dim() == len(shape)):
+        return [list(shape[1:])]
+    return None
 
 
 def without_tasks(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.Node:
     """A node's operation on parts that have no axis of tasks."""
-    target: Any = node.target
-    # What was views may have to be copied.
-    remade = aten.reshape.default if target in (aten.view.default, UNSAFE_VIEW) else target
-    return call(graph, remade, *parts, *PER_TASK[target](node), **node.kwargs)
+    # What was a view may have to be copied.
+    target: Any = aten.reshape.default if node.target in VIEWS else node.target
+    return call(graph, target, *parts, *(arguments_per_task(node) or []), **node.kwargs)
 
 
 def lay_out(graph: fx.Graph) -> None:

@@ -40,10 +40,7 @@ def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> C
 
 
 class CompiledGraph:
-    """A compiled function of a list of tensors, which it empties, so that nothing outlives its last use.
-
-    Inductor's `code` is pickled, and refers to files in inductor's own folder.
-    """
+    """A compiled function of a list of tensors, which it empties; its `code` refers to files in inductor's folder."""
 
     def __init__(self, code: Any, settings: dict[str, Any]) -> None:
         self.code, self.settings = code, settings

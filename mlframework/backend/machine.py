@@ -17,17 +17,7 @@ from torch import Tensor
 
 from mlframework.backend.private import TorchDispatchMode, storage_key, tree_leaves
 
-__all__ = [
-    "PeakMemory",
-    "fastest",
-    "fork_rng",
-    "give_back",
-    "medians",
-    "name_of",
-    "synchronise",
-    "timed",
-    "tune",
-]
+__all__ = ["PeakMemory", "fastest", "fork_rng", "give_back", "medians", "name_of", "synchronise", "timed", "tune"]
 
 MIB = 2**20
 
@@ -65,13 +55,9 @@ def name_of(device: torch.device) -> str:
 
 @functools.cache
 def tune() -> bool:
-    """Lets glibc keep the large blocks that every step allocates anew; once per process.
+    """Lets glibc keep the large blocks that every step allocates anew, once per process; whether it could be done.
 
-    Otherwise a large block is a new mapping each time, whose pages the system has to clear before they are used: on
-    networks of convolutions a good part of a step.
-
-    Returns:
-        Whether it could be done: other C libraries do not know these settings.
+    Otherwise the system clears the pages of each block: on networks of convolutions a good part of a step.
     """
     libc = glibc()
     taken = [libc is not None and libc.mallopt(parameter, value) == 1 for parameter, value in MALLOPT.items()]
@@ -102,8 +88,7 @@ def fastest(candidates: Mapping[str, Callable[[], object]]) -> str:
 def medians(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """The median seconds of some calls of each candidate; the first warms up, and is the only one if it is long.
 
-    They take turns, so that a machine that slows down slows all alike. Medians rather than minima: beside other work
-    some candidates suffer more than others.
+    They take turns, so that a machine that slows down slows all alike.
     """
     firsts = {name: timed(candidate) for name, candidate in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in candidates}

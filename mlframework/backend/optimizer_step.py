@@ -17,8 +17,8 @@ __all__ = ["optimizer_step"]
 def optimizer_step(optimizer: Optimizer) -> None:
     """Does what `optimizer.step()` does.
 
-    A step of fused Adam on a small network is mostly Python: an eighth of a captured outer step. From the second step
-    on its kernel is called here, unless there are hooks on its steps, or it is a variant such as amsgrad.
+    A step of fused Adam on a small network is mostly Python: an eighth of a captured outer step. So, where it is plain
+    and nobody hooked into it, its kernel is called here from the second step on.
     """
     if not may_be_called_directly(optimizer):
         optimizer.step()

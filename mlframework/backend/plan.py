@@ -45,11 +45,10 @@ class Planner:
         gradient: takes a meta-gradient of an episode, so many tasks at a time (`chunk`), and leaves it in `.grad`.
         capture: compiles steps.
         engine: `auto`, `vectorised` or `loop`; see `mlframework.backend.engine`.
-        chunk: tasks at a time. None: by rule, see `by_rule`; the same for every run. `auto`: a stopwatch chooses, and
-            then `engine=auto` means the faster engine; its choice differs from machine to machine, and so do the bits.
+        chunk: tasks at a time. None: by rule, see `by_rule`. `auto`: a stopwatch chooses, with `engine=auto` the engine
+            too; its choice differs from machine to machine, and so do the bits.
         memory_limit: the most that a meta-gradient may take, in GB beside the data; None: no limit. It bounds the tasks
-            at a time; where a single task takes more, inner steps are checkpointed. The prediction, from one task and
-            two, and the memory of the first step are logged.
+            at a time; where a single task takes more, inner steps are checkpointed.
     """
 
     def __init__(
@@ -93,16 +92,14 @@ class Planner:
 
     def plan_of(self, num_tasks: int) -> ExecutionPlan:
         """The plan for meta-batches of a size."""
-        if isinstance(self.chunk, int):
-            return ExecutionPlan(self.meta_layer.engine, self.chunk)
-        return self.plans.get(num_tasks, ExecutionPlan(self.meta_layer.engine, None))
+        given = self.chunk if isinstance(self.chunk, int) else None
+        return self.plans.get(num_tasks, ExecutionPlan(self.meta_layer.engine, given))
 
     def by_rule(self, episode: Episode) -> ExecutionPlan:
         """The plan by rule: it depends on the config, the shapes and the kind of device, never on a stopwatch.
 
         The vectorised engine takes all tasks at once, or as many as `memory_limit` allows. A loop takes all of a few
         tasks, whose updates are then one operation, else one; with a limit, or where it may be compiled, one.
-        docs/performance.md has the figures.
         """
         if self.capture.wanted == "true":
             return self.for_compiled_steps(episode)

@@ -1,8 +1,8 @@
 """Every private name of torch that this package uses; no other file names one. Hydra's are in `cli/private.py`.
 
 Each stands with its reason and what happens without it. Tried with torch 2.13.0; the oldest torch that was tried is the
-one in pyproject.toml. Where torch lacks a name of the first part, importing the package fails.
-The compiler's names are looked up when a step is captured: without them steps are eager, and one line says why.
+one in pyproject.toml. The compiler's names are looked up when a step is captured: without them steps are eager, and one
+line says why. Without another one, importing the package fails.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from torch.utils._pytree import (
     TreeSpec as TreeSpec,
     tree_flatten as tree_flatten,
     tree_leaves as tree_leaves,
+    tree_map as tree_map,
+    tree_map_only as tree_map_only,
     tree_unflatten as tree_unflatten,
 )
 
-# --- Tensors -------------------------------------------------------------------------------------------------------
-
-# Nests of tensors: `tree_flatten`, `tree_leaves`, `tree_unflatten`, `TreeSpec`. torch has no public ones; without them
-# recursive functions of our own.
+# Of nests of tensors torch has no public functions: without `tree_flatten` and the like, recursive ones of our own.
 
 # `TorchDispatchMode` sees every operation, to count operations and bytes. It is documented, but not exported; without
 # it neither `memory_limit` nor the choice between a whole step and regions works.
@@ -45,10 +44,7 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def gradient_is_batched(grad: Tensor) -> bool:
-    """Whether a gradient stands for many, as with `is_grads_batched=True`, which no public function tells.
-
-    Without it, batched gradients of batch norm could not be differentiated again.
-    """
+    """Whether a gradient stands for many (`is_grads_batched`); without it those of batch norm have no derivative."""
     return _functorch.is_legacy_batchedtensor(grad)
 
 
@@ -79,19 +75,16 @@ def is_mutable(target: Any) -> bool:
 
 @contextmanager
 def without_saved_tensor_hooks() -> Iterator[None]:
-    """Keeps checkpoints from hooking what a traced function saves, also where hooks are at work already.
+    """Keeps checkpoints from hooking what a traced function saves.
 
-    `torch.autograd.graph.disable_saved_tensors_hooks` refuses where there are some: inner steps that are checkpointed
-    could not be compiled.
+    `torch.autograd.graph.disable_saved_tensors_hooks` refuses where there are hooks: no checkpointed step could be
+    compiled.
     """
     torch._C._autograd._saved_tensors_hooks_disable("a traced function keeps its tensors itself", False)
     try:
         yield
     finally:
         torch._C._autograd._saved_tensors_hooks_enable()
-
-
-# --- Modules and optimizers ----------------------------------------------------------------------------------------
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -111,11 +104,10 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def swap_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> AbstractContextManager[Any]:
-    """Within this context tensors stand in for parameters and buffers, by name; those that are missing stay.
+    """Within this context tensors stand in for parameters and buffers, by name, or by both names; others stay.
 
-    A tensor that has two names is replaced under both. `torch.func.functional_call` does so for one call only, and does
-    not put back the parameters of a module that is held twice (pytorch/pytorch issue 164759; open in 2.13).
-    `stack_weights` puts them back in reverse order, which is right for those as well.
+    `torch.func.functional_call` does so for one call, and does not put back the parameters of a module that is held
+    twice (pytorch/pytorch issue 164759; open in 2.13). `stack_weights` puts them back in reverse order: those as well.
     """
     return _reparametrize_module(module, tensors, tie_weights=True, stack_weights=True)
 
@@ -134,7 +126,7 @@ def increment(counts: list[Tensor]) -> None:
 
 
 def fused_adam(decoupled: bool) -> Callable[..., None]:
-    """The kernel of fused Adam, or of AdamW; without it `optimizer.step()`, mostly Python on a small network."""
+    """The kernel of fused Adam or AdamW; without it `optimizer.step()`, mostly Python on a small network."""
     return torch._fused_adamw_ if decoupled else torch._fused_adam_
 
 
@@ -143,10 +135,8 @@ def event_writer(writer: Any) -> Any:
     return writer._get_file_writer()
 
 
-# --- The compiler --------------------------------------------------------------------------------------------------
-
-# `torch.compile` cannot trace `torch.autograd.grad` of a loss with `create_graph`, nor run the passes of
-# `graph_passes`. So graphs are traced by `make_fx`, and inductor's inner function compiles them.
+# `torch.compile` cannot trace `torch.autograd.grad` with `create_graph`, nor run the passes of `graph_passes`. So
+# `make_fx` traces, and inductor's inner function compiles.
 
 
 def decompositions() -> dict[Any, Any]:
@@ -174,10 +164,7 @@ def restore_code(code: Any) -> None:
 
 @contextmanager
 def compiler_settings(settings: dict[str, Any]) -> Iterator[None]:
-    """Inductor with the settings that its version has: `cpp.march`, say, is not in torch 2.8.
-
-    `torch.compile(options=...)` sets them for its own graphs alone.
-    """
+    """Inductor with the settings that its version has (2.8 has no `cpp.march`); `torch.compile` sets its own alone."""
     from torch._inductor import config
 
     with config.patch({name: value for name, value in settings.items() if hasattr(config, name)}):
@@ -217,10 +204,10 @@ WITH_CONSTANTS: dict[str, Any] = {"_allow_non_fake_inputs": True}
 
 
 def remember_indices() -> None:
-    """A patch: inductor's cache of simplified indices holds 128, too few for Conv4, whose graphs ask for thousands.
+    """A patch: inductor's cache of simplified indices holds 128, and graphs of Conv4 ask for thousands.
 
-    pytorch/pytorch issue 133734. Needless once its fix, pull request 186319 (open in 2.13), is in a release: then the
-    function is no longer slow. Without the patch compiling takes longer, and the results are the same.
+    pytorch/pytorch issue 133734; needless once pull request 186319 (open in 2.13) is in a release. Without the patch
+    Conv4 compiles in 55 rather than 42 s, to the same.
     """
     from torch._inductor import sizevars
 
@@ -230,16 +217,12 @@ def remember_indices() -> None:
 
 
 def import_compiler() -> None:
-    """Imports torch's compiler, as torch's optimizers do when they are made, in half of their time.
-
-    None of the objects that come with it is garbage: the collector is off meanwhile, and never looks among them again.
-    """
-    name = "torch._dynamo"
-    if name in sys.modules or not gc.isenabled():
+    """Imports torch's compiler, as torch's optimizers do, in half of the time: nothing in it is garbage to collect."""
+    if "torch._dynamo" in sys.modules or not gc.isenabled():
         return
     gc.disable()
     try:
-        importlib.import_module(name)
+        importlib.import_module("torch._dynamo")
     finally:
         gc.freeze()
         gc.enable()

@@ -1,4 +1,4 @@
-"""Regions: functions that a step calls again and again, each compiled once as a forward and a backward pass.
+"""Whole steps as one graph; and regions, which a step calls again and again, as a forward and a backward pass each.
 
 The steps of an inner loop are one region, so that compiling takes as long for fifty as for one.
 """
@@ -13,14 +13,23 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from mlframework.backend.algorithm import Algorithm, tensors_of
+from mlframework.backend.algorithm import Algorithm, GradientFn, Gradients, tensors_of
 from mlframework.backend.forward import compiled_by, swap_tensors
 from mlframework.backend.graph_cache import GraphCache
+from mlframework.backend.graph_passes import merge_products
 from mlframework.backend.inductor import CompiledGraph, compiled
-from mlframework.backend.private import TreeSpec, partition, tree_flatten, tree_unflatten, without_saved_tensor_hooks
+from mlframework.backend.private import (
+    TreeSpec,
+    partition,
+    tree_flatten,
+    tree_map_only,
+    tree_unflatten,
+    without_saved_tensor_hooks,
+)
 from mlframework.backend.tracing import LATER, NotCapturable, TracedInt, changes_with_step, is_same, traced, tracing
+from mlframework.episode import Episode
 
-__all__ = ["NotCompiled", "RegionCompiler"]
+__all__ = ["NotCompiled", "RegionCompiler", "compile_step"]
 
 #: Stands, while a region is traced, for the gradient by a result, which only the backward pass is given.
 tangent = torch.library.custom_op(
@@ -34,13 +43,9 @@ class NotCompiled(Exception):
 
 
 class RegionCompiler:
-    """Calls regions compiled, each once for each shape of its arguments.
+    """Calls regions, functions of arguments and of the meta layer's tensors, compiled once for each shape of arguments.
 
     Nothing may be changed in place in what a region returns: results can share memory.
-
-    Args:
-        meta_layer: the functions may use its parameters and buffers, beside their arguments.
-        cache: keeps compiled regions between processes.
 
     Raises:
         NotCompiled: a region is new, outside of a check, in which alone regions are compiled.
@@ -51,9 +56,9 @@ class RegionCompiler:
         self.regions: dict[Any, CompiledRegion] = {}
 
     def __call__(self, function: Callable[..., Any], *args: Any, recompute: bool = True) -> Any:
-        flat, structure = tree_flatten(args)
         # One layout in memory: parameters start as views that all tasks share.
-        flat = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat]
+        args = tree_map_only(Tensor, packed, args)
+        flat, structure = tree_flatten(args)
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         numbers = tuple(leaf for leaf in flat if type(leaf) is int)
         others = tuple(leaf for leaf in flat if not isinstance(leaf, Tensor) and type(leaf) is not int)
@@ -64,7 +69,7 @@ class RegionCompiler:
         if region is None:
             if not self.cache.checking:
                 raise NotCompiled
-            build = functools.partial(compile_region, self.meta_layer, Call(function, flat, structure), recompute)
+            build = functools.partial(compile_region, self.meta_layer, function, args, recompute)
             region = self.cache.get(build, self.meta_layer, "region", key, numbers)
             self.regions[key, numbers if region.depends_on_numbers else None] = region
         return region(*tensors_of(self.meta_layer).values(), *tensors)
@@ -148,35 +153,49 @@ def with_strides(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
-class Call(NamedTuple):
-    """A function with its arguments: `flat` leaves, packed, and how they are nested."""
-
-    function: Callable[..., Any]
-    flat: Sequence[Any]
-    structure: TreeSpec
-
-
 class Trace(NamedTuple):
-    """A region as a graph of its results, and then of the gradients by the inputs.
-
-    `touched` says whether the function is known to have computed with a number among the arguments.
-    """
+    """A region as a graph of its results, and then of the gradients by the inputs."""
 
     graph: fx.GraphModule
     form: Form
-    touched: bool
+    touched: bool  # whether the function is known to have computed with a number among the arguments
 
 
-def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> CompiledRegion:
-    """Traces and compiles the function of a call, the first of its shape; for `recompute` see `region`.
+def compile_step(meta_layer: Algorithm, episode: Episode, step: GradientFn) -> GradientFn:
+    """A step of a meta layer in training mode as one graph, for episodes of one shape.
+
+    Raises:
+        NotCapturable: the step draws random numbers, or changes with the number of the outer step.
+        Exception: whatever tracing and compiling raise.
+    """
+    call = meta_layer, functools.partial(step, meta_layer), (episode,)
+    first = trace(*call)
+    if not is_same_later(first, *call, ahead=0):
+        raise changes_with_step(meta_layer)
+    merge_products(first.graph.graph)
+    graph = CompiledRegion(first.form, False, compiled(first.graph, meta_layer))
+    return functools.partial(take_step, graph)
+
+
+def take_step(graph: CompiledRegion, meta_layer: Algorithm, episode: Episode) -> Gradients:
+    return graph(*tensors_of(meta_layer).values(), *episode.support, *episode.query)
+
+
+def compile_region(
+    meta_layer: Algorithm, function: Callable[..., Any], args: tuple[Any, ...], recompute: bool
+) -> CompiledRegion:
+    """Traces and compiles a function for arguments of such shapes; for `recompute` see `region`.
 
     Raises:
         NotCapturable: it depends on the number of the outer step, or draws random numbers.
     """
-    first = trace(meta_layer, call)
-    depends = first.touched or not is_same_later(first, meta_layer, call, ahead=1)
-    if depends and not is_same_later(first, meta_layer, call, ahead=0):
-        raise changes_with_step(meta_layer)
+    # In the layout in which the next region takes them, so that nothing is copied in between.
+    call = meta_layer, lambda *args: tree_map_only(Tensor, packed, function(*args)), args
+    with without_saved_tensor_hooks():
+        first = trace(*call)
+        depends = first.touched or not is_same_later(first, *call, ahead=1)
+        if depends and not is_same_later(first, *call, ahead=0):
+            raise changes_with_step(meta_layer)
     results, passes = first.form.results, [first.graph]
     if any(has_grad for _, has_grad in results):
         mark_passes(first.graph)
@@ -186,10 +205,10 @@ def compile_region(meta_layer: Algorithm, call: Call, recompute: bool) -> Compil
     return CompiledRegion(first.form, depends, *programs)
 
 
-def is_same_later(first: Trace, meta_layer: Algorithm, call: Call, *, ahead: int) -> bool:
+def is_same_later(first: Trace, *call: Any, ahead: int) -> bool:
     """Whether tracing gives the same at a later outer step, with numbers among the arguments that are ahead."""
     try:
-        later = trace(meta_layer, call, ahead, LATER)
+        later = trace(*call, ahead=ahead, later=LATER)
         return first.form == later.form and is_same(first.graph, later.graph)
     except NotCapturable:
         raise
@@ -197,30 +216,30 @@ def is_same_later(first: Trace, meta_layer: Algorithm, call: Call, *, ahead: int
         return False
 
 
-def trace(meta_layer: Algorithm, call: Call, ahead: int = 0, later: int = 0) -> Trace:
+def trace(
+    meta_layer: Algorithm, function: Callable[..., Any], args: tuple[Any, ...], *, ahead: int = 0, later: int = 0
+) -> Trace:
     """Traces a function and its gradients, `ahead` added to its numbers and `later` to that of the outer step."""
-    held = tensors_of(meta_layer)
-    inputs = [*held.values(), *(leaf for leaf in call.flat if isinstance(leaf, Tensor))]
+    held, (flat, structure) = tensors_of(meta_layer), tree_flatten(args)
+    inputs = [*held.values(), *(leaf for leaf in flat if isinstance(leaf, Tensor))]
     learned = [x.requires_grad and torch.is_grad_enabled() for x in inputs]
-    others = [TracedInt(leaf + ahead) if type(leaf) is int else leaf for leaf in call.flat]
+    others = [TracedInt(leaf + ahead) if type(leaf) is int else leaf for leaf in flat]
     forms: list[Form] = []
 
     def joint(*inputs: Tensor) -> list[Tensor | None]:
         """The results, and then the gradients by the inputs; notes the leaves and strides of the value."""
         inputs = tuple(x.detach().requires_grad_(needed) for x, needed in zip(inputs, learned, strict=True))
         tensors = iter(inputs[len(held) :])
-        args = tree_unflatten([next(tensors) if isinstance(x, Tensor) else x for x in others], call.structure)
+        args = tree_unflatten([next(tensors) if isinstance(x, Tensor) else x for x in others], structure)
         with swap_tensors(cast(nn.Module, meta_layer), dict(zip(held, inputs, strict=False))):
-            value, nesting = tree_flatten(call.function(*args))
-        # In the layout in which the next region takes them, so that nothing is copied in between.
-        value = [packed(leaf) if isinstance(leaf, Tensor) else leaf for leaf in value]
+            value, nesting = tree_flatten(function(*args))
         leaves, found = in_slots(value, inputs)
         # A function may have leaves of its own, by which no gradient is wanted.
         results = [(x.stride(), x.requires_grad and any(learned)) for x in found]
         forms[:] = [Form(leaves, nesting, results)]
         return [*found, *gradients_by(inputs, [x for x, (_, has_grad) in zip(found, results, strict=True) if has_grad])]
 
-    with compiled_by(None), tracing(meta_layer, later), without_saved_tensor_hooks():
+    with compiled_by(None), tracing(meta_layer, later):
         graph = traced(joint, inputs)
     touched = any(isinstance(leaf, TracedInt) and leaf.touched for leaf in others)
     return Trace(graph, forms[-1], touched)
@@ -248,10 +267,7 @@ def gradients_by(inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Iterato
 
 
 def mark_passes(graph: fx.GraphModule) -> None:
-    """Tells the partitioner which nodes of a traced region belong to the backward pass: all from the first tangent on.
-
-    Tangents become inputs.
-    """
+    """Makes tangents inputs; tells the partitioner that all nodes from the first one on are the backward pass."""
     nodes = graph.graph
     tag = "is_forward"
     last = list(nodes.find_nodes(op="placeholder"))[-1]

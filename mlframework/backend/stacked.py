@@ -20,15 +20,8 @@ from mlframework.backend.tracing import is_traced
 from mlframework.episode import Params
 
 __all__ = [
-    "batch_norm",
-    "by_vmap",
-    "forward",
-    "per_task",
-    "repeated",
-    "runs_in_turn",
-    "runs_parts",
-    "runs_per_task",
-    "supports",
+    *("batch_norm", "by_vmap", "forward", "per_task", "repeated"),
+    *("runs_in_turn", "runs_parts", "runs_per_task", "supports"),
 ]
 
 #: Applies a module to inputs `[tasks, n, ...]` with a mask `[tasks, n, ...]` or None. The parameters are the module's
@@ -160,16 +153,14 @@ for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Softplus):
 def repeated(module: nn.Module, names: Iterable[str], num_tasks: int) -> dict[str, Tensor]:
     """Parameters of a module by name, the same for each task: views `[num_tasks, *shape]`.
 
-    Weights of linear layers lie transposed, `[in, out]`, as their gradients for stacks do: steps along them, and
-    products with them, then go through memory from end to end. For a single task, turning them over would not pay.
+    Of several tasks, weights of linear layers lie transposed, `[in, out]`, as their gradients do: steps along them, and
+    products with them, then go through memory from end to end.
     """
     stacks = {}
     for name in names:
-        *path, own = name.split(".")
-        owner = module
-        for part in path:  # rather than by attributes, which modules take a while to find
-            owner = cast("nn.Module", children_of(owner)[part])
-        p = cast("Tensor", parameters_of(owner)[own])
+        path, _, own = name.rpartition(".")
+        owner = module.get_submodule(path)
+        p = getattr(owner, own)
         if num_tasks == 1:
             stacks[name] = p.unsqueeze(0)
         elif p.dim() == 2 and own == "weight" and isinstance(owner, nn.Linear):

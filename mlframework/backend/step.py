@@ -6,19 +6,17 @@ Training, runs, command lines and `mlframework.testing` import it; layers and al
 
 from __future__ import annotations
 
+from mlframework.backend.algorithm import Gradients, StepSummary
 from mlframework.backend.capture import Capture
 from mlframework.backend.engine import choose_engine
-from mlframework.backend.gradients import Gradients, StepSummary
-from mlframework.backend.machine import PeakMemory, tune
+from mlframework.backend.machine import tune
 from mlframework.backend.optimizer_step import optimizer_step
-from mlframework.backend.plan import ExecutionPlan, Planner
+from mlframework.backend.plan import Planner
 from mlframework.backend.private import event_writer, import_compiler, version_of
 
 __all__ = [
     "Capture",
-    "ExecutionPlan",
     "Gradients",
-    "PeakMemory",
     "Planner",
     "StepSummary",
     "choose_engine",

@@ -6,7 +6,6 @@ of the meta layer are inputs of a graph, not part of it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,16 +18,8 @@ from mlframework.backend.algorithm import Algorithm
 from mlframework.backend.private import WITH_CONSTANTS, decompositions, is_mutable
 
 __all__ = [
-    "LATER",
-    "NotCapturable",
-    "TracedInt",
-    "changes_with_step",
-    "is_same",
-    "is_traced",
-    "reject_random_numbers",
-    "traced",
-    "tracing",
-    "while_traced",
+    *("LATER", "NotCapturable", "TracedInt", "changes_with_step", "is_same", "is_traced"),
+    *("reject_random_numbers", "traced", "tracing", "while_traced"),
 ]
 
 #: Outer steps ahead at which a graph has to be the same.
@@ -60,11 +51,11 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
     """A function of tensors as a graph of operators that inductor knows, without operations in place."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    graph_of = functools.partial(make_fx, tracing_mode="fake", **WITH_CONSTANTS)
+    settings = {"tracing_mode": "fake", **WITH_CONSTANTS}
     with while_traced():
-        graph = graph_of(function, decompositions())(*inputs)
+        graph = make_fx(function, decompositions(), **settings)(*inputs)
     if any(is_mutable(node.target) for node in graph.graph.nodes):
-        graph = graph_of(torch.func.functionalize(graph, remove="mutations"))(*inputs)
+        graph = make_fx(torch.func.functionalize(graph, remove="mutations"), **settings)(*inputs)
     return graph
 
 
@@ -100,8 +91,7 @@ def reject_random_numbers(graph: fx.GraphModule, meta_layer: Algorithm) -> None:
 class TracedInt(int):
     """A number that notices when Python code computes or compares with it, since a graph would hold it as a constant.
 
-    It does not notice everything: torch and C code read a number directly, as `tensor * n` does. So functions are
-    traced with another number as well.
+    torch and C code read it unnoticed, as `tensor * n` does: so functions are traced with another number as well.
     """
 
     touched = False

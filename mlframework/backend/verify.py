@@ -10,11 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.gradients import GradientFn, Gradients
-from mlframework.backend.private import swap_tensors
+from mlframework.backend.algorithm import Algorithm, GradientFn, Gradients
+from mlframework.backend.private import swap_tensors, tree_map
 from mlframework.backend.tracing import NotCapturable
-from mlframework.episode import Episode, Examples
+from mlframework.episode import Episode
 
 __all__ = ["Undecided", "are_small", "differences", "in_float64", "verify_against_eager"]
 
@@ -53,11 +52,7 @@ def verify_against_eager(meta_layer: Algorithm, step: GradientFn, eager: Gradien
 
 
 def agrees(meta_layer: Algorithm, step: GradientFn, eager: GradientFn, episode: Episode) -> bool:
-    """Whether an episode's losses and meta-gradient are the eager ones; False where the eager ones jump as far.
-
-    Raises:
-        NotCapturable: they differ by more than that.
-    """
+    """Whether losses and meta-gradient are the eager ones; False where these jump as far; `NotCapturable` otherwise."""
     expected = eager(meta_layer, episode)
     off = differences(step(meta_layer, episode), expected)
     if are_small(off, expected.losses.dtype):
@@ -98,8 +93,7 @@ def in_float64(meta_layer: Algorithm, episode: Episode) -> tuple[Algorithm, Epis
     """A copy of an algorithm, with the same task distribution, and an episode, in float64."""
     task = getattr(meta_layer, "task", None)
     double = cast(Any, copy.deepcopy(meta_layer, {id(task): task})).double()
-    parts = (Examples(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in part)) for part in episode)
-    return double, Episode(*parts)
+    return double, tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, episode)
 
 
 def reversed_inputs(episode: Episode) -> Episode:
@@ -110,7 +104,7 @@ def reversed_inputs(episode: Episode) -> Episode:
 
 def repeated(episode: Episode, task: int) -> Episode:
     """An episode of as many tasks, which are all the same one."""
-    return Episode(*(Examples(*(with_layout(leaf, leaf[task]) for leaf in part)) for part in episode))
+    return tree_map(lambda leaf: with_layout(leaf, leaf[task]), episode)
 
 
 def with_layout(tensor: Tensor, values: Tensor) -> Tensor:
@@ -128,9 +122,7 @@ def stored(tensor: Tensor, strides: Sequence[int]) -> Tensor:
 
 
 def differences(found: Gradients, eager: Gradients) -> Tensor:
-    """How far losses and meta-gradient are from the eager ones, each as a share of their norm: `[2]`.
-
-    Of the whole, because some parameters' gradients are zero but for rounding, as of a bias before a batch norm.
+    """How far losses and meta-gradient are from the eager ones, each as a share of their whole norm: `[2]`.
 
     Raises:
         NotCapturable: they are of other parameters, or have another memory layout, on which fused optimizers rely.
