@@ -329,8 +329,8 @@ ALGORITHMS = (
     ),
     process(
         "the neural process sums what it should average",
-        "Codes(means, means.mean(1, keepdim=True))",
-        "Codes(means, means.sum(1, keepdim=True))",
+        "adapted.mean(1, keepdim=True)",
+        "adapted.sum(1, keepdim=True)",
         "test_a_conditional_neural_process_scores_every_class_by_its_own_mean_code",
     ),
     hypernetwork(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,7 @@ from mlframework.meta_layers.neural_network.networks import fully_connected, pai
 from mlframework.meta_layers.neural_network.prototypes import class_means
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Codes", "ConditionalNeuralProcess"]
-
-
-class Codes(NamedTuple):
-    means: Tensor  # the mean code of each class; a regression and a sequence have one [tasks, classes, code]
-    context: Tensor  # their mean [tasks, 1, code]
+__all__ = ["ConditionalNeuralProcess"]
 
 
 class ConditionalNeuralProcess(FeatureMetaLayer):
@@ -48,8 +43,6 @@ class ConditionalNeuralProcess(FeatureMetaLayer):
     Reference: Garnelo et al., Conditional Neural Processes, 2018, arXiv:1807.01613, equations 1 to 3 and section 4.3.
     """
 
-    kinds = ("classification", "regression", "sequence")
-
     @with_settings_of(FeatureMetaLayer)
     def __init__(
         self, base_layer: BaseLayer, task: TaskDistribution, *, hidden: Sequence[int] = (128, 128), **settings: Any
@@ -65,18 +58,17 @@ class ConditionalNeuralProcess(FeatureMetaLayer):
         else:
             self.decoder = fully_connected(4 * code, hidden, d, zero=True)
 
-    def fit(self, features: Tensor, support: Examples) -> Codes:
+    def fit(self, features: Tensor, support: Examples) -> Tensor:
+        """The mean code of each class `[tasks, classes, code]`; a regression and a sequence have one class."""
         targets = self.targets(support)
         if self.by_class:
-            means = class_means(self.encoder(features), targets)
-            return Codes(means, means.mean(1, keepdim=True))
-        mean = set_mean(self.encoder(torch.cat([features, targets], dim=-1)), support.mask).unsqueeze(1)
-        return Codes(mean, mean)
+            return class_means(self.encoder(features), targets)
+        return set_mean(self.encoder(torch.cat([features, targets], dim=-1)), support.mask).unsqueeze(1)
 
-    def outputs(self, adapted: Codes, features: Tensor) -> Tensor:
+    def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
         query = self.query(features)
-        products = query.unsqueeze(2) * adapted.means.unsqueeze(1)
-        context = adapted.context.expand_as(adapted.means)
-        seen = pairs(query, torch.cat([adapted.means, context], dim=-1))
+        products = query.unsqueeze(2) * adapted.unsqueeze(1)
+        context = adapted.mean(1, keepdim=True).expand_as(adapted)
+        seen = pairs(query, torch.cat([adapted, context], dim=-1))
         decoded = self.decoder(torch.cat([seen, products], dim=-1)).flatten(2)
         return decoded if self.prior is None else self.prior(features + decoded)

@@ -52,8 +52,6 @@ class Matching(FeatureMetaLayer):
         2020, arXiv:1911.00172, equation 3. Deviation from these: the cache is learned with, cosines and gate included.
     """
 
-    kinds = ("classification", "regression", "sequence")
-
     @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,

@@ -59,8 +59,6 @@ class Ridge(RegularisedFit):
         the authors' code does, so that `reg` has scikit-learn's scale.
     """
 
-    kinds = ("classification", "regression", "sequence")
-
     def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
         return kernel_ridge(kernel, targets, reg=self.positive["reg"], mask=mask)
 
