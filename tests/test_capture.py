@@ -82,6 +82,23 @@ def test_masked_batch_norm_and_a_tasks_own_tensors_are_compiled(make, caplog, fl
     torch.testing.assert_close(found.metrics, expected.metrics)
 
 
+class Moving(MAML):
+    """Scales its predictions by a tensor that is no buffer."""
+
+    def predict(self, adapted, x, mask=None):
+        return super().predict(adapted, x, mask) * self.scale_now
+
+
+def test_state_that_is_no_buffer_is_refused_in_one_line(caplog):
+    task = Sinusoid(k_shot=3, k_query=3)
+    layer = Moving(MLP(task.spec, hidden=[8]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
+    layer.scale_now = torch.ones(1)
+    with caplog.at_level(logging.WARNING):
+        Capture(layer, "true")(episode_of(layer))
+    (record,) = caplog.records
+    assert "Moving.scale_now is neither parameter nor buffer" in record.getMessage()
+
+
 def test_inductor_remembers_every_index_that_it_has_simplified():
     from torch._inductor import sizevars
 
@@ -249,7 +266,7 @@ def nothing_kept(monkeypatch, tmp_path):
 
 def test_a_graph_that_differs_is_refused(nothing_kept, monkeypatch, caplog):
     layer = maml(Exact())
-    monkeypatch.setattr(capture_module, "compile_step", lambda layer, episode, end: twice_as_long)
+    monkeypatch.setattr(capture_module, "compile_step", twice_as_long)
     with caplog.at_level(logging.WARNING):
         found = Capture(layer, "true")(episode_of(layer))
     assert "off the eager one" in caplog.text
@@ -267,7 +284,7 @@ def test_where_float32_cannot_tell_the_step_compiled_in_float64_does(nothing_kep
     layer = maml(Exact())
     monkeypatch.setattr(capture_module, "verify_against_eager", undecided_in_float32)
     if wrong:
-        monkeypatch.setattr(capture_module, "compile_step", lambda layer, episode, end: twice_as_long)
+        monkeypatch.setattr(capture_module, "compile_step", twice_as_long)
     capture = Capture(layer, "true")
     with caplog.at_level(logging.WARNING):
         found = capture(episode_of(layer))
@@ -294,6 +311,7 @@ def test_what_agreed_in_float64_is_judged_there_again_only_if_it_differs_more(no
     assert judged == [1.0, 9.0]
 
 
-def twice_as_long(layer, episode):
+def twice_as_long(layer, episode, step):
+    """In place of a compiled step one whose gradients are wrong."""
     found = eager_gradients(layer, episode)
-    return found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})
+    return lambda *tensors: found._replace(by_name={name: 2 * grad for name, grad in found.by_name.items()})

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.backend.graph_passes import memory_order
+from mlframework.backend.private import buffers_of, parameters_of
 from mlframework.episode import Episode, Examples
 
-__all__ = ["Algorithm", "End", "Engine", "GradientFn", "Gradients", "StepSummary", "eager_gradients", "tensors_of"]
+__all__ = [
+    *("Algorithm", "End", "Engine", "GradientFn", "Gradients", "Held", "StepSummary", "eager_gradients", "tensors_of"),
+]
 
 #: How a base layer runs over tasks; see `mlframework.backend.engine`.
 Engine = Literal["vectorised", "loop"]
@@ -41,10 +44,26 @@ class Algorithm(Protocol):
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
+    def get_submodule(self, target: str) -> nn.Module: ...
+
 
 def tensors_of(module: Algorithm) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+class Held:
+    """Gives the tensors of `tensors_of` as they are now; finding their places anew takes as long as a small step."""
+
+    def __init__(self, module: Algorithm) -> None:
+        self.places: list[tuple[Any, str]] = []
+        for name in tensors_of(module):
+            owner, _, own = name.rpartition(".")
+            part = module.get_submodule(owner)
+            self.places.append((parameters_of(part) if own in parameters_of(part) else buffers_of(part), own))
+
+    def __call__(self) -> list[Tensor]:
+        return [tensors[name] for tensors, name in self.places]
 
 
 class StepSummary(NamedTuple):

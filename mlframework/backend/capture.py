@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlframework.backend.algorithm import Algorithm, End, GradientFn, Gradients, eager_gradients
+from mlframework.backend.algorithm import Algorithm, End, GradientFn, Gradients, Held, eager_gradients
 from mlframework.backend.cuda_graphs import as_cuda_graph
 from mlframework.backend.forward import compiled_by
 from mlframework.backend.graph_cache import GraphCache
@@ -181,7 +181,9 @@ class Capture:
             warnings.simplefilter("ignore")  # of torch's own making
             if not (long and self.has_regions(episode)):
                 try:
-                    return self.cache.get(step, self.meta_layer, "whole step", layout_of(episode), repr(end))
+                    graph = self.cache.get(step, self.meta_layer, "whole step", layout_of(episode), repr(end))
+                    held = Held(self.meta_layer)
+                    return lambda _, episode: graph(*held(), *episode.support, *episode.query)
                 except GuardOnDataDependentSymNode:
                     if long or not self.has_regions(episode):
                         raise

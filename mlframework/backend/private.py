@@ -92,6 +92,11 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     return module._parameters
 
 
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The module's own buffers."""
+    return module._buffers
+
+
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """The modules that it holds, each as often as it is held: `named_children` leaves repeated ones out."""
     return module._modules

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from mlframework.backend.algorithm import Algorithm, GradientFn, Gradients, tensors_of
+from mlframework.backend.algorithm import Algorithm, GradientFn, Held, tensors_of
 from mlframework.backend.forward import compiled_by, swap_tensors
 from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.graph_passes import merge_products
@@ -52,7 +52,7 @@ class RegionCompiler:
     """
 
     def __init__(self, meta_layer: Algorithm, cache: GraphCache) -> None:
-        self.meta_layer, self.cache = meta_layer, cache
+        self.meta_layer, self.cache, self.held = meta_layer, cache, Held(meta_layer)
         self.regions: dict[Any, CompiledRegion] = {}
 
     def __call__(self, function: Callable[..., Any], *args: Any, recompute: bool = True) -> Any:
@@ -72,7 +72,7 @@ class RegionCompiler:
             build = functools.partial(compile_region, self.meta_layer, function, args, recompute)
             region = self.cache.get(build, self.meta_layer, "region", key, numbers)
             self.regions[key, numbers if region.depends_on_numbers else None] = region
-        return region(*tensors_of(self.meta_layer).values(), *tensors)
+        return region(*self.held(), *tensors)
 
 
 def packed(x: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class Trace(NamedTuple):
     touched: bool  # whether the function is known to have computed with a number among the arguments
 
 
-def compile_step(meta_layer: Algorithm, episode: Episode, step: GradientFn) -> GradientFn:
+def compile_step(meta_layer: Algorithm, episode: Episode, step: GradientFn) -> CompiledRegion:
     """A step of a meta layer in training mode as one graph, for episodes of one shape.
 
     Raises:
@@ -173,12 +173,7 @@ def compile_step(meta_layer: Algorithm, episode: Episode, step: GradientFn) -> G
     if not is_same_later(first, *call, ahead=0):
         raise changes_with_step(meta_layer)
     merge_products(first.graph.graph)
-    graph = CompiledRegion(first.form, False, compiled(first.graph, meta_layer))
-    return functools.partial(take_step, graph)
-
-
-def take_step(graph: CompiledRegion, meta_layer: Algorithm, episode: Episode) -> Gradients:
-    return graph(*tensors_of(meta_layer).values(), *episode.support, *episode.query)
+    return CompiledRegion(first.form, False, compiled(first.graph, meta_layer))
 
 
 def compile_region(

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.private import WITH_CONSTANTS, decompositions, is_mutable
+from mlframework.backend.private import WITH_CONSTANTS, decompositions, is_mutable, tree_flatten
 
 __all__ = [
     *("LATER", "NotCapturable", "TracedInt", "changes_with_step", "is_same", "is_traced"),
-    *("reject_random_numbers", "traced", "tracing", "while_traced"),
+    *("reject_what_changes", "traced", "tracing", "while_traced"),
 ]
 
 #: Outer steps ahead at which a graph has to be the same.
@@ -81,11 +81,16 @@ def is_same(graph: fx.GraphModule, other: fx.GraphModule) -> bool:
     return graph.code == other.code and all(torch.equal(getattr(graph, name), getattr(other, name)) for name in names)
 
 
-def reject_random_numbers(graph: fx.GraphModule, meta_layer: Algorithm) -> None:
-    """Raises `NotCapturable` if a graph draws random numbers."""
+def reject_what_changes(graph: fx.GraphModule, meta_layer: Algorithm) -> None:
+    """Raises `NotCapturable` if a graph draws random numbers, or may hold state of the meta layer as a constant."""
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise NotCapturable(f"{type(meta_layer).__name__} draws random numbers ({node.target})")
+    for part in cast("nn.Module", meta_layer).modules() if graph.graph.find_nodes(op="get_attr") else ():
+        for name in vars(part).keys() - vars(nn.Module()).keys():
+            if any(isinstance(leaf, Tensor) for leaf in tree_flatten(getattr(part, name))[0]):
+                why = "is neither parameter nor buffer: a compiled step would keep its value; register it as a buffer"
+                raise NotCapturable(f"{type(part).__name__}.{name} {why}")
 
 
 class TracedInt(int):
