@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mlframework.backend.algorithm import eager_gradients
-from mlframework.backend.graph_passes import lay_out, merge_products
+from mlframework.backend.graph_passes import lay_out, merge_products, sink
 from mlframework.backend.tracing import traced
 from mlframework.base_layers import MLP
 from mlframework.episode import Episode, Examples
@@ -162,3 +162,17 @@ def test_elementwise_operations_go_through_memory_in_its_order(function):
 
 def test_what_has_parts_of_fewer_axes_stays():
     assert elementwise(lambda x: x * x[0, 0, 0], IMAGES) == [False]
+
+
+def test_an_operation_waits_for_the_first_that_reads_it():
+    def function(x):
+        early, result = x.exp(), x.sin()
+        return result, x.cos().tan() * early
+
+    graph = traced(function, (X,))
+    sink(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    torch.testing.assert_close(graph(X), [*function(X)], rtol=0, atol=0)
+    names = [node.name for node in graph.graph.nodes if node.op == "call_function"]
+    assert names == ["sin", "cos", "tan", "exp", "mul"]

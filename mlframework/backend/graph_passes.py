@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from mlframework.backend.private import UNSAFE_VIEW
 
-__all__ = ["lay_out", "memory_order", "merge_products"]
+__all__ = ["lay_out", "memory_order", "merge_products", "sink"]
 
 aten = torch.ops.aten
 
@@ -147,6 +147,17 @@ def lay_out(graph: fx.Graph) -> None:
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) and isinstance(node.meta["val"], Tensor):
             permute_axes(graph, node)
     graph.eliminate_dead_code()
+
+
+def sink(graph: fx.Graph) -> None:
+    """Puts every operation before the first that reads its result, unless that is a result of the graph.
+
+    A second gradient begins with products of all layers, which would long have left the processor's cache when read.
+    """
+    (output,) = graph.find_nodes(op="output")
+    for node in reversed(list(graph.nodes)):
+        if node.op != "placeholder" and node.users and output not in node.users:
+            min(node.users).prepend(node)
 
 
 def permute_axes(graph: fx.Graph, node: fx.Node) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from mlframework.backend.algorithm import Algorithm, GradientFn, Held, tensors_of
 from mlframework.backend.forward import compiled_by, swap_tensors
 from mlframework.backend.graph_cache import GraphCache
-from mlframework.backend.graph_passes import merge_products
+from mlframework.backend.graph_passes import merge_products, sink
 from mlframework.backend.inductor import CompiledGraph, compiled
 from mlframework.backend.private import (
     TreeSpec,
@@ -195,6 +195,8 @@ def compile_region(
     if any(has_grad for _, has_grad in results):
         mark_passes(first.graph)
         passes = [*partition(first.graph, outputs=len(results), keep_all=not recompute)]
+    for part in passes:
+        sink(part.graph)
     # torch's own order takes least memory, but separates operations that read the same tensors.
     programs = [compiled(part, meta_layer, reorder_for_peak_memory=False) for part in passes]
     return CompiledRegion(first.form, depends, *programs)
