@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from turns import ANSWERS, TURN, LeftOut, Player, playing
 from workloads import WORKLOADS, Workload
 
+from mlframework.backend.algorithm import tensors_of
 from mlframework.files import write_json
 
 ROUNDS = 15
@@ -169,6 +170,12 @@ MECHANISMS: dict[str, Mechanism] = {
         modes=(CAPTURED,),
         workloads=IMAGES,
     ),
+    "convolutions task by task": Mechanism(
+        {"backend.convolve:pays_unfolded": returning(True)},
+        ("backend.convolve:in_turn",),
+        modes=(CAPTURED,),
+        workloads=IMAGES,
+    ),
     "batch norm in closed form": Mechanism(
         {"backend.stacked:normalise": constant(plain_norm)}, ("backend.normalise",), workloads=IMAGES
     ),
@@ -192,6 +199,12 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "layout pass": Mechanism(
         {"backend.inductor:lay_out": returning(None)}, ("backend.graph_passes:lay_out",), modes=(CAPTURED,)
+    ),
+    "sinking pass": Mechanism(
+        {"backend.regions:sink": returning(None)},
+        ("backend.graph_passes:sink",),
+        modes=(CAPTURED,),
+        workloads=("W2", "W3", "W4"),
     ),
     "recomputation": Mechanism(
         {
@@ -220,6 +233,21 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "vectorising flag": Mechanism(
         {"backend.inductor:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2", "W3", "W4")
+    ),
+    "direct calls": Mechanism(
+        {"backend.inductor:function_of": constant(lambda code: code)},
+        ("backend.inductor:function_of",),
+        (CAPTURED,),
+        MLPS,
+    ),
+    "remembered places": Mechanism(
+        {
+            "backend.algorithm:Held.__init__": constant(lambda self, module: vars(self).update(module=module)),
+            "backend.algorithm:Held.__call__": constant(lambda self: [*tensors_of(self.module).values()]),
+        },
+        ("backend.algorithm:Held",),
+        (CAPTURED,),
+        MLPS,
     ),
     "remembered indices": Mechanism(
         {"backend.inductor:remember_indices": returning(None)},
