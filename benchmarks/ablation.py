@@ -234,6 +234,12 @@ MECHANISMS: dict[str, Mechanism] = {
     "vectorising flag": Mechanism(
         {"backend.inductor:inductor_settings": without_setting("cpp.march")}, (), (CAPTURED,), ("W1", "W2", "W3", "W4")
     ),
+    "contraction": Mechanism(
+        {"backend.inductor:inductor_settings": without_setting("cpp.enable_floating_point_contract_flag")},
+        (),
+        (CAPTURED,),
+        ("W1", "W2", "W4"),
+    ),
     "direct calls": Mechanism(
         {"backend.inductor:function_of": constant(lambda code: code)},
         ("backend.inductor:function_of",),

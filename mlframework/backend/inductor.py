@@ -87,6 +87,7 @@ def inductor_settings(meta_layer: Algorithm) -> dict[str, Any]:
         return {}
     # inductor's layouts would undo that of images, which `lay_out` chose.
     settings: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
+    settings["cpp.enable_floating_point_contract_flag"] = "fast"
     if "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS" not in os.environ:
         # They save a second or two of each graph, and take ten, once, and 150 MB of temporary files.
         settings["cpp_cache_precompile_headers"] = False
