@@ -95,10 +95,7 @@ def counted(overrides: str, steps: int | None) -> dict[str, float]:
         mb: the peak of what tensors hold, beside the parameters.
     """
     layer, task = make(overrides, steps)
-    layer.engine = "loop"
     episode = task.sample(1, "train", torch.Generator().manual_seed(0))
-    meta_gradient(layer, episode)  # by which convolutions choose how they run
-    layer.zero_grad()
     with Operations() as one:
         layer.base_layer(episode.support.x[0])
     with Operations() as whole:

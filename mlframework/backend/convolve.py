@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
+from mlframework.backend.products import Bilinear
 from mlframework.backend.tracing import is_traced
 
 __all__ = ["convolve", "max_pool"]
@@ -46,7 +46,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, paddin
     unfold = is_traced() and pays_unfolded(x, weight, stride, padding, has_own_weights)
     if unfold or (is_traced() and has_own_weights):
         stacks = weight.expand(len(x), *weight.shape[-4:])
-        y = Convolution.apply(None, x, stacks, x.shape[-2:], weight.shape[-2:], stride, padding, unfold)
+        shapes = x.shape[-2:], weight.shape[-2:], stride, padding
+        y = Bilinear.apply(None, x, stacks, unfolded if unfold else in_turn, *shapes)
         # One bias for each image: its gradient is then summed image by image.
         return y if bias is None else y + bias.unsqueeze(-2).expand(*bias.shape[:-1], x.shape[1], -1)[..., None, None]
     images = x.transpose(0, 1)  # tasks inside of images, so that batch norm finds tasks beside channels
@@ -83,37 +84,8 @@ def max_pool(x: Tensor) -> Tensor:
     return first.movedim(-1, -3)
 
 
-class Convolution(Function):
-    """Of results `[tasks, n, out, ...]`, images and weights, as `convolve` takes them, the one that is None.
-
-    A convolution and its gradients by input and by weight are linear in both arguments. The derivatives of each are the
-    other two, so all orders of derivatives are exact.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(y: Any, x: Any, weight: Any, *shapes_and_unfold: Any) -> Tensor:
-        *shapes, unfold = shapes_and_unfold
-        return (unfolded if unfold else in_turn)(y, x, weight, *shapes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.others = inputs[3:]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        all_three = [grad if tensor is None else tensor for tensor in ctx.saved_tensors]
-        found = [
-            Convolution.apply(*all_three[:asked], None, *all_three[asked + 1 :], *ctx.others) if needed else None
-            for asked, needed in enumerate(ctx.needs_input_grad[:3])
-        ]
-        return *found, None, None, None, None, None
-
-
 def unfolded(y: Any, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """The one of three that is None, by products of matrices over all tasks."""
+    """Of results, images and weights, as `convolve` has them, the one that is None, by products over all tasks."""
     if y is None:
         y = patches(x, kernel, stride, padding) @ matrix(weight).mT
         return y.unflatten(-2, (x.shape[1], *sizes(image, kernel, stride, padding))).movedim(-1, -3)
@@ -126,7 +98,7 @@ def unfolded(y: Any, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pai
 
 
 def in_turn(y: Any, x: Any, weight: Any, image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """The one of three that is None, by torch's kernels, task by task, with channels last, as they are fastest."""
+    """The same by torch's kernels, task by task, with channels last, as they are fastest."""
     known = zip(*([last(task) for task in tensor] for tensor in (y, x, weight) if tensor is not None), strict=True)
     if y is None:
         found = [F.conv2d(a, w, None, stride, padding) for a, w in known]
