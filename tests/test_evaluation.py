@@ -169,6 +169,27 @@ def test_a_report_holds_both_policies_where_examples_mix_and_one_where_they_do_n
         assert [row.method for row in report.rows[-2:]] == ["from scratch", "scikit-learn LogisticRegression"]
 
 
+def test_from_scratch_trains_what_a_frozen_base_layer_froze():
+    task = Sinusoid(k_shot=3, k_query=3)
+
+    def network(*, frozen):
+        torch.manual_seed(0)
+        return MLP(task.spec, hidden=[8]).requires_grad_(not frozen)
+
+    episode = next(iter(TaskSet(task, "test", tasks=2, seed=0)))
+    found = [
+        judge_by_step(
+            TrainedFromScratch(
+                functools.partial(network, frozen=frozen), task, update=functools.partial(SGD, lr=0.01), steps=3
+            ),
+            episode,
+            3,
+        )
+        for frozen in (False, True)
+    ]
+    torch.testing.assert_close(*found)
+
+
 def test_from_scratch_fits_every_support_set_from_an_initialisation_of_its_own():
     task = Sinusoid()
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from sklearn.feature_extraction.text import CountVectorizer
 
+from mlframework.errors import InvalidValue
 from mlframework.text.measures import TaskFit, copied_ngrams, copied_share, distinct_n, distinct_pieces, ngram_distance
 
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parent.parent.parent / "shared" / "data") / "text"
@@ -186,3 +187,20 @@ class TestTaskFit:
         codes = ["spa", "fra", "fin", "hun", "swh", "vie", "ell_monotonic", "rus", "hin", "jpn"]
         fit = TaskFit({code: [text[code]] for code in codes}, length=64)
         assert fit.score(fit.held_out)["task_fit"].mean() > 0.97
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"one": ["a", "b"]}, "must be of at least two sources"),
+        ({"one": ["a", "b"], "two": ["a", "a"]}, "texts=two: must have two different texts"),
+    ],
+)
+def test_sources_that_cannot_be_told_apart_are_refused_in_one_line(texts, message):
+    with pytest.raises(InvalidValue, match=message):
+        TaskFit(texts, length=5)
+
+
+def test_ngrams_of_no_characters_are_refused_in_one_line():
+    with pytest.raises(InvalidValue, match="n=0: must be at least 1"):
+        distinct_n(["abc"], 0)

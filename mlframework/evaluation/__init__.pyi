@@ -10,6 +10,6 @@ from .displays.samples import Samples as Samples
 from .displays.text_quality import TextQuality as TextQuality
 from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval
-from .part import Baseline as Baseline, Display as Display, Measure as Measure
+from .part import Baseline as Baseline, Display as Display, Log as Log, Measure as Measure, Validated as Validated
 from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
 from .task_set import TaskSet as TaskSet

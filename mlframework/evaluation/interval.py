@@ -25,7 +25,9 @@ class Interval(NamedTuple):
     mean: float
     half_width: float  # `mean - half_width` to `mean + half_width` is the interval; NaN for a single value
     values: int  # how many there were
-    over_sources: float | None = None  # of the interval over sources, where there is one: `half_width_over_sources`
+    over_sources: float | None = (
+        None  # see `half_width_over_sources`; None: each task is a source, or these are too few
+    )
 
     @classmethod
     def of(cls, values: Tensor, sources: Sources | None = None) -> Interval:

@@ -20,13 +20,18 @@ __all__ = ["Sampling", "draw", "generate", "truncated"]
 class Sampling(NamedTuple):
     """How tokens are drawn.
 
-    Reference for `top_p`: Holtzman et al. 2020, arXiv:1904.09751, section 3.1 (nucleus sampling).
+    Attributes:
+        length: tokens at most, after the prompt.
+        temperature: divides the logits; below 1 likely tokens become likelier, 0 takes the likeliest.
+        top_p: tokens are drawn from the likeliest ones that together have this probability (nucleus sampling: Holtzman
+            et al. 2020, arXiv:1904.09751, section 3.1); 1 leaves all.
+        stop: a text ends before this; None: only where its end is drawn.
     """
 
-    length: int = 64  # tokens at most, after the prompt
-    temperature: float = 1.0  # divides the logits; below 1 likely tokens become likelier, 0 takes the likeliest
-    top_p: float = 1.0  # tokens are drawn from the likeliest ones that together have this probability; 1 leaves all
-    stop: str | None = None  # a text ends before this; None: only where its end is drawn
+    length: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: str | None = None
 
     def check(self) -> None:
         """Refuses settings out of range."""

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlframework.errors import InvalidValue
+from mlframework.inner_loop.inner_update import at_least
+
 if TYPE_CHECKING:
     # scikit-learn takes a second to import, which a training need not wait for: it is where it is first used.
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -95,6 +98,7 @@ def copied_ngrams(samples: Sequence[str], support: Sequence[str], n: int = 10) -
 
 def ngrams(texts: Sequence[str], n: int) -> Iterator[str]:
     """All n-grams of characters, with one mark for each text's begin and one for its end: none spans two texts."""
+    at_least("n", n, 1)
     marked = (f"\x02{text}\x03" for text in texts)
     return (text[i : i + n] for text in marked for i in range(len(text) - n + 1))
 
@@ -120,11 +124,15 @@ class TaskFit:
 
     def __init__(self, texts: Mapping[str, Sequence[str]], *, length: int) -> None:
         self.names = list(texts)
+        if len(texts) < 2:
+            raise InvalidValue("texts", self.names, "must be of at least two sources")
         self.train: dict[str, list[str]] = {}
         self.held_out: dict[str, list[str]] = {}
         generator = np.random.default_rng(0)
         for name, own in texts.items():
             pieces = distinct_pieces(own, length)
+            if len(pieces) < 2:
+                raise InvalidValue("texts", name, "must have two different texts: to train on, and to hold out")
             order = [pieces[i] for i in generator.permutation(len(pieces))]
             count = min(max(1, round(HELD_OUT * len(pieces))), len(pieces) - 1)
             self.train[name], self.held_out[name] = order[count:], order[:count]

@@ -70,7 +70,7 @@ class Order:
         self.keys = keys  # sorted [grams]; the first, 0, is no n-gram's
         self.counts = counts  # see `places` [grams]; n-grams without are but the contexts of others
         context, classes = keys // vocabulary, counts.clamp(max=CLASSES)
-        #: Of the counts after each context [contexts], and how many there are of each class [CLASSES, contexts].
+        #: Sums of the counts after each context [contexts]; tokens of each class after it [CLASSES, contexts].
         self.totals = torch.bincount(context, counts, minlength=contexts).long()
         kinds = [torch.bincount(context[classes == c], minlength=contexts) for c in range(1, CLASSES + 1)]
         self.kinds = torch.stack(kinds)
@@ -156,11 +156,13 @@ class Evidence(NamedTuple):
     """All that the weights need to know of some queries' targets, for contexts of one length."""
 
     background: Tensor  # probabilities in the background [targets]
-    trust: Tensor  # place in the table of weights: how often the background saw the context, the support set a shorter
+    #: Place in the table of weights [targets]: how often the background saw the context, and how often the support set
+    #: saw the one that is a token shorter.
+    trust: Tensor
     known: Tensor  # whether the background saw the context at all [targets]
-    times: Tensor  # of the support set, as what follows: see `Found`
-    total: Tensor
-    kinds: Tensor
+    times: Tensor  # in the support set, see `Found` [targets]
+    total: Tensor  # in the support set [targets]
+    kinds: Tensor  # in the support set [CLASSES, targets]
 
 
 class Weights(nn.Module):
@@ -192,10 +194,10 @@ class NGramModel:
         trust * background(token | h) + (1 - trust) * adapted(token | the last k - 1 tokens of h),
 
     and so on down to the uniform distribution. Both models are Kneser-Ney's. The background's discounts follow from
-    its counts (where these are too few for that, they are half the count). The support set's, and `trust`, which
-    depends on k, on how often the background saw h and how often the support set saw its last k - 1 tokens, are tuned
-    on other tasks (maximum likelihood by L-BFGS). Text before a row's first token is not seen, as it is not by the
-    learned models.
+    its counts; where the counts of counts give none, as in a small text, a discount is half the count. The support
+    set's, and `trust`, which depends on k, on how often the background saw h and how often the support set saw its last
+    k - 1 tokens, are tuned on other tasks (maximum likelihood by L-BFGS). Text before a row's first token is not seen,
+    as it is not by the learned models.
 
     Reference: Wood & Teh, A hierarchical nonparametric Bayesian approach to statistical language model domain
         adaptation, 2009 (AISTATS, PMLR 5:607-614), section 4: the same two ways to fall back. Deviations: absolute

@@ -62,7 +62,8 @@ class TrainedFromScratch(MAML):
         update: Callable[[Params], InnerUpdate],
         steps: int,
     ) -> None:
-        super().__init__(make_base_layer(), task, update=update, meta_gradient=FirstOrder(), inner_steps=steps)
+        network = make_base_layer().requires_grad_()  # all of it is trained, also what is frozen elsewhere
+        super().__init__(network, task, update=update, meta_gradient=FirstOrder(), inner_steps=steps)
         self.make_base_layer = make_base_layer
 
     def initial(self, support: Examples) -> Params:

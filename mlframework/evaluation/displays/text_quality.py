@@ -119,7 +119,7 @@ class TextQuality(Measure, Display):
 def judged_texts(
     task: TextTasks, found: Sequence[SourceTexts], texts: Mapping[str, Sequence[str]], fit: Mapping[str, Tensor]
 ) -> dict[str, Interval]:
-    """The measures of some texts of each source, of which a classifier said how they fit."""
+    """The measures of some texts of each source; `fit` holds the classifier's."""
     judged = [each.judge(texts[each.name]) for each in found]
     values = {**fit, **{name: torch.tensor([each[name] for each in judged]) for name in judged[0]}}
     sources = [(task.source_of(each.name),) for each in found]
@@ -127,7 +127,7 @@ def judged_texts(
 
 
 def told_apart(task: TextTasks, split: Split) -> dict[str, Sequence[str]]:
-    """The texts of sources to be told apart, those with two pieces: of the split, or of all if it has one source."""
+    """The texts of each of the split's sources, or of all splits' if it has one source; two pieces at least."""
     splits = [split] if len(task.sources(split)) > 1 else list(get_args(Split))
     sources = (source for each in splits for source in task.sources(each))
     return {s.name: s.texts for s in sources if len(measures.distinct_pieces(s.texts, task.length)) > 1}

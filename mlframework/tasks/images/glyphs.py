@@ -79,7 +79,7 @@ class Glyphs(FewShotClassification):
     def load(self, split: Split) -> ClassIndexed:
         fonts = {face: font_file(face) for face in FACES}
         contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in fonts.values()]
-        renderer = PIL.__version__, features.version("freetype2")
+        renderer = PIL.__version__, features.version("freetype2"), unicodedata.unidata_version
         settings = (contents, renderer, self.drawings, self.image_size, self.seed)
         arrays = cached("glyphs", settings, lambda: self._draw_all(fonts), source=__file__)
         row_of = {str(name): row for row, name in enumerate(arrays["names"])}

@@ -121,7 +121,11 @@ class TextTasks(TaskDistribution, ABC):
         return loss / math.log(2) / per_token.clamp(min=1e-9)
 
     def encode(self, texts: Sequence[str]) -> Examples:
-        """Texts as the examples of one task, leaves `[1, rows, length]`; of running text the last row may overlap."""
+        """Texts as the examples of one task, leaves `[1, rows, length]`; of running text the last row may overlap.
+
+        Raises:
+            UserError: there is no text.
+        """
         if not any(texts):
             raise UserError("there is no text to adapt to")
         windows = self.windows([text for text in texts if text], overlap=True)
