@@ -241,8 +241,8 @@ MECHANISMS: dict[str, Mechanism] = {
         ("W1", "W2", "W4"),
     ),
     "direct calls": Mechanism(
-        {"backend.inductor:function_of": constant(lambda code: code)},
-        ("backend.inductor:function_of",),
+        {"backend.inductor:CompiledGraph.__call__": constant(lambda self, inputs: self.code(inputs))},
+        (),
         (CAPTURED,),
         MLPS,
     ),

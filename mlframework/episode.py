@@ -98,7 +98,8 @@ class _TaskSpec(NamedTuple):
 class TaskSpec(_TaskSpec):
     """The properties of every task that are known before an episode is drawn; base layers size themselves by it.
 
-    An `InvalidValue` refuses attributes that cannot be.
+    Raises:
+        InvalidValue: an attribute has a value that no task can have.
     """
 
     __slots__ = ()

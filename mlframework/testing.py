@@ -49,8 +49,8 @@ def check_task_distribution(
     example, and finite.
 
     Args:
-        splits: which there are.
-        num_tasks: per draw.
+        splits: the splits that the distribution has.
+        num_tasks: tasks per draw.
         inputs_repeat: whether different examples may have the same input by nature, as with a handful of items to rate;
             the checks that tell examples apart by their inputs are then left out.
     """

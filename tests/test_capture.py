@@ -3,6 +3,7 @@
 import logging
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import sympy
@@ -89,14 +90,31 @@ class Moving(MAML):
         return super().predict(adapted, x, mask) * self.scale_now
 
 
-def test_state_that_is_no_buffer_is_refused_in_one_line(caplog):
+def test_a_tensor_that_a_step_does_not_read_hinders_nothing(caplog):
+    layer = weighted_by_a_table()
+    layer.base_layer.last = [p.detach().clone() for p in layer.parameters()]
+    with caplog.at_level(logging.WARNING):
+        Capture(layer, "true")(episode_of(layer))
+    assert not caplog.records
+
+
+class MovingElsewhere(Moving):
+    """The tensor belongs to an object of its own."""
+
+    scale_now = property(lambda self: self.holder.scale)
+
+
+@pytest.mark.parametrize("kind", [Moving, MovingElsewhere])
+def test_state_that_is_no_buffer_is_refused_in_one_line(kind, caplog):
     task = Sinusoid(k_shot=3, k_query=3)
-    layer = Moving(MLP(task.spec, hidden=[8]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
-    layer.scale_now = torch.ones(1)
+    layer = kind(MLP(task.spec, hidden=[8]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
+    layer.holder = SimpleNamespace(scale=torch.ones(1))
+    if kind is Moving:
+        layer.scale_now = torch.ones(1)
     with caplog.at_level(logging.WARNING):
         Capture(layer, "true")(episode_of(layer))
     (record,) = caplog.records
-    assert "Moving.scale_now is neither parameter nor buffer" in record.getMessage()
+    assert f"{kind.__name__} reads a tensor (1,) that is neither parameter nor buffer" in record.getMessage()
 
 
 def test_inductor_remembers_every_index_that_it_has_simplified():

@@ -94,6 +94,11 @@ def test_hyperparameters_are_choices_and_leaves_as_numbers_or_as_typed():
     }
 
 
+def test_a_setting_named_almost_like_hydras_keywords_is_a_hyperparameter():
+    config = OmegaConf.create({"task": {"_target_": "a.B", "n_target_": 3}})
+    assert hyperparameters(config, {}) == {"task.n_target_": 3}
+
+
 def test_the_hparams_entry_lies_in_the_runs_own_folder(tmp_path):
     described(tmp_path)
     assert [path.is_file() for path in tmp_path.iterdir()] == [True], "a file more, or a run within the run"

@@ -278,3 +278,21 @@ def test_wrong_settings_are_named(make, line):
 def test_wrong_settings_of_a_kernel_are_named(make, line):
     with pytest.raises(InvalidValue, match=line):
         make()
+
+
+def test_a_kernel_of_ones_own_says_what_it_reports():
+    class Scaled(LinearKernel):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, a, b):
+            return self.w * super().forward(a, b)
+
+        def learned(self):
+            return {"w": self.w.detach()}
+
+    task = Sinusoid(k_shot=3, k_query=3)
+    layer = Ridge(MLP(task.spec, hidden=[4]), task, kernel=Scaled())
+    support = task.sample(2, "train", torch.Generator().manual_seed(0)).support
+    assert layer.diagnostics(layer.adapt(support))["w"].tolist() == [2.0, 2.0]

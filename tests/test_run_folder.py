@@ -84,3 +84,12 @@ def test_of_two_processes_that_found_no_run_the_second_cannot_overwrite_the_firs
     assert (second.returncode, err.count("\n")) == (2, 1)
     assert err.startswith("run_dir=run: holds a run already: ")
     assert contents(tmp_path / "run") == finished
+
+
+def test_the_latest_evaluation_is_a_file_of_its_own(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    first, second = folder.add_evaluation({"loss": 1.0}), folder.add_evaluation({"loss": 2.0})
+    latest = tmp_path / "run" / "evaluation.json"
+    assert (first.name, second.name, latest.read_text()) == ("1.json", "2.json", second.read_text())
+    latest.write_text("changed by hand")
+    assert '"loss": 2.0' in second.read_text()

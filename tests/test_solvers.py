@@ -192,3 +192,13 @@ def test_machines_whose_active_set_goes_round_in_circles_are_solved(solver, monk
     assert SOLVERS[solver](x @ x.mT, y).converged.all()
     monkeypatch.setattr(box_qp, "MORE_STEPS", ())
     assert not SOLVERS[solver](x @ x.mT, y).converged.all()
+
+
+def test_a_kernel_that_is_nearly_singular_is_solved(float64):
+    """Of features a thousand times as large as the regulariser, with more examples than features."""
+    generator = torch.Generator().manual_seed(5)
+    means, labels = torch.randn(16, 5, 8, generator=generator), torch.arange(25) % 5
+    x = 300 * (0.5 * means[:, labels] + torch.randn(16, 25, 8, generator=generator)).relu()
+    y = torch.nn.functional.one_hot(labels, 5).to(x).expand(16, 25, 5)
+    found = one_vs_rest(x @ x.mT, y, c=1.0, reg=0.01)
+    assert found.converged.all()

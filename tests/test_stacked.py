@@ -177,3 +177,22 @@ def test_products_of_compiled_steps_are_exact_to_the_second_order(transposed):
     torch.testing.assert_close(of_factors(a, b), a @ b.mT)
     assert torch.autograd.gradcheck(of_factors, (a, b))
     assert torch.autograd.gradgradcheck(of_factors, (a, b))
+
+
+def test_a_layer_with_parts_runs_under_vmap_beside_others():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.a(self.a(x))
+
+    module, x = Twice(), torch.randn(2, 4, 3)
+    params = {"a.weight": torch.randn(2, 3, 3), "a.bias": module.a.bias}
+    found = stacked.by_vmap(module, params, x)
+    expected = [
+        torch.func.functional_call(module, {"a.weight": params["a.weight"][i], "a.bias": module.a.bias}, x[i])
+        for i in range(2)
+    ]
+    torch.testing.assert_close(found, torch.stack(expected))

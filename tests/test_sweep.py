@@ -190,7 +190,17 @@ WORD = (
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "\0", '{"status": "finished"}', '{"status": 1, "overrides": [1], "monitor": []}', WORD],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "\0",
+        '{"status": "finished"}',
+        '{"status": 1, "overrides": [1], "monitor": []}',
+        WORD,
+        WORD.replace("low", "0.5"),
+    ],
 )
 @pytest.mark.parametrize("name", ["result.json", "failed.json"])
 def test_a_damaged_record_is_one_row(two, tmp_path, name, text):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
@@ -20,7 +19,6 @@ from mlframework.backend.private import (
     remember_indices,
     restore_code,
 )
-from mlframework.backend.tracing import reject_what_changes
 from mlframework.files import cache_folder
 
 __all__ = ["CompiledGraph", "compiled", "keep_compiled_files"]
@@ -28,7 +26,6 @@ __all__ = ["CompiledGraph", "compiled", "keep_compiled_files"]
 
 def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> CompiledGraph:
     """Compiles a graph whose nodes have their fake tensors, with settings for inductor beside our usual ones."""
-    reject_what_changes(graph, meta_layer)
     remember_indices()
     keep_strides(graph)
     lay_out(graph.graph)
@@ -44,10 +41,11 @@ class CompiledGraph:
     """A compiled function of a list of tensors, which it empties; its `code` refers to files in inductor's folder."""
 
     def __init__(self, code: Any, settings: dict[str, Any]) -> None:
-        self.code, self.settings, self.function = code, settings, function_of(code)
+        self.code, self.settings = code, settings
 
     def __call__(self, inputs: list[Tensor]) -> Any:
-        return self.function(inputs)
+        # `code` itself asks about tracing and tuning first.
+        return (getattr(self.code, "current_callable", None) or self.code)(inputs)
 
     def __getstate__(self) -> Any:
         code = copy.copy(self.code)
@@ -59,12 +57,6 @@ class CompiledGraph:
         keep_compiled_files()
         with compiler_settings(self.settings):
             restore_code(self.code)
-        self.function = function_of(self.code)
-
-
-def function_of(code: Any) -> Callable[[list[Tensor]], Any]:
-    """The compiled function, past a wrapper that asks about tracing and tuning at every call."""
-    return getattr(code, "current_callable", None) or code
 
 
 def keep_strides(graph: fx.GraphModule) -> None:

@@ -5,6 +5,7 @@ Autograd's own gradients of a product leave transposes that a compiler copies: t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -37,9 +38,8 @@ class Bilinear(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor | None, a: Any, b: Any, rule: Any, *settings: Any) -> Tensor:
-        found: Tensor = rule(y, a, b, *settings)
-        return found
+    def forward(y: Tensor | None, a: Any, b: Any, rule: Callable[..., Tensor], *settings: Any) -> Tensor:
+        return rule(y, a, b, *settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -206,7 +206,7 @@ def is_same_later(first: Trace, *call: Any, ahead: int) -> bool:
     """Whether tracing gives the same at a later outer step, with numbers among the arguments that are ahead."""
     try:
         later = trace(*call, ahead=ahead, later=LATER)
-        return first.form == later.form and is_same(first.graph, later.graph)
+        return is_same(first.graph, later.graph, call[0]) and first.form == later.form
     except NotCapturable:
         raise
     except Exception:  # as where a table has no such row

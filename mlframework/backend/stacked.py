@@ -112,8 +112,8 @@ def batch_norm(module: Any, params: Mapping[str, Tensor], x: Tensor, mask: Tenso
 
 def by_vmap(module: nn.Module, params: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
     """The output of a single layer under `vmap`, so that the layers around it can keep their rules."""
-    own = parameters_of(module)
-    dims = {name: 0 if p.dim() > cast("Tensor", own[name]).dim() else None for name, p in params.items()}
+    own = dict(module.named_parameters())
+    dims = {name: 0 if p.dim() > own[name].dim() else None for name, p in params.items()}
 
     def one_task(params: dict[str, Tensor], *inputs: Tensor) -> Tensor:
         return torch.func.functional_call(module, params, inputs)

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from mlframework.backend.algorithm import Algorithm
-from mlframework.backend.private import WITH_CONSTANTS, decompositions, is_mutable, tree_flatten
+from mlframework.backend.private import WITH_CONSTANTS, decompositions, is_mutable
 
 __all__ = [
     *("LATER", "NotCapturable", "TracedInt", "changes_with_step", "is_same", "is_traced"),
-    *("reject_what_changes", "traced", "tracing", "while_traced"),
+    *("traced", "tracing", "while_traced"),
 ]
 
 #: Outer steps ahead at which a graph has to be the same.
@@ -75,22 +75,26 @@ def changes_with_step(meta_layer: Algorithm) -> NotCapturable:
     return NotCapturable(f"{type(meta_layer).__name__} changes with the number of the outer step")
 
 
-def is_same(graph: fx.GraphModule, other: fx.GraphModule) -> bool:
-    """Whether two graphs do the same, with the same constants."""
-    names = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
-    return graph.code == other.code and all(torch.equal(getattr(graph, name), getattr(other, name)) for name in names)
+def is_same(graph: fx.GraphModule, later: fx.GraphModule, meta_layer: Algorithm) -> bool:
+    """Whether a graph and one that was traced later do the same, with the same constants.
 
-
-def reject_what_changes(graph: fx.GraphModule, meta_layer: Algorithm) -> None:
-    """Raises `NotCapturable` if a graph draws random numbers, or may hold state of the meta layer as a constant."""
+    Raises:
+        NotCapturable: it draws random numbers, or holds a tensor as a constant that is not the task's.
+    """
+    who = type(meta_layer).__name__
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise NotCapturable(f"{type(meta_layer).__name__} draws random numbers ({node.target})")
-    for part in cast("nn.Module", meta_layer).modules() if graph.graph.find_nodes(op="get_attr") else ():
-        for name in vars(part).keys() - vars(nn.Module()).keys():
-            if any(isinstance(leaf, Tensor) for leaf in tree_flatten(getattr(part, name))[0]):
-                why = "is neither parameter nor buffer: a compiled step would keep its value; register it as a buffer"
-                raise NotCapturable(f"{type(part).__name__}.{name} {why}")
+            raise NotCapturable(f"{who} draws random numbers ({node.target})")
+    task = getattr(meta_layer, "task", None)
+    owners = [task, *getattr(task, "__dict__", {}).values()]
+    owned = {id(x) for owner in owners for x in (*vars(type(owner)).values(), *getattr(owner, "__dict__", {}).values())}
+    names = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    for name in names:
+        constant: Tensor = getattr(graph, name)  # one that the step makes itself is another each time
+        if constant is getattr(later, name, None) and id(constant) not in owned:
+            what = f"{who} reads a tensor {tuple(constant.shape)} that is neither parameter nor buffer"
+            raise NotCapturable(f"{what}: a compiled step would keep its value; register it as a buffer")
+    return graph.code == later.code and all(torch.equal(getattr(graph, name), getattr(later, name)) for name in names)
 
 
 class TracedInt(int):

@@ -12,7 +12,6 @@ from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
 from mlframework.errors import InvalidValue, UserError, part_of
 from mlframework.evaluation.part import Display
-from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs.check_config import is_part
 from mlframework.runs.run_folder import RunFolder
@@ -55,8 +54,10 @@ def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
     optimizer = instantiate(config.optimizer)(learned)
     # Settings that torch's schedules accept and that make a rate rise or fall below zero.
     for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
-        if name in schedule and not OmegaConf.is_interpolation(schedule, name):  # else the key referred to is checked
-            at_least(f"schedule.{name}", schedule[name], least)
+        if name not in schedule or OmegaConf.is_interpolation(schedule, name):  # the key referred to is checked
+            continue
+        if not (isinstance(value := schedule[name], int | float) and value >= least):
+            raise InvalidValue(f"schedule.{name}", value, f"must be at least {least}")
     return instantiate(config.outer)(meta_layer, optimizer, instantiate(schedule)(optimizer))
 
 

@@ -117,7 +117,7 @@ def check_episodes(config: DictConfig, spec: TaskSpec) -> None:
     for counts, tasks in (
         (task, 1),
         ({"trainer.meta_batch": meta_batch}, meta_batch),
-        ({"evaluation.chunk": chunk}, min(chunk, evaluation.get("tasks", chunk))),
+        ({"evaluation.chunk": chunk}, chunk and min(chunk, evaluation.get("tasks", chunk))),
     ):
         size = COPIES * each * examples * tasks
         if size > there:

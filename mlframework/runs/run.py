@@ -172,7 +172,7 @@ def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, cho
 
 
 def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:
-    """Evaluates the run in a folder, as composed from `conf/evaluation`; see `load_run`."""
+    """Evaluates the run in a folder, as composed from `conf/evaluation`, with its `best` or `last` weights."""
     training, config = load_run(folder, weights=weights, device=device), folder.config()
     config.evaluation = evaluation
     training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))

@@ -123,14 +123,16 @@ class RunFolder:
 
     def add_evaluation(self, content: Mapping[str, Any]) -> Path:
         """Writes an evaluation to `evaluation.json` and to the next of `evaluations/1.json`, ..., which is returned."""
-        (self.path / "evaluations").mkdir(exist_ok=True)
+        (self.path / "evaluations").mkdir(parents=True, exist_ok=True)
+        text = as_json(content, indent=2) + "\n"
         with atomic(self.path / "evaluation.json") as part:
-            part.write_text(as_json(content, indent=2) + "\n", encoding="utf-8")
+            part.write_text(text, encoding="utf-8")
             for number in itertools.count(1):
                 path = self.path / "evaluations" / f"{number}.json"
                 with suppress(FileExistsError):
                     os.link(part, path)
                     break
+        write_text(self.path / "evaluation.json", text)  # a file of its own: who edits it leaves the numbered one alone
         return path
 
 

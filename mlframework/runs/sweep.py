@@ -141,7 +141,7 @@ def read_row(job: Path, folder: Path) -> JobRow:
             return row._replace(error=record["error"])
         found = record["validation"][record["monitor"]]
         numbers = found["mean"], found["half_width"], record["seconds"]
-        mean, half_width, seconds = (None if number is None else float(number) for number in numbers)
+        mean, half_width, seconds = (n if n is not None and math.isfinite(n) else None for n in numbers)
         return row._replace(metric=record["monitor"], mean=mean, half_width=half_width, seconds=seconds)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return JobRow(name, "damaged", started, error=f"damaged: {file}")
@@ -153,7 +153,7 @@ def by_key(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def grouped(rows: Sequence[JobRow]) -> list[JobRow]:
-    """One row for all seeds of the same overrides, with the interval over seeds; a seed alone keeps that over tasks."""
+    """A row for all seeds of the same overrides, with the interval over seeds; a single seed keeps that over tasks."""
     groups: dict[tuple[tuple[str, str], ...], list[JobRow]] = {}
     for row in rows:
         of_seed = tuple(pair for pair in row.overrides.items() if pair[0] != "seed")

@@ -77,6 +77,7 @@ class FiLM(Modulation):
 
 class CAVIA(MAML):
     """Adapts a context from zero, and nothing else; the outer loop learns the network and how the context modulates it.
+
     A task is a few numbers, which can hardly overfit.
 
     Args:

@@ -97,10 +97,8 @@ class KernelMachine(FeatureMetaLayer):
     def diagnostics(self, adapted: Fitted) -> Metrics:
         residual = adapted.solution.residual.detach()
         metrics = {"solver_residual": residual, "solver_converged": adapted.solution.converged.to(residual.dtype)}
-        for numbers in (self.positive, *self.kernel.modules()):
-            if isinstance(numbers, Positive):
-                metrics |= {name: value.expand(len(residual)) for name, value in numbers.learned().items()}
-        return metrics
+        learned = {**self.positive.learned(), **self.kernel.learned()}
+        return metrics | {name: value.expand(len(residual)) for name, value in learned.items()}
 
     def warn_of(self, solution: Solution) -> None:
         """One line for the first tasks that did not converge; TensorBoard has the others, and a graph's."""

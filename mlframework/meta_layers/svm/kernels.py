@@ -43,11 +43,15 @@ class Positive(nn.Module):
 
 
 class Kernel(KeepsArguments, nn.Module, ABC):
-    """A positive semi-definite similarity of two examples; its `Positive` numbers are reported if they are learned."""
+    """A positive semi-definite similarity of two examples."""
 
     @abstractmethod
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Similarities `[tasks, n, m]` of features `a` `[tasks, n, d]` to features `b` `[tasks, m, d]`."""
+
+    def learned(self) -> dict[str, Tensor]:
+        """The numbers that are learned, detached, to be reported."""
+        return {k: v for part in self.modules() if isinstance(part, Positive) for k, v in part.learned().items()}
 
 
 class LinearKernel(Kernel):
