@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.graph_passes import lay_out, merge_products, sink
@@ -176,3 +177,14 @@ def test_an_operation_waits_for_the_first_that_reads_it():
     torch.testing.assert_close(graph(X), [*function(X)], rtol=0, atol=0)
     names = [node.name for node in graph.graph.nodes if node.op == "call_function"]
     assert names == ["sin", "cos", "tan", "exp", "mul"]
+
+
+def test_a_compiled_rectifier_has_the_gradient_of_an_eager_one():
+    def gradients(x):
+        found = [torch.autograd.grad(y, x, torch.ones_like(y))[0] for y in (x.relu(), F.threshold(x, 0.5, -1.0))]
+        return torch.stack(found)
+
+    x = torch.tensor([-1.0, -0.0, 0.0, 0.25, 0.5, 2.0], requires_grad=True)
+    expected = gradients(x)
+    graph = traced(lambda x: gradients(x.detach().requires_grad_()), (x,))
+    torch.testing.assert_close(graph(x.detach()), expected, rtol=0, atol=0)

@@ -25,6 +25,9 @@ __all__ = [
 #: Outer steps ahead at which a graph has to be the same.
 LATER = 1000
 
+#: A rectifier's gradient without comparisons: inductor takes the ends of rows with comparisons one number at a time.
+RECTIFIER = {torch.ops.aten.threshold_backward.default: lambda grad, x, t: grad * (x - t if t else x).relu().sign()}
+
 TRACED = ContextVar("traced", default=False)
 
 
@@ -53,7 +56,7 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
 
     settings = {"tracing_mode": "fake", **WITH_CONSTANTS}
     with while_traced():
-        graph = make_fx(function, decompositions(), **settings)(*inputs)
+        graph = make_fx(function, {**decompositions(), **RECTIFIER}, **settings)(*inputs)
     if any(is_mutable(node.target) for node in graph.graph.nodes):
         graph = make_fx(torch.func.functionalize(graph, remove="mutations"), **settings)(*inputs)
     return graph

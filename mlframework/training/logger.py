@@ -107,10 +107,7 @@ def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str,
     shown = {key: value for key, value in resolved.items() if key not in NOT_HYPERPARAMETERS}
     options = {group.partition("@")[0]: option for group, option in choices.items()}
     named = {name: option for name, option in options.items() if name.split("/")[0] in shown and option != "default"}
-    found = {key: plain(value) for key, value in leaves(shown)}
-    return named | {
-        key: value for key, value in found.items() if key.rpartition(".")[2] not in ("_target_", "_partial_")
-    }
+    return named | {k: plain(v) for k, v in leaves(shown) if k.rpartition(".")[2] not in ("_target_", "_partial_")}
 
 
 def show_first(experiment: Summary, names: Collection[str]) -> None:
