@@ -75,7 +75,7 @@ def refusal(meta_layer: Algorithm, episode: Episode) -> str | None:
     """Which module vmap refuses, and why, in one line; None where it takes them all."""
     try:
         attempt(meta_layer, episode, "vectorised")
-    except Exception as error:  # vmap refuses with many kinds; what is the module's own mistake comes again in the loop
+    except Exception as error:  # vmap raises all kinds; the loop raises the module's own errors again
         refused = error
     else:
         return None
