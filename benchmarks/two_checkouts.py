@@ -3,12 +3,15 @@
 `python benchmarks/two_checkouts.py ../old W2-strided-4x5 --capture` steps one workload with the package in `../old` and
 with the one here, and prints the old time over the new one: above 1, the new one is faster. `--plain` adds the loop by
 hand. Each checkout has its own environment in `.venv`, as `.ci/run` makes it; graphs are compiled in empty caches.
-Times are processor seconds of one thread, medians over rounds.
+Times are processor seconds of one thread, medians over rounds. Processes of the same code differ by a few per cent, by
+where their memory lies: `--processes 5` steps each checkout in five of them, and prints the ratio of the medians over
+processes, with the fastest and the slowest process.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -78,17 +81,21 @@ def compare(asked: argparse.Namespace, workload: str) -> None:
     if asked.plain:
         contenders["plain loop"] = HERE, "plain loop"
     with TemporaryDirectory() as folder:
-        players = {
-            name: Player.of(root, workload, contender, asked.first_order, f"{folder}/{name}")
-            for name, (root, contender) in contenders.items()
-        }
-        steps = {name: max(1, min(200, int(ROUND_SECONDS / player.seconds(1)))) for name, player in players.items()}
-        rounds = [{name: player.seconds(steps[name]) for name, player in players.items()} for _ in range(asked.rounds)]
+        players = {}
+        for turn, (name, (root, contender)) in itertools.product(range(asked.processes), contenders.items()):
+            players[name, turn] = Player.of(root, workload, contender, asked.first_order, f"{folder}/{name}")
+            players[name, turn].seconds(1)  # the next process finds what this one compiled
+        steps = {key: max(1, min(200, int(ROUND_SECONDS / player.seconds(1)))) for key, player in players.items()}
+        rounds = [{key: player.seconds(steps[key]) for key, player in players.items()} for _ in range(asked.rounds)]
         for player in players.values():
             player.process.communicate()
-    medians = {name: statistics.median(seconds[name] for seconds in rounds) * 1e3 for name in players}
-    over = {name: statistics.median(seconds[name] / seconds["new"] for seconds in rounds) for name in players}
-    shown = ", ".join(f"{name} {medians[name]:.3g} ms ({over[name]:.3f})" for name in players)
+    times = {key: statistics.median(seconds[key] for seconds in rounds) * 1e3 for key in players}
+    of = {name: sorted(times[key] for key in players if key[0] == name) for name in contenders}
+    medians = {name: statistics.median(each) for name, each in of.items()}
+    shown = ", ".join(
+        f"{name} {medians[name]:.3g} ms ({medians[name] / medians['new']:.3f}; {each[0]:.3g} ... {each[-1]:.3g})"
+        for name, each in of.items()
+    )
     print(f"{workload} {ours}{' first order' if asked.first_order else ''}: {shown}", flush=True)
 
 
@@ -103,6 +110,7 @@ def main() -> None:
     parser.add_argument("--first-order", action="store_true")
     parser.add_argument("--plain", action="store_true", help="beside the loop by hand")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processes", type=int, default=1, help="of each checkout")
     asked = parser.parse_args()
     for workload in asked.workloads:
         compare(asked, workload)

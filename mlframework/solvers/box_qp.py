@@ -10,6 +10,7 @@ Everything here is batched over tasks, `[tasks, k, n]` with classes first, and i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -147,6 +148,11 @@ def with_mapped_axis(info: Any, in_dims: tuple[int | None, ...], leaves: tuple[T
         yield (leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)).flatten(0, 1)
 
 
+for function in (Optimum, ActiveSet):
+    # torch works it out at every call, which takes a tenth of the time of a small problem.
+    vars(function.forward)["__signature__"] = inspect.signature(function.forward)
+
+
 class Found(NamedTuple):
     state: Tensor  # 1 at the upper bound, -1 at the lower, 0 free, [tasks, k, n]
     share: Tensor  # see `shares`, [tasks, k, n]
@@ -192,8 +198,9 @@ def search(problem: Problem) -> tuple[Found, FreeInverse]:
         found = found.improved(failed, change(hard, begun))
     if not torch.equal(found.state, start):
         inverted = free_inverse(problem.kernel, found.state, problem.coupled)
-    refined = optimum_of(problem, found.state, inverted, found.optimum)
-    found = found.improved(torch.arange(len(start), device=start.device), refined)
+    if float(found.residual.max()) > EXACT:
+        refined = optimum_of(problem, found.state, inverted, found.optimum)
+        found = found.improved(torch.arange(len(start), device=start.device), refined)
     rough = torch.nonzero((found.residual > PRECISE) & (found.residual < RETRY)).flatten()
     if len(rough):
         found = found.improved(rough, polished(problem.rows(rough), found.state[rough]))

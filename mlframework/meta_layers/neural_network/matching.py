@@ -78,13 +78,9 @@ class Matching(FeatureMetaLayer):
         queries = features if self.context is None else self.context.embed_queries(features, adapted)
         mean = attention(self.scale * cosines(queries, adapted.keys), adapted.mask) @ adapted.values
         if self.prior is not None and self.gate is not None:
-            return mixture(self.prior(features).log_softmax(-1), (mean + FLOOR).log(), self.gate(features))
+            gate, prior = self.gate(features), self.prior(features).log_softmax(-1)
+            return torch.logaddexp(F.logsigmoid(-gate) + prior, F.logsigmoid(gate) + (mean + FLOOR).log())
         return mean if self.task.spec.kind == "regression" else (mean + FLOOR).log()
-
-
-def mixture(one: Tensor, other: Tensor, gate: Tensor) -> Tensor:
-    """Mixes two distributions by logarithms `[..., classes]`; `gate` `[..., 1]`: the logit of the share of `other`."""
-    return torch.logaddexp(F.logsigmoid(-gate) + one, F.logsigmoid(gate) + other)
 
 
 class FullContext(nn.Module):

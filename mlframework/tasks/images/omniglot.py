@@ -85,7 +85,10 @@ class Omniglot(FewShotClassification):
         wanted = (by_character if self.splits == "vinyals" else by_alphabet)(list(row_of))[split]
         names = [name.split("/", 1)[1] for name in wanted]
         images = torch.from_numpy(arrays["images"][[row_of[name] for name in wanted]]).unsqueeze(2)
-        return rotated(names, images) if self.rotations else ClassIndexed.from_classes(names, images)
+        if self.rotations:  # four classes of each: as they are and turned anticlockwise
+            images = torch.cat([torch.rot90(images, turns, dims=(-2, -1)) for turns in range(4)])
+            names = [f"{name}/rot{90 * turns:03}" for turns in range(4) for name in names]
+        return ClassIndexed.from_classes(names, images)
 
     def source_of(self, name: str) -> str:
         return name.partition("/rot")[0]
@@ -105,12 +108,6 @@ def by_alphabet(names: list[str]) -> dict[Split, list[str]]:
         background: Split = "validation" if alphabet in VALIDATION_ALPHABETS else "train"
         splits["test" if collection == "images_evaluation" else background].append(name)
     return splits
-
-
-def rotated(names: list[str], images: torch.Tensor) -> ClassIndexed:
-    """Four classes of each: `images` `[classes, drawings, 1, height, width]` as they are and turned anticlockwise."""
-    turned = torch.cat([torch.rot90(images, turns, dims=(-2, -1)) for turns in range(4)])
-    return ClassIndexed.from_classes([f"{name}/rot{90 * turns:03}" for turns in range(4) for name in names], turned)
 
 
 def find_zips(folder: Path, may_download: bool) -> list[Path]:
