@@ -78,14 +78,13 @@ class Capture:
     def __call__(self, episode: Episode, whole: bool = False) -> Gradients:
         """The meta-gradient of an episode; that of a whole meta-batch is finished."""
         key, end = (whole, *layout_of(episode)), self.finish if whole else None
-        if key not in self.steps and self.pays(key):
-            self.choose(key, episode, end)
-        if key in self.steps:
+        if (step := self.steps.get(key)) is None and self.pays(key):
+            step = self.choose(key, episode, end)
+        if step is not None:
             try:
-                return self.steps[key](self.meta_layer, episode)
+                return step(self.meta_layer, episode)
             except NotCompiled:  # the step calls other functions than those that were checked
-                self.choose(key, episode, end)
-                return self.steps[key](self.meta_layer, episode)
+                return self.choose(key, episode, end)(self.meta_layer, episode)
         began = time.perf_counter()
         found = ended(eager_gradients, end)(self.meta_layer, episode)
         synchronise()
@@ -102,7 +101,7 @@ class Capture:
         saved = statistics.median(times[1 : TIMED_STEPS + 1]) * (1 - 1 / EXPECTED_SPEEDUP)  # the first one warms up
         return self.steps_left * saved > EXPECTED_SECONDS
 
-    def choose(self, key: Any, episode: Episode, end: End | None) -> None:
+    def choose(self, key: Any, episode: Episode, end: End | None) -> GradientFn:
         """Compiles the step for episodes of a shape, or settles on the eager one."""
         self.steps.pop(key, None)
         before = self.decided.get(str(key)) if self.wanted == "auto" else None
@@ -111,6 +110,7 @@ class Capture:
         self.decided[str(key)] = step is not None
         self.steps[key] = step or ended(eager_gradients, end)
         give_back()  # the memory of compiling and checking
+        return self.steps[key]
 
     def compiled_step(self, episode: Episode, end: End | None, *, must: bool) -> GradientFn | None:
         """A compiled step that was seen to give the eager one's results; else None, and a line that says why.
@@ -207,4 +207,4 @@ def ended(step: GradientFn, end: End | None) -> GradientFn:
 
 def layout_of(episode: Episode) -> tuple[Any, ...]:
     """The properties of an episode that a graph depends on."""
-    return tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part)
+    return tuple([(leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for part in episode for leaf in part])

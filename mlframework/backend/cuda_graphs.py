@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm, GradientFn, Gradients, tensors_of
-from mlframework.backend.private import copies, tree_flatten, tree_map, tree_unflatten
+from mlframework.backend.private import copies, tree_leaves, tree_map, tree_map_only
 from mlframework.backend.tracing import LATER, NotCapturable, changes_with_step, tracing
 from mlframework.backend.verify import differences, stored, with_layout
 from mlframework.episode import Episode
@@ -107,6 +107,5 @@ def waiting_is_an_error() -> Iterator[None]:
 
 def copied(found: Gradients) -> Gradients:
     """The same in memory of its own, copied by one kernel."""
-    leaves, structure = tree_flatten(found)
-    own = iter(copies([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
-    return tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+    own = iter(copies([leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]))
+    return tree_map_only(Tensor, lambda leaf: next(own), found)

@@ -24,7 +24,6 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import (
-    TreeSpec as TreeSpec,
     tree_flatten as tree_flatten,
     tree_leaves as tree_leaves,
     tree_map as tree_map,

@@ -19,7 +19,6 @@ from mlframework.backend.graph_cache import GraphCache
 from mlframework.backend.graph_passes import merge_products, sink
 from mlframework.backend.inductor import CompiledGraph, compiled
 from mlframework.backend.private import (
-    TreeSpec,
     partition,
     tree_flatten,
     tree_map_only,
@@ -87,8 +86,7 @@ class Slot(int):
 class Form(NamedTuple):
     """How the value of a function is made of tensors."""
 
-    leaves: list[Any]  # slots of tensors, and all other leaves as they are
-    structure: TreeSpec  # how they are nested
+    value: Any  # with slots for tensors
     results: list[tuple[tuple[int, ...], bool]]  # the strides of each result, and whether it has a gradient
 
 
@@ -112,9 +110,18 @@ class CompiledRegion:
                 found = self.forward(list(inputs))
         else:
             found = Differentiable.apply(self, *inputs)
-        tensors = (*inputs, *found)
-        leaves = [tensors[leaf] if isinstance(leaf, Slot) else leaf for leaf in self.form.leaves]
-        return tree_unflatten(leaves, self.form.structure)
+        return filled(self.form.value, (*inputs, *found))
+
+
+def filled(value: Any, tensors: tuple[Tensor, ...]) -> Any:
+    """A value with tensors in its slots; dictionaries and named tuples are made faster than torch makes them."""
+    if isinstance(value, Slot):
+        return tensors[value]
+    if type(value) is dict:
+        return {name: filled(part, tensors) for name, part in value.items()}
+    if hasattr(value, "_make"):
+        return value._make(filled(part, tensors) for part in value)
+    return tree_map_only(Slot, tensors.__getitem__, value)
 
 
 class Differentiable(torch.autograd.Function):
@@ -144,13 +151,12 @@ class Differentiable(torch.autograd.Function):
             raise NotCapturable("the gradient of a compiled region cannot be differentiated again")
         region: CompiledRegion = ctx.region
         assert region.backward is not None
-        parts = zip(grads, region.form.results, strict=True)
-        tangents = [with_strides(grad, strides) for grad, (strides, has_grad) in parts if has_grad]
+        tangents = [
+            grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad)
+            for grad, (strides, has_grad) in zip(grads, region.form.results, strict=True)
+            if has_grad
+        ]
         return None, *region.backward([*ctx.saved_tensors, *tangents])
-
-
-def with_strides(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
 class Trace(NamedTuple):
@@ -233,7 +239,7 @@ def trace(
         leaves, found = in_slots(value, inputs)
         # A function may have leaves of its own, by which no gradient is wanted.
         results = [(x.stride(), x.requires_grad and any(learned)) for x in found]
-        forms[:] = [Form(leaves, nesting, results)]
+        forms[:] = [Form(tree_unflatten(leaves, nesting), results)]
         return [*found, *gradients_by(inputs, [x for x, (_, has_grad) in zip(found, results, strict=True) if has_grad])]
 
     with compiled_by(None), tracing(meta_layer, later):

@@ -52,8 +52,7 @@ def solve(problem: Problem) -> tuple[Tensor, Tensor]:
     scale = kernel.detach().diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     leaves = kernel / scale, linear, lower * scale, upper * scale
     state, share, optimum, residual, *parts = ActiveSet.apply(*(leaf.detach() for leaf in leaves), coupled)
-    bounds = at_bounds(state, *leaves[2:])
-    return Optimum.apply(*leaves[:2], bounds, optimum, share, *parts) / scale, residual
+    return Optimum.apply(*leaves[:2], at_bounds(state, *leaves[2:]), optimum, share, *parts) / scale, residual
 
 
 def at_bounds(state: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def crammer_singer(
     """
     classes = y.double().mT
     upper = per_task(c, y) * classes
-    lower = torch.full_like(classes, -torch.inf)
-    return solution(kernel, reg, mask, (classes, lower, upper), coupled=True)
+    return solution(kernel, reg, mask, (classes, torch.full_like(classes, -torch.inf), upper), coupled=True)
 
 
 def one_vs_rest(
