@@ -93,6 +93,7 @@ class _TaskSpec(NamedTuple):
     x_shape: tuple[int, ...]  # of one input
     out_features: int  # numbers that the model emits per example (or per position): values, or logits of classes
     ragged: bool = True  # whether masks may hold zeros; if they never do, layers that mix examples are faster
+    blocks: tuple[int, ...] | None = None  # widths of the parts of a flat input, one for each attribute; None: no parts
 
 
 class TaskSpec(_TaskSpec):
@@ -104,7 +105,14 @@ class TaskSpec(_TaskSpec):
 
     __slots__ = ()
 
-    def __new__(cls, kind: Kind, x_shape: Sequence[int], out_features: int, ragged: bool = True) -> TaskSpec:
+    def __new__(
+        cls,
+        kind: Kind,
+        x_shape: Sequence[int],
+        out_features: int,
+        ragged: bool = True,
+        blocks: Sequence[int] | None = None,
+    ) -> TaskSpec:
         kinds = get_args(Kind)
         if kind not in kinds:
             raise InvalidValue("kind", kind, f"must be one of {', '.join(kinds)}{nearest(str(kind), kinds)}")
@@ -114,7 +122,10 @@ class TaskSpec(_TaskSpec):
             raise InvalidValue("out_features", out_features, "must be a whole number of at least 1")
         if not isinstance(ragged, bool):
             raise InvalidValue("ragged", ragged, "must be true or false")
-        return super().__new__(cls, kind, tuple(x_shape), out_features, ragged)
+        blocks = None if blocks is None else tuple(blocks)
+        if blocks is not None and not (all(map(is_size, blocks)) and (sum(blocks),) == tuple(x_shape)):
+            raise InvalidValue("blocks", blocks, f"must be widths that add up to x_shape, {tuple(x_shape)}")
+        return super().__new__(cls, kind, tuple(x_shape), out_features, ragged, blocks)
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> TaskSpec:  # type: ignore[override]

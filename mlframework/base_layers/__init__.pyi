@@ -1,3 +1,4 @@
+from .attribute_embedding import AttributeEmbedding as AttributeEmbedding
 from .base_layer import BaseLayer as BaseLayer, PlainLayer as PlainLayer, Stack as Stack, TakesMask as TakesMask
 from .conv4 import Conv4 as Conv4
 from .gru import GRU as GRU

@@ -1,6 +1,10 @@
 from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
+from .baselines.matrix_factorisation import MatrixFactorisation as MatrixFactorisation
 from .baselines.ngram import NGrams as NGrams
+from .baselines.popularity import Popularity as Popularity
+from .baselines.rating_means import RatingMeans as RatingMeans
+from .baselines.rating_regression import OnAllUsers as OnAllUsers, OnEachUser as OnEachUser
 from .baselines.scikit_learn import OnFeatures as OnFeatures, ScikitLearn as ScikitLearn
 from .choices import Candidate as Candidate, Trial as Trial
 from .displays.by_inner_step import ByInnerStep as ByInnerStep

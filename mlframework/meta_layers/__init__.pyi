@@ -37,6 +37,7 @@ from .neural_network.relation import RelationNetwork as RelationNetwork
 from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine
 from .svm.kernels import Kernel as Kernel, LinearKernel as LinearKernel, RBFKernel as RBFKernel
 from .svm.regularised import Logistic as Logistic, RegularisedFit as RegularisedFit, Ridge as Ridge
+from .svm.shared_head import SharedHeadRidge as SharedHeadRidge
 from .svm.support_vectors import (
     CrammerSingerSVM as CrammerSingerSVM,
     OneVsRestSVM as OneVsRestSVM,

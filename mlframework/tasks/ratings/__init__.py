@@ -1,0 +1,1 @@
+"""Ratings: one task is one user, or one item."""
