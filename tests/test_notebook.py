@@ -108,7 +108,7 @@ def test_baselines_are_judged_beside_the_algorithm():
 
 @pytest.mark.parametrize("algorithm", presets("algorithm"))
 def test_a_saved_algorithm_is_loaded_with_all_its_settings(tmp_path, algorithm):
-    task = "text_lists" if algorithm == "in_context" else "digits"
+    task = {"in_context": "text_lists", "ridge_shared_head": "sinusoid"}.get(algorithm, "digits")
     assert_loaded_as_saved(built(f"algorithm={algorithm}", f"task={task}"), tmp_path / "layer.safetensors")
 
 

@@ -1,0 +1,220 @@
+"""Trains the runs of docs/ratings.md, and draws its tables: nothing there is typed by hand.
+
+`python scripts/ratings.py train runs/ratings --seeds 3` trains every method with the seeds 0 to 2, each its own split.
+A repeated command, with more seeds too, goes on where it was stopped. `--only maml,anil` takes some methods.
+`python scripts/ratings.py tables runs/ratings` writes the records to results/ratings/, and the tables to the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlframework.evaluation.interval import Interval
+from mlframework.evaluation.number_format import shown_interval
+from mlframework.files import write_json, write_part
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "results" / "ratings"
+
+#: What all runs have in common: MovieLens-100K under the protocol of RecBole-MetaRec.
+COMMON = [
+    *("task=ratings", "task/source=recbole", "task.split_seed=${seed}", "task.loss=absolute"),
+    *("trainer.steps=400", "trainer.validate_every=50", "trainer.validation_tasks=100", "evaluation.tasks=300"),
+    *("display=[]", "logger.figures=false"),
+]
+NO_BASELINES = "evaluation/baseline=[]"
+
+#: Every method by its name in the table, with its overrides; the baselines go with the first one.
+METHODS: dict[str, list[str]] = {
+    "ridge_shared_head": ["algorithm=ridge_shared_head"],
+    "ridge": ["algorithm=ridge"],
+    "ridge_rbf": ["algorithm=ridge_shared_head", "algorithm/kernel=rbf"],
+    "hypernetwork": ["algorithm=hypernetwork"],
+    "conditional_neural_process": ["algorithm=conditional_neural_process"],
+    "matching": ["algorithm=matching"],
+    "maml": ["algorithm=maml"],
+    "fomaml": ["algorithm=fomaml"],
+    "anil": ["algorithm=anil"],
+    "melu": ["algorithm=fomaml", "algorithm.adapts='^features\\.[1-9]|^head'"],
+    "meta_sgd": ["algorithm=meta_sgd"],
+    "reptile": ["algorithm=reptile"],
+    "joint": ["algorithm=joint"],
+}
+
+#: The four partitions: the same training, other queries. A fifth of the items and of the ratings are held out.
+HELD_OUT = ["task.held_out_items=0.2", "task.held_out_ratings=0.2"]
+PARTITIONS = [(users, items) for users in ("existing", "new") for items in ("existing", "new")]
+PARTITIONED = ("ridge_shared_head", "fomaml")
+
+METRICS = {
+    "query_mae": "MAE",
+    "query_mae_rounded": "MAE, rounded",
+    "query_rmse": "RMSE",
+    "query_ndcg": "nDCG@5",
+}
+
+
+def train(folder: Path, seeds: int, only: Sequence[str]) -> None:
+    for name, overrides in METHODS.items():
+        if not only or name in only:
+            more = [] if name == next(iter(METHODS)) else [NO_BASELINES]
+            sweep(folder / name, seeds, [*overrides, *more])
+    for users, items in PARTITIONS:
+        for name in PARTITIONED:
+            if not only or "partitions" in only:
+                baselines = [] if name == PARTITIONED[0] else [NO_BASELINES]
+                place = folder / "partitions" / f"{users}_{items}" / name
+                sweep(
+                    place, seeds, [*METHODS[name], *HELD_OUT, f"task.users={users}", f"task.items={items}", *baselines]
+                )
+
+
+def sweep(folder: Path, seeds: int, overrides: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "mlframework.cli.train", "-m", "resume=true", *COMMON, *overrides]
+    command += [f"seed={','.join(map(str, range(seeds)))}", f"hydra.sweep.dir={folder}"]
+    subprocess.run(command, check=False)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """The finished runs of one sweep: what was typed, the commit, and the means of every method by seed."""
+    runs: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*/result.json"), key=lambda path: int(path.parent.name)):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
+        rows = result["evaluation"]["rows"]
+        runs.append(
+            {
+                "seed": int(next(o for o in result["overrides"] if o.startswith("seed="))[5:]),
+                "commit": environment["git"]["commit"],
+                "machine": environment.get("cpu") or environment.get("machine"),
+                "seconds": result["seconds"],
+                "task_hash": result["evaluation"]["task_hash"],
+                "rows": [
+                    {
+                        "method": row["method"],
+                        "setting": row["setting"],
+                        "steps": row["chosen"],
+                        **{metric: mean(row, metric) for metric in METRICS},
+                    }
+                    for row in rows
+                ],
+            }
+        )
+        command = ["mlframework-train", *(o for o in result["overrides"] if not o.startswith("seed="))]
+    return {"command": " ".join(command), "runs": runs} if runs else {}
+
+
+def mean(row: Mapping[str, Any], metric: str) -> float:
+    return float(row["metrics"][metric][row["steps"].index(row["chosen"])]["mean"])
+
+
+def collect(folder: Path) -> None:
+    """Writes one record for each sweep."""
+    for name in METHODS:
+        if found := record(folder / name):
+            write_json(RECORDS / f"{name}.json", found)
+    for users, items in PARTITIONS:
+        for name in PARTITIONED:
+            if found := record(folder / "partitions" / f"{users}_{items}" / name):
+                write_json(RECORDS / "partitions" / f"{users}_{items}_{name}.json", found)
+
+
+Values = dict[str, dict[int, dict[str, Any]]]
+
+
+def values(records: Mapping[str, Any]) -> Values:
+    """The row of each method by seed; the algorithm of a record has the record's name, baselines their own."""
+    found: Values = {}
+    for name, each in records.items():
+        for run in each["runs"]:
+            for number, row in enumerate(run["rows"]):
+                found.setdefault(row["method"] if number else name, {})[run["seed"]] = row
+    return found
+
+
+def read(pattern: str) -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob(pattern))}
+
+
+def interval(numbers: Sequence[float]) -> str:
+    """The mean over seeds, with its 95 % interval."""
+    found = Interval.of(torch.tensor(numbers, dtype=torch.float64))
+    return shown_interval(found.mean, found.half_width)
+
+
+def table(rows: Values, reference: str) -> str:
+    """A markdown table, the smallest MAE first; differences from a reference are paired by seed."""
+    header = ["method", "seeds", *METRICS.values(), f"MAE minus {reference}"]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    ordered = sorted(rows.items(), key=lambda item: sum(r["query_mae"] for r in item[1].values()) / len(item[1]))
+    for name, runs in ordered:
+        shared = [
+            (runs[seed]["query_mae"], rows[reference][seed]["query_mae"])
+            for seed in runs.keys() & rows[reference].keys()
+        ]
+        minus = "" if name == reference or not shared else interval([ours - theirs for ours, theirs in shared])
+        cells = [interval([run[metric] for run in runs.values()]) for metric in METRICS]
+        lines.append("| " + " | ".join([name, str(len(runs)), *cells, minus]) + " |")
+    return "\n".join(lines)
+
+
+def partition_tables() -> Iterator[str]:
+    """A row for each method, a column of the MAE for each partition."""
+    columns = {}
+    for users, items in PARTITIONS:
+        prefix = f"{users}_{items}_"
+        records = {name.removeprefix(prefix): each for name, each in read(f"partitions/{prefix}*.json").items()}
+        columns[f"{users} users, {items} items"] = values(records)
+    for metric, title in METRICS.items():
+        methods = dict.fromkeys(name for column in columns.values() for name in column)
+        yield f"\n{title}:\n\n| method | " + " | ".join(columns) + " |\n|" + " --- |" * (1 + len(columns))
+        for method in methods:
+            cells = [
+                interval([run[metric] for run in column[method].values()]) if method in column else ""
+                for column in columns.values()
+            ]
+            yield f"| {method} | " + " | ".join(cells) + " |"
+
+
+def provenance(records: Mapping[str, Any]) -> str:
+    """The commits, the seeds and the time of the runs."""
+    runs = [run for each in records.values() for run in each["runs"]]
+    commits = sorted({run["commit"][:7] for run in runs})
+    seconds = sorted(run["seconds"] for run in runs)
+    return (
+        f"{len(runs)} runs, commits {', '.join(commits)}; a training takes {seconds[0]:.0f} to {seconds[-1]:.0f} s, "
+        f"{seconds[len(seconds) // 2]:.0f} s in the median, on one core that other processes share."
+    )
+
+
+def tables() -> None:
+    page, records = ROOT / "docs" / "ratings.md", read("*.json")
+    reference = "item and user means, attribute offsets"
+    write_part(page, "scripts/ratings.py methods", f"{table(values(records), reference)}\n\n{provenance(records)}")
+    write_part(page, "scripts/ratings.py partitions", "\n".join(partition_tables()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["train", "tables"])
+    parser.add_argument("folder", type=Path, help="where the runs are")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", default="", help="methods, separated by commas; partitions: the four partitions")
+    asked = parser.parse_args()
+    if asked.stage == "train":
+        train(asked.folder, asked.seeds, [name for name in asked.only.split(",") if name])
+        return
+    collect(asked.folder)
+    tables()
+
+
+if __name__ == "__main__":
+    main()
