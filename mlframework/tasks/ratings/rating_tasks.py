@@ -247,8 +247,8 @@ class RatingTasks(TaskDistribution):
         flat = rows[mask].numpy()
         x = torch.zeros(*rows.shape, *self.spec.x_shape)
         y = torch.zeros(*rows.shape, 1)
-        x[mask] = torch.from_numpy(self.x(flat)).float()
-        y[mask] = torch.from_numpy(self.y[flat]).float()[:, None]
+        x[mask] = torch.from_numpy(self.x(flat)).to(x)
+        y[mask] = torch.from_numpy(self.y[flat]).to(y)[:, None]
         return Examples(x, y, mask.float())
 
     def x(self, rows: np.ndarray) -> np.ndarray:
@@ -260,7 +260,9 @@ class RatingTasks(TaskDistribution):
         count = np.log1p(statistics.item_count[item] - counted) / 3
         parts = [mean[:, None], count[:, None], table.items.x[item], table.users.x[user]]
         if self.item_identity:
-            parts.append(np.eye(len(table.items.names))[item] * ~self.partition.new_item[item][:, None])
+            identity = np.zeros((len(rows), len(table.items.names)))
+            identity[np.arange(len(rows)), item] = ~self.partition.new_item[item]
+            parts.append(identity)
         return np.concatenate(parts, axis=1)
 
     # Scores.
