@@ -308,9 +308,9 @@ def directional_errors(
 
 
 def query_losses(meta_layer: MetaLayer, episode: Episode) -> Tensor:
-    """`[tasks]`, after adapting."""
+    """The query metric that the algorithm minimises, by default the query loss, `[tasks]`, after adapting."""
     with torch.no_grad():
-        return meta_layer.query_metrics(meta_layer.adapt(episode.support), episode)["query_loss"]
+        return meta_layer.query_metrics(meta_layer.adapt(episode.support), episode)[meta_layer.minimised]
 
 
 def outcome(meta_layer: MetaLayer, episode: Episode, *, chunk: int | None = None) -> Tensor:

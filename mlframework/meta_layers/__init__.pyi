@@ -34,8 +34,16 @@ from .neural_network.matching import Matching as Matching
 from .neural_network.meta_networks import MetaNetworks as MetaNetworks
 from .neural_network.prototypes import Prototypes as Prototypes
 from .neural_network.relation import RelationNetwork as RelationNetwork
+from .predictive import Predictive as Predictive
+from .svm.deep_kernel import DeepKernel as DeepKernel
 from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine
-from .svm.kernels import Kernel as Kernel, LinearKernel as LinearKernel, RBFKernel as RBFKernel
+from .svm.kernels import (
+    CosineKernel as CosineKernel,
+    Kernel as Kernel,
+    LinearKernel as LinearKernel,
+    MaternKernel as MaternKernel,
+    RBFKernel as RBFKernel,
+)
 from .svm.regularised import Logistic as Logistic, RegularisedFit as RegularisedFit, Ridge as Ridge
 from .svm.shared_head import SharedHeadRidge as SharedHeadRidge
 from .svm.support_vectors import (

@@ -12,6 +12,7 @@ from mlframework.base_layers.base_layer import BaseLayer, PlainLayer
 from mlframework.episode import Episode, Examples
 from mlframework.errors import UserError
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
+from mlframework.meta_layers.predictive import Predictive
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["FeatureMetaLayer", "require_features"]
@@ -58,6 +59,10 @@ class FeatureMetaLayer(MetaLayer):
     def outputs(self, adapted: Adapted, features: Tensor) -> Tensor:
         """Predictions `[tasks, n, out_features]` of each task's model for features `[tasks, n, d]`."""
 
+    def distribution(self, adapted: Adapted, features: Tensor) -> Predictive:
+        """The predictive distribution for features `[tasks, n, d]`, with a variance if the algorithm states one."""
+        return Predictive(self.outputs(adapted, features))
+
     def adapt(self, support: Examples) -> Adapted:
         features = self.features_of(support.x, self.mask_or_none(support.mask))
         if self.prior is None:
@@ -68,19 +73,30 @@ class FeatureMetaLayer(MetaLayer):
         features = self.features_of(x, mask)
         return self.outputs(adapted, features.flatten(1, -2)).unflatten(1, features.shape[1:-1])
 
+    def predict_distribution(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Predictive:
+        features = self.features_of(x, mask)
+        found, shape = self.distribution(adapted, features.flatten(1, -2)), features.shape[1:-1]
+        return Predictive(*(None if leaf is None else leaf.unflatten(1, shape) for leaf in found))
+
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The query loss. Support and query share one pass through the features if neither changes the other's."""
-        mixes = self.base_layer.mixes_examples
-        if self.prior is not None or (mixes and self.batch_norm != "support"):
+        """Support and query share one pass through the features if neither changes the other's."""
+        if self.prior is not None or (self.base_layer.mixes_examples and self.batch_norm != "support"):
             return super().meta_loss(episode)
+        of_support, of_query = self.features_of_both(episode)
+        adapted = self.fit(of_support, episode.support)
+        metrics = self.metrics_of(adapted, self.distribution(adapted, of_query), episode.query)
+        return metrics[self.minimised], metrics
+
+    def features_of_both(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        """Features of the support set and of the query set, each `[tasks, n, d]`.
+
+        If examples mix, the support set's statistics normalise all of them.
+        """
         (support, query), both = episode, episode.joined()
-        # If examples mix, the support set's statistics normalise all of them.
+        mixes = self.base_layer.mixes_examples
         mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1) if mixes else self.mask_or_none(both.mask)
-        features = self.features_of(both.x, mask)
-        of_support, of_query = features.split([support.x.shape[1], query.x.shape[1]], dim=1)
-        adapted = self.fit(of_support, support)
-        metrics = self.metrics_of(adapted, self.outputs(adapted, of_query), query)
-        return metrics["query_loss"], metrics
+        of_support, of_query = self.features_of(both.x, mask).split([support.x.shape[1], query.x.shape[1]], dim=1)
+        return of_support, of_query
 
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""

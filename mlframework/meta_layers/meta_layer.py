@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import Engine, call_per_task
 from mlframework.base_layers.base_layer import BATCH_NORMS, as_base_layer
-from mlframework.episode import Episode, Examples, Kind, Params
+from mlframework.episode import Episode, Examples, Kind, Params, masked_mean
 from mlframework.errors import IncompatibleKind, InvalidValue
 from mlframework.files import KeepsArguments
+from mlframework.meta_layers.predictive import Predictive, normal_nll
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "learned_names", "matching", "with_settings_of"]
@@ -65,7 +66,9 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     #: The kinds of task that the algorithm takes.
     kinds: tuple[Kind, ...] = get_args(Kind)
 
-    #: Whether `meta_loss` has exactly the gradient of the query loss.
+    #: The query metric that `meta_loss` is, unless the algorithm has a loss of its own.
+    minimised: str = "query_loss"
+    #: Whether `meta_loss` has exactly the gradient of the query metric `minimised`.
     exact: bool = True
     #: Whether a task's model depends on the order of its support set, because a recurrent network reads it, say.
     support_order_matters: bool = False
@@ -120,26 +123,33 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     def predict(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predictions `[tasks, n, out_features]` for inputs `[tasks, n, *x_shape]`; `mask`: which count (None: all)."""
 
+    def predict_distribution(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Predictive:
+        """The predictive distribution, with the arguments of `predict`; with a variance if the algorithm states one."""
+        return Predictive(self.predict(adapted, x, mask))
+
     def trajectory(self, support: Examples, steps: int) -> Iterator[Adapted]:
         """Each task's model after 0, 1, ..., `steps` inner steps; an algorithm without inner steps has one model."""
         yield self.adapt(support)
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The loss that the outer loop differentiates `[tasks]`, by default the query loss, and the metrics it reports.
+        """The loss that the outer loop differentiates `[tasks]`, by default `minimised`, and the metrics it reports.
 
         An algorithm with a meta-gradient of its own returns a loss that has this gradient.
         """
         metrics = self.query_metrics(self.adapt(episode.support), episode)
-        return metrics["query_loss"], metrics
+        return metrics[self.minimised], metrics
 
     def query_metrics(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy | None = None) -> Metrics:
         """The query loss and the task's metrics of adapted models, each `[tasks]`, named `query_...`."""
-        prediction = self.predict_query(adapted, episode, batch_norm or self.batch_norm)
-        return self.metrics_of(adapted, prediction, episode.query)
+        found = self.query_distribution(adapted, episode, batch_norm or self.batch_norm)
+        return self.metrics_of(adapted, found, episode.query)
 
-    def metrics_of(self, adapted: Adapted, prediction: Tensor, query: Examples) -> Metrics:
-        """The query loss and metrics of predictions `[tasks, n, out_features]` for a query set."""
-        scores = self.task.scores(prediction, query.y, query.mask)
+    def metrics_of(self, adapted: Adapted, found: Predictive, query: Examples) -> Metrics:
+        """The query loss and metrics of predictions for a query set; with `query_nll` if they have a variance."""
+        scores = self.task.scores(found.prediction, query.y, query.mask)
+        if found.variance is not None:
+            nll = normal_nll(found.prediction, found.variance, query.y)
+            scores = {**scores, "nll": masked_mean(nll, self.mask_or_none(query.mask))}
         return {**{f"query_{name}": value for name, value in scores.items()}, **self.diagnostics(adapted)}
 
     def diagnostics(self, adapted: Adapted) -> Metrics:
@@ -148,19 +158,29 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
 
     def predict_query(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Tensor:
         """Predictions for the query set `[tasks, n, out_features]` under a policy."""
+        return self.by_policy(lambda x, mask: Predictive(self.predict(adapted, x, mask)), episode, batch_norm).prediction
+
+    def query_distribution(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Predictive:
+        """The predictive distribution for the query set under a policy."""
+        return self.by_policy(lambda x, mask: self.predict_distribution(adapted, x, mask), episode, batch_norm)
+
+    def by_policy(
+        self, predict: Callable[[Tensor, Tensor | None], Predictive], episode: Episode, batch_norm: BatchNormPolicy
+    ) -> Predictive:
+        """What `predict` gives for the query set, beside the examples that a policy normalises queries by."""
         support, query = episode
         if batch_norm == "transductive" or not self.base_layer.mixes_examples:
-            return self.predict(adapted, query.x, self.mask_or_none(query.mask))
+            return predict(query.x, self.mask_or_none(query.mask))
         if batch_norm == "support":
             # Rows that a mask leaves out are normalised by those that it counts.
             mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1)
-            return self.predict(adapted, torch.cat([support.x, query.x], dim=1), mask)[:, support.x.shape[1] :]
+            return predict(torch.cat([support.x, query.x], dim=1), mask).rows(slice(support.x.shape[1], None))
         alone = []
         for row in range(query.x.shape[1]):
             x = torch.cat([support.x, query.x[:, row : row + 1]], dim=1)
             mask = torch.cat([support.mask, torch.ones_like(support.mask[:, :1])], dim=1)
-            alone.append(self.predict(adapted, x, self.mask_or_none(mask))[:, -1])
-        return torch.stack(alone, dim=1)
+            alone.append(predict(x, self.mask_or_none(mask)).rows(slice(-1, None)))
+        return Predictive.joined(alone)
 
     def targets(self, examples: Examples) -> Tensor:
         """The targets of a fit, `[tasks, n, out_features]`: values, or one-hot classes; 0 in rows of padding."""

@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
 from mlframework.inner_loop.inner_update import at_least
 
-__all__ = ["Kernel", "LinearKernel", "Positive", "RBFKernel"]
+__all__ = ["CosineKernel", "Kernel", "LinearKernel", "MaternKernel", "Positive", "RBFKernel"]
 
 
 class Positive(nn.Module):
@@ -48,6 +49,11 @@ class Kernel(KeepsArguments, nn.Module, ABC):
     @abstractmethod
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Similarities `[tasks, n, m]` of features `a` `[tasks, n, d]` to features `b` `[tasks, m, d]`."""
+
+    def variance(self, a: Tensor) -> Tensor:
+        """The similarity `[tasks, n]` of each example to itself, for features `a` `[tasks, n, d]`."""
+        alone = a.flatten(0, 1).unsqueeze(1)
+        return self(alone, alone).view(a.shape[:2])
 
     def learned(self) -> dict[str, Tensor]:
         """The numbers that are learned, detached, to be reported."""
@@ -89,6 +95,60 @@ class RBFKernel(Kernel):
         self.positive = Positive({"gamma": gamma}, learn=["gamma"] if learn else [])
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        # The differences themselves: |a|^2 - 2ab + |b|^2 would cancel in float32.
-        distances = (a.unsqueeze(2) - b.unsqueeze(1)).square().mean(-1)
-        return (-self.positive["gamma"] * distances).exp()
+        return (-self.positive["gamma"] * squared_distances(a, b)).exp()
+
+
+class MaternKernel(Kernel):
+    """The Matern kernel of the distance `r = |a - b| / (sqrt(d) length)`: less smooth than an RBF kernel.
+
+    It is `exp(-r)` for a smoothness of 0.5, `(1 + s) exp(-s)` with `s = sqrt(3) r` for 1.5, and
+    `(1 + s + s^2 / 3) exp(-s)` with `s = sqrt(5) r` for 2.5.
+
+    Args:
+        smoothness: 0.5, 1.5 or 2.5: functions drawn from such a process have no, one or two derivatives.
+        length: over which similarity falls, in units of the root mean square of the features' differences.
+        learn: whether the outer loop learns `length`, from there on, through its logarithm.
+
+    Reference: Rasmussen, Williams, Gaussian Processes for Machine Learning, 2006, equation 4.17.
+
+    >>> MaternKernel(smoothness=0.5, learn=False)(torch.ones(1, 1, 3), torch.zeros(1, 1, 3)).log()
+    tensor([[[-1.]]])
+    """
+
+    def __init__(self, smoothness: float = 2.5, length: float = 1.0, *, learn: bool = True) -> None:
+        super().__init__()
+        if smoothness not in (0.5, 1.5, 2.5):
+            raise InvalidValue("smoothness", smoothness, "must be 0.5, 1.5 or 2.5")
+        self.smoothness = smoothness
+        self.positive = Positive({"length": length}, learn=["length"] if learn else [])
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        # Clamped, for the root has no finite derivative at 0.
+        squared = squared_distances(a, b) * (2 * self.smoothness)
+        s = squared.clamp(min=1e-30).sqrt() / self.positive["length"]
+        polynomial = {0.5: 1.0, 1.5: 1 + s, 2.5: 1 + s + s.square() / 3}[self.smoothness]
+        return polynomial * (-s).exp()
+
+
+class CosineKernel(Kernel):
+    """The cosine of two features, plus a constant: a model that is linear in features of length 1.
+
+    Args:
+        constant: see `LinearKernel`.
+
+    >>> CosineKernel()(torch.ones(1, 1, 4), torch.full((1, 1, 4), 5.0)).item()
+    1.0
+    """
+
+    def __init__(self, constant: float = 0.0) -> None:
+        super().__init__()
+        self.constant = at_least("constant", constant, 0)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT + self.constant
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """The mean squared differences `[tasks, n, m]` of features `a` `[tasks, n, d]` and `b` `[tasks, m, d]`."""
+    # The differences themselves: |a|^2 - 2ab + |b|^2 would cancel in float32.
+    return (a.unsqueeze(2) - b.unsqueeze(1)).square().mean(-1)
