@@ -185,6 +185,37 @@ def test_a_conditional_neural_process_scores_every_class_by_its_own_mean_code():
             torch.testing.assert_close(found[number, i], torch.cat(wanted))
 
 
+def test_a_conditional_neural_process_with_a_least_deviation_is_trained_by_the_likelihood():
+    task = waves()
+
+    def make(task):
+        return made(ConditionalNeuralProcess, task, hidden=[5, 4], least_deviation=0.1)
+
+    meta_layer, episode = make(task), drawn(task)
+    adapted = meta_layer.adapt(episode.support)
+    found = meta_layer.predict_distribution(adapted, episode.query.x)
+    code = adapted[0, 0]
+    emitted = decoded(meta_layer, meta_layer.features_of(episode.query.x)[0, 0], code, code)
+    deviation = 0.1 + 0.9 * math.log1p(math.exp(emitted[1]))
+    assert found.prediction[0, 0].item() == pytest.approx(emitted[0].item())
+    assert found.variance[0, 0].item() == pytest.approx(deviation**2)
+    likelihood = torch.distributions.Normal(found.prediction, found.variance.sqrt()).log_prob(episode.query.y)
+    torch.testing.assert_close(meta_layer.meta_loss(episode)[0], -likelihood.squeeze(-1).mean(1))
+    check_meta_layer(make, task)
+
+
+@pytest.mark.parametrize(
+    ("task", "deviation", "line"),
+    [
+        (classes, 0.1, "least_deviation=0.1: values have deviations, and ArrayTasks is a classification: leave it null"),
+        (waves, 1.0, "least_deviation=1.0: must be above 0 and below 1, or null"),
+    ],
+)
+def test_a_wrong_least_deviation_is_named(task, deviation, line):
+    with pytest.raises(InvalidValue, match=line):
+        made(ConditionalNeuralProcess, task(), least_deviation=deviation)
+
+
 # Relation networks.
 
 
