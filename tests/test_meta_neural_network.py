@@ -207,7 +207,11 @@ def test_a_conditional_neural_process_with_a_least_deviation_is_trained_by_the_l
 @pytest.mark.parametrize(
     ("task", "deviation", "line"),
     [
-        (classes, 0.1, "least_deviation=0.1: values have deviations, and ArrayTasks is a classification: leave it null"),
+        (
+            classes,
+            0.1,
+            "least_deviation=0.1: values have deviations, and ArrayTasks is a classification: leave it",
+        ),
         (waves, 1.0, "least_deviation=1.0: must be above 0 and below 1, or null"),
     ],
 )

@@ -10,10 +10,15 @@ from .choices import Candidate as Candidate, Trial as Trial
 from .displays.by_inner_step import ByInnerStep as ByInnerStep
 from .displays.contact_sheet import ContactSheet as ContactSheet
 from .displays.fits import Fits as Fits
+from .displays.reliability import Reliability as Reliability
 from .displays.samples import Samples as Samples
 from .displays.text_quality import TextQuality as TextQuality
 from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval
 from .part import Baseline as Baseline, Display as Display, Log as Log, Measure as Measure, Validated as Validated
+from .predictors.laplace import LaplaceHead as LaplaceHead
+from .predictors.predictor import Predictor as Predictor
+from .predictors.temperature import Temperature as Temperature
 from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
 from .task_set import TaskSet as TaskSet
+from .uncertainty import Uncertainty as Uncertainty

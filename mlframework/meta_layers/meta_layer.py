@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mlframework.backend.forward import Engine, call_per_task
 from mlframework.base_layers.base_layer import BATCH_NORMS, as_base_layer
 from mlframework.episode import Episode, Examples, Kind, Params, masked_mean
-from mlframework.errors import IncompatibleKind, InvalidValue
+from mlframework.errors import IncompatibleKind, InvalidValue, UserError
 from mlframework.files import KeepsArguments
 from mlframework.meta_layers.predictive import Predictive, normal_nll
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -127,6 +128,10 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         """The predictive distribution, with the arguments of `predict`; with a variance if the algorithm states one."""
         return Predictive(self.predict(adapted, x, mask))
 
+    def adapted_features(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The features `[tasks, n, d]` on which each task's head works, with the arguments of `predict`."""
+        raise UserError(f"{type(self).__name__} has no features below a head of each task's own")
+
     def trajectory(self, support: Examples, steps: int) -> Iterator[Adapted]:
         """Each task's model after 0, 1, ..., `steps` inner steps; an algorithm without inner steps has one model."""
         yield self.adapt(support)
@@ -158,11 +163,15 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
 
     def predict_query(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Tensor:
         """Predictions for the query set `[tasks, n, out_features]` under a policy."""
-        return self.by_policy(lambda x, mask: Predictive(self.predict(adapted, x, mask)), episode, batch_norm).prediction
+
+        def predict(x: Tensor, mask: Tensor | None) -> Predictive:
+            return Predictive(self.predict(adapted, x, mask))
+
+        return self.by_policy(predict, episode, batch_norm).prediction
 
     def query_distribution(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy) -> Predictive:
         """The predictive distribution for the query set under a policy."""
-        return self.by_policy(lambda x, mask: self.predict_distribution(adapted, x, mask), episode, batch_norm)
+        return self.by_policy(functools.partial(self.predict_distribution, adapted), episode, batch_norm)
 
     def by_policy(
         self, predict: Callable[[Tensor, Tensor | None], Predictive], episode: Episode, batch_norm: BatchNormPolicy

@@ -23,11 +23,11 @@ class Predictive(NamedTuple):
         return Predictive(self.prediction[:, rows], None if self.variance is None else self.variance[:, rows])
 
     @classmethod
-    def joined(cls, parts: Sequence[Predictive]) -> Predictive:
-        """That of the queries of several parts, in their order."""
+    def joined(cls, parts: Sequence[Predictive], *, dim: int = 1) -> Predictive:
+        """That of several parts, one after the other along the axis of queries, or of tasks (0)."""
         variances = [part.variance for part in parts if part.variance is not None]
-        predictions = torch.cat([part.prediction for part in parts], dim=1)
-        return cls(predictions, torch.cat(variances, dim=1) if variances else None)
+        predictions = torch.cat([part.prediction for part in parts], dim=dim)
+        return cls(predictions, torch.cat(variances, dim=dim) if variances else None)
 
 
 def normal_nll(prediction: Tensor, variance: Tensor, y: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+from .ensemble import Ensemble as Ensemble
 from .in_notebook import evaluate as evaluate, train as train
 from .saved import save as save
 from .sweep import RememberFolder as RememberFolder

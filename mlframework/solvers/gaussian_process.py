@@ -24,9 +24,7 @@ class Conditioned(NamedTuple):
     jitter: Tensor  # what was added to the diagonal beside the noise; infinite where nothing helped, [tasks], float64
 
 
-def condition(
-    kernel: Tensor, targets: Tensor, *, noise: Tensor | float, mask: Tensor | None = None
-) -> Conditioned:
+def condition(kernel: Tensor, targets: Tensor, *, noise: Tensor | float, mask: Tensor | None = None) -> Conditioned:
     """Conditions a process with mean 0 on examples, in float64, by a Cholesky factor.
 
     A matrix that rounding has left without a factor gets the first of `JITTERS` that gives it one, task by task. The

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from mlframework.backend.forward import call_per_task
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Params
 from mlframework.errors import InvalidValue
-from mlframework.meta_layers.feature_meta_layer import require_features
+from mlframework.meta_layers.feature_meta_layer import call_features, require_features
 from mlframework.meta_layers.gradient_descent.maml import MAML
 from mlframework.meta_layers.meta_layer import with_settings_of
 from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
@@ -48,7 +47,6 @@ class ProtoMAML(MAML):
 
     def initial(self, support: Examples) -> Params:
         """The initialisation, but for the head, which each task's prototypes give."""
-        network, mask = BaseLayer(self.base_layer.features, nn.Identity()), self.mask_or_none(support.mask)
-        features = call_per_task(network, {}, support.x, mask, engine=self.engine)
+        features = call_features(self, {}, support.x, self.mask_or_none(support.mask))
         weight, bias = linear_head(class_means(features, self.targets(support)))
         return {**super().initial(support), "head.weight": weight, "head.bias": bias}

@@ -114,7 +114,7 @@ class DeepKernel(FeatureMetaLayer):
         return self.process(features, support)
 
     def moments(self, adapted: Process, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean `[tasks, n, out_features]` and variance `[tasks, n, 1]` of the observations at features `[tasks, n, d]`."""
+        """Mean `[tasks, n, out_features]` and variance `[tasks, n, 1]` of observations at features `[tasks, n, d]`."""
         features = features.double()
         cross = self.covariance(features, adapted.features) * adapted.counts.unsqueeze(1)
         prior = self.positive["variance"].double() * self.kernel.variance(features)

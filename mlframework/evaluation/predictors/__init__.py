@@ -1,0 +1,1 @@
+"""Other predictors made of a trained algorithm, whose settings validation tasks choose."""
