@@ -28,8 +28,9 @@ from mlframework.evaluation.uncertainty import strangers, with_next_queries
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, ConditionalNeuralProcess, Exact, Predictive, Prototypes, Ridge
 from mlframework.meta_layers.svm.kernels import LinearKernel
+from mlframework.runs import Trained
 from mlframework.runs.ensemble import Averaged
-from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
+from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid, TextLists
 
 # Definitions.
 
@@ -60,7 +61,7 @@ def test_the_calibration_error_by_hand():
     # ]0.4, 0.6]: two queries, accuracy 0.5, confidence 0.6; ]0.6, 0.8]: 0 and 0.8; ]0.8, 1]: 1 and 0.9.
     assert calibration.calibration_error(BY_HAND, 5).mean().item() == pytest.approx((2 * 0.1 + 0.8 + 0.1) / 4)
     bins = calibration.binned(BY_HAND, 5)
-    assert bins.count.tolist() == [0, 0, 2, 1, 1]
+    assert bins.queries.tolist() == [0, 0, 2, 1, 1]
     assert bins.accuracy.tolist() == [0, 0, 0.5, 0, 1]
     assert bins.confidence.tolist() == pytest.approx([0, 0, 0.6, 0.8, 0.9])
 
@@ -68,7 +69,7 @@ def test_the_calibration_error_by_hand():
 def test_adaptive_bins_have_equally_many_queries():
     """Ordered: 0.6 and 0.6 (one right), then 0.8 (wrong) and 0.9 (right)."""
     bins = calibration.binned(BY_HAND, 2, adaptive=True)
-    assert bins.count.tolist() == [2, 2]
+    assert bins.queries.tolist() == [2, 2]
     found = calibration.calibration_error(BY_HAND, 2, adaptive=True).mean().item()
     assert found == pytest.approx((abs(1 - 1.2) + abs(1 - 1.7)) / 4)
 
@@ -236,7 +237,7 @@ def test_the_variance_of_logits_is_that_of_the_hessian_of_the_head_s_loss():
     def loss(flat):
         return torch.nn.functional.cross_entropy(support.features[0] @ flat.view(5, 3), y, reduction="sum")
 
-    matrix = hessian(loss, weights.flatten()) + 0.3 * torch.eye(15)
+    matrix = hessian(loss, weights.flatten()) + 0.3 * torch.eye(15, dtype=torch.float64)
     covariance = torch.linalg.inv(matrix)
     found = laplace.variance_of_logits(support, queries, 0.3)
     for q, query in enumerate(queries[0]):
@@ -249,7 +250,7 @@ def test_the_variance_of_logits_is_that_of_the_hessian_of_the_head_s_loss():
 
 def test_the_variance_of_values_is_that_of_bayesian_linear_regression():
     support, queries, _ = head_problem("regression")
-    matrix = support.features[0].mT @ support.features[0] + 0.3 * torch.eye(5)
+    matrix = support.features[0].mT @ support.features[0] + 0.3 * torch.eye(5, dtype=torch.float64)
     expected = 1 + (queries[0] @ torch.linalg.inv(matrix) * queries[0]).sum(-1)
     torch.testing.assert_close(laplace.variance_of_values(support, queries, 0.3)[0], expected)
 
@@ -265,9 +266,11 @@ def test_rows_of_padding_do_not_make_a_head_certain():
         torch.testing.assert_close(variance(padded, queries, 0.3), variance(support, queries, 0.3))
 
 
-@pytest.mark.parametrize(
-    "make", [maml, lambda task: Prototypes(MLP(task.spec, hidden=[8]), task)], ids=["maml", "means"]
-)
+def prototypes(task):
+    return Prototypes(MLP(task.spec, hidden=[8]), task)
+
+
+@pytest.mark.parametrize("make", [maml, prototypes])
 def test_a_laplace_head_takes_the_likeliest_precision(make):
     task = blobs()
     layer, validation = make(task), validation_of(task)
@@ -368,9 +371,10 @@ FEW = [*MEASURE, "evaluation.measure.uncertainty.validation_tasks=3"]
 def runs(tmp_path_factory):
     """The folder of two short runs with reliability diagrams."""
     folder = tmp_path_factory.mktemp("runs")
+    shown = ["display=[reliability]", "display.reliability.tasks=4", "logger.figures=true"]
     for seed in (0, 1):
         options = ["algorithm=prototypes", "task=digits", f"seed={seed}", f"run_dir=r{seed}", "evaluation=none"]
-        said = call(train.main, *options, "display=[reliability]", "display.reliability.tasks=4", *SHORT, folder=folder)
+        said = call(train.main, *options, *SHORT, *shown, folder=folder)
         assert said.exit_code == 0, said.err
     return folder
 
@@ -394,6 +398,18 @@ def test_an_evaluation_has_the_measure_with_all_predictors_and_an_ensemble_as_a_
     assert [row["method"] for row in report["rows"]][-1] == "ensemble"
 
 
+def test_a_trained_run_states_its_distribution():
+    task = Sinusoid(k_shot=4, k_query=5)
+    stated = ConditionalNeuralProcess(MLP(task.spec, hidden=[8]), task, hidden=[8], least_deviation=0.1)
+    support = task.sample(1, "test", torch.Generator().manual_seed(0)).support
+    for layer in (stated, maml(task)):
+        model = Trained(layer).adapt(support.x[0], support.y[0])
+        found = model.predict_distribution([[0.5], [1.0]])
+        torch.testing.assert_close(found.prediction, model.predict([[0.5], [1.0]]))
+        assert (found.variance is not None) is (layer is stated)
+        assert layer is not stated or found.variance.shape == (2, 1)
+
+
 def test_faults_are_named_in_one_line(runs):
     cases = {
         "evaluation.measure.uncertainty.bins=0": "evaluation.measure.uncertainty.bins=0: must be at least 1",
@@ -408,8 +424,6 @@ def test_faults_are_named_in_one_line(runs):
 
 
 def test_a_laplace_head_of_a_sequence_is_refused():
-    from mlframework.tasks import TextLists
-
     measure = Uncertainty(predictor={"laplace": LaplaceHead(precisions=[1.0])})
     with pytest.raises(UserError, match="is for a regression or a classification"):
-        measure.check(TextLists())
+        measure.check(TextLists(k_shot=2, k_query=2, length=8))

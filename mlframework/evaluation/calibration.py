@@ -107,7 +107,7 @@ class Bins(NamedTuple):
     """Queries, pooled over all tasks, by their confidence; each leaf is `[bins]`, 0 in an empty bin."""
 
     edges: Tensor  # the upper end of each bin, which belongs to it
-    count: Tensor
+    queries: Tensor  # how many
     confidence: Tensor  # mean
     accuracy: Tensor
 
@@ -116,9 +116,9 @@ def binned(answers: Answers, bins: int, *, adaptive: bool = False) -> Bins:
     """Bins of equal width between 0 and 1, or, if `adaptive`, of equally many queries."""
     confidence, edges = answers.confidence, edges_of(answers, bins, adaptive=adaptive)
     member = F.one_hot(torch.bucketize(confidence, edges[:-1]), bins) * answers.mask.unsqueeze(-1)
-    count = member.sum((0, 1))
-    means = [(member * each.unsqueeze(-1)).sum((0, 1)) / count.clamp(min=1) for each in (confidence, answers.right)]
-    return Bins(edges, count, means[0], means[1])
+    queries = member.sum((0, 1))
+    means = [(member * each.unsqueeze(-1)).sum((0, 1)) / queries.clamp(min=1) for each in (confidence, answers.right)]
+    return Bins(edges, queries, means[0], means[1])
 
 
 def edges_of(answers: Answers, bins: int, *, adaptive: bool) -> Tensor:
@@ -133,10 +133,11 @@ def edges_of(answers: Answers, bins: int, *, adaptive: bool) -> Tensor:
 def calibration_error(answers: Answers, bins: int, *, adaptive: bool = False) -> Tensor:
     """The expected calibration error (ECE), as each task's share in it `[tasks]`: their mean is the ECE.
 
-    `ECE = sum over bins of count / queries * |accuracy - confidence|`, over the queries of all tasks, by the confidence
-    in the likeliest class. A task's share is the sum of `right - confidence` over its queries, with the sign of its
-    bin's sum, divided by the mean number of queries of a task. An interval of these shares takes the signs for given:
-    where the true gap of a bin is near 0, the ECE is too large by chance, and the interval does not show it.
+    `ECE = sum over bins of |accuracy - confidence| * (queries in the bin / all queries)`, over the queries of all
+    tasks, by the confidence in the likeliest class. A task's share is the sum of `right - confidence` over its queries,
+    with the sign of its bin's sum, divided by the mean number of queries of a task. An interval of these shares takes
+    the signs for given: where the true gap of a bin is near 0, the ECE is too large by chance, and the interval does
+    not show it.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv:1706.04599, equation 3; bins of equally
         many: Nixon et al., Measuring Calibration in Deep Learning, 2019, arXiv:1904.01685, for the likeliest class.

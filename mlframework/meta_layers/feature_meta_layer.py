@@ -7,15 +7,14 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mlframework.backend.forward import call_per_task, region
-from mlframework.base_layers.base_layer import BaseLayer, PlainLayer
-from mlframework.episode import Episode, Examples, Params
-from mlframework.errors import UserError
-from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics
+from mlframework.backend.forward import region
+from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.episode import Episode, Examples
+from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer, Metrics, require_features
 from mlframework.meta_layers.predictive import Predictive
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["FeatureMetaLayer", "call_features", "require_features"]
+__all__ = ["FeatureMetaLayer"]
 
 
 class FeatureMetaLayer(MetaLayer):
@@ -75,8 +74,9 @@ class FeatureMetaLayer(MetaLayer):
 
     def predict_distribution(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Predictive:
         features = self.features_of(x, mask)
-        found, shape = self.distribution(adapted, features.flatten(1, -2)), features.shape[1:-1]
-        return Predictive(*(None if leaf is None else leaf.unflatten(1, shape) for leaf in found))
+        prediction, variance = self.distribution(adapted, features.flatten(1, -2))
+        prediction = prediction.unflatten(1, features.shape[1:-1])
+        return Predictive(prediction, None if variance is None else variance.view_as(prediction))
 
     def adapted_features(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.features_of(x, mask)
@@ -105,17 +105,3 @@ class FeatureMetaLayer(MetaLayer):
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
         # Once per step: computing them anew in the backward pass would make that twice as slow.
         return region(self.call_base_layer, recompute=False)({}, x, mask)
-
-
-def require_features(base_layer: nn.Module, algorithm: str) -> None:
-    """Refuses a plain module, which has no features of its own."""
-    if not isinstance(base_layer, BaseLayer) or isinstance(base_layer, PlainLayer):
-        raise UserError(f"{algorithm} works on features: base_layer must be a BaseLayer(features, head)")
-
-
-def call_features(meta_layer: MetaLayer, params: Params, x: Tensor, mask: Tensor | None) -> Tensor:
-    """The base layer's features `[tasks, n, d]`, with those of the stacked parameters that belong to them."""
-    require_features(meta_layer.base_layer, type(meta_layer).__name__)
-    network = BaseLayer(meta_layer.base_layer.features, nn.Identity())
-    own = {name: p for name, p in params.items() if name.startswith("features.")}
-    return call_per_task(network, own, x, mask, engine=meta_layer.engine)

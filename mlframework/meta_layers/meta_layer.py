@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.backend.forward import Engine, call_per_task
-from mlframework.base_layers.base_layer import BATCH_NORMS, as_base_layer
+from mlframework.base_layers.base_layer import BATCH_NORMS, BaseLayer, PlainLayer, as_base_layer
 from mlframework.episode import Episode, Examples, Kind, Params, masked_mean
 from mlframework.errors import IncompatibleKind, InvalidValue, UserError
 from mlframework.files import KeepsArguments
 from mlframework.meta_layers.predictive import Predictive, normal_nll
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "learned_names", "matching", "with_settings_of"]
+__all__ = [
+    *("Adapted", "BatchNormPolicy", "MetaLayer", "Metrics", "call_features", "learned_names", "matching"),
+    *("require_features", "with_settings_of"),
+]
 
 #: A task's own model in whatever form an algorithm keeps it; every leaf starts with `[tasks]`.
 Adapted = Any
@@ -129,8 +132,11 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         return Predictive(self.predict(adapted, x, mask))
 
     def adapted_features(self, adapted: Adapted, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The features `[tasks, n, d]` on which each task's head works, with the arguments of `predict`."""
-        raise UserError(f"{type(self).__name__} has no features below a head of each task's own")
+        """The features `[tasks, n, d]` on which each task's head works, with the arguments of `predict`.
+
+        Stacked parameters of a task's own stand in for the base layer's, as in `predict`.
+        """
+        return call_features(self, adapted if isinstance(adapted, Mapping) else {}, x, mask)
 
     def trajectory(self, support: Examples, steps: int) -> Iterator[Adapted]:
         """Each task's model after 0, 1, ..., `steps` inner steps; an algorithm without inner steps has one model."""
@@ -239,3 +245,17 @@ def torch_norms(module: nn.Module) -> dict[str, nn.Module]:
     """Torch's batch norms in a module, by what messages call them."""
     norms = {name: part for name, part in module.named_modules() if isinstance(part, BATCH_NORMS)}
     return {f"{type(part).__name__} ({name})": part for name, part in norms.items()}
+
+
+def require_features(base_layer: nn.Module, algorithm: str) -> None:
+    """Refuses a plain module, which has no features of its own."""
+    if not isinstance(base_layer, BaseLayer) or isinstance(base_layer, PlainLayer):
+        raise UserError(f"{algorithm} works on features: base_layer must be a BaseLayer(features, head)")
+
+
+def call_features(meta_layer: MetaLayer, params: Params, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The base layer's features `[tasks, n, d]`, with those of the stacked parameters that belong to them."""
+    require_features(meta_layer.base_layer, type(meta_layer).__name__)
+    network = BaseLayer(meta_layer.base_layer.features, nn.Identity())
+    own = {name: p for name, p in params.items() if name.startswith("features.")}
+    return call_per_task(network, own, x, mask, engine=meta_layer.engine)

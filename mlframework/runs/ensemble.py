@@ -15,7 +15,7 @@ from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.evaluation.choices import Candidate, Trial
 from mlframework.evaluation.part import Baseline
-from mlframework.evaluation.predictors.predictor import Fitted, Predictor, Wrapped, with_variance
+from mlframework.evaluation.predictors.predictor import FittedPredictor, Predictor, Wrapped, with_variance
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
 from mlframework.inner_loop.inner_loop import last
@@ -47,10 +47,10 @@ class Ensemble(Predictor, Baseline):
             raise InvalidValue("members", "[]", "must hold a run folder or a file of weights")
         self.members = list(members)
 
-    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> Fitted:
+    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> FittedPredictor:
         first = meta_layer.inner if isinstance(meta_layer, Wrapped) else meta_layer
         others = [with_variance(self.loaded(path, first), validation, steps) for path in self.members]
-        return Fitted(Averaged([meta_layer, *others]), f"{1 + len(others)} members")
+        return FittedPredictor(Averaged([meta_layer, *others]), f"{1 + len(others)} members")
 
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         layers = [trial.meta_layer, *(self.loaded(path, trial.meta_layer) for path in self.members)]

@@ -14,6 +14,7 @@ from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
+from mlframework.meta_layers.predictive import Predictive
 from mlframework.runs.build import build_device
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder
@@ -103,6 +104,23 @@ class TaskModel:
         Raises:
             InvalidValue: no such policy; or it is `transductive`, examples mix, and there is only one query.
         """
+        policy, episode = self.asked(x, batch_norm)
+        with torch.no_grad():
+            return self.meta_layer.predict_query(self.adapted, episode, policy)[0]
+
+    def predict_distribution(self, x: Any, *, batch_norm: BatchNormPolicy | None = None) -> Predictive:
+        """The predictive distribution, each leaf `[n, ..., out_features]`, with the arguments of `predict`.
+
+        A regression has a variance if the algorithm states one, else None; the softmax of the logits of classes is
+        their distribution.
+        """
+        policy, episode = self.asked(x, batch_norm)
+        with torch.no_grad():
+            prediction, variance = self.meta_layer.query_distribution(self.adapted, episode, policy)
+        return Predictive(prediction[0], None if variance is None else variance[0])
+
+    def asked(self, x: Any, batch_norm: BatchNormPolicy | None) -> tuple[BatchNormPolicy, Episode]:
+        """The policy, checked, and an episode whose queries are the inputs."""
         policy = self.meta_layer.batch_norm if batch_norm is None else batch_norm
         self.meta_layer.check_policy(policy)
         if policy == "transductive" and self.meta_layer.base_layer.mixes_examples:
@@ -117,9 +135,7 @@ class TaskModel:
         x = as_tensor("x", x, x_shape, self.support.x.dtype).to(self.support.x.device).unsqueeze(0)
         positions = x.shape[2:] if spec.kind == "sequence" else ()
         mask = self.support.mask.new_ones(*x.shape[:2], *positions)
-        episode = Episode(self.support, Examples(x, mask, mask))  # predictions do not read targets
-        with torch.no_grad():
-            return self.meta_layer.predict_query(self.adapted, episode, policy)[0]
+        return policy, Episode(self.support, Examples(x, mask, mask))  # predictions do not read targets
 
     def generate(
         self,

@@ -68,7 +68,7 @@ def draw_reliability(axes: Axes, answers: Answers, bins: int) -> None:
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
     name, error = calibration_figure(answers, bins)
     if answers.kind == "regression":
-        axes.plot(LEVELS, coverage(answers).mean(0), "-o", color=BLUE, markersize=3.5)
+        axes.plot(LEVELS.tolist(), coverage(answers).mean(0).tolist(), "-o", color=BLUE, markersize=3.5)
         tidy(axes, "nominal probability of the interval", "coverage")
     else:
         draw_bins(axes, answers, bins)
@@ -78,14 +78,10 @@ def draw_reliability(axes: Axes, answers: Answers, bins: int) -> None:
 
 def draw_bins(axes: Axes, answers: Answers, bins: int) -> None:
     """Accuracy in each bin of confidence, and the share of queries in it."""
-    found = binned(answers, bins)
-    there = found.count > 0
-    left, width = found.edges - 1 / bins, 1 / bins
-    share = found.count / found.count.sum()
+    found, width = binned(answers, bins), 1 / bins
+    left, share = (found.edges - width).tolist(), (found.queries / found.queries.sum()).tolist()
     axes.bar(left, share, width, align="edge", color=LIGHT, alpha=0.6, label="share of queries")
-    axes.bar(
-        left[there], found.accuracy[there], width, align="edge", fill=False, edgecolor=BLUE, linewidth=1.4,
-        label="accuracy",
-    )  # fmt: skip
+    heights = found.accuracy.tolist()  # 0 in an empty bin
+    axes.bar(left, heights, width, align="edge", fill=False, edgecolor=BLUE, linewidth=1.4, label="accuracy")
     tidy(axes, "confidence", "accuracy")
     axes.legend(frameon=False, fontsize=8, loc="upper left")

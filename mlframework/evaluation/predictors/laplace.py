@@ -13,7 +13,7 @@ from torch import Tensor
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
 from mlframework.evaluation.calibration import Answers, answer, nll
-from mlframework.evaluation.predictors.predictor import Fitted, Predictor, Wrapped
+from mlframework.evaluation.predictors.predictor import FittedPredictor, Predictor, Wrapped
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
@@ -57,13 +57,13 @@ class LaplaceHead(Predictor):
             raise InvalidValue("precisions", list(precisions), "must hold numbers above 0")
         self.precisions = list(precisions)
 
-    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> Fitted:
+    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> FittedPredictor:
         layer = LaplaceLayer(meta_layer, self.precisions[0])
         seen = [layer.gathered(episode, steps) for episode in validation]
         settings = [setting_of(seen, precision) for precision in self.precisions]
         best = min(settings, key=lambda setting: setting.cost)
         made = LaplaceLayer(meta_layer, best.precision, best.noise)
-        return Fitted(made, f"precision {best.precision / best.noise:.3g}")
+        return FittedPredictor(made, f"precision {best.precision / best.noise:.3g}")
 
 
 class Seen(NamedTuple):

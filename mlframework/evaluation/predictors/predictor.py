@@ -16,10 +16,10 @@ from mlframework.evaluation.task_set import TaskSet
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.meta_layers.predictive import Predictive
 
-__all__ = ["ConstantVariance", "Fitted", "Predictor", "Wrapped", "with_variance"]
+__all__ = ["ConstantVariance", "FittedPredictor", "Predictor", "Wrapped", "with_variance"]
 
 
-class Fitted(NamedTuple):
+class FittedPredictor(NamedTuple):
     """A predictor at work."""
 
     meta_layer: MetaLayer
@@ -30,7 +30,7 @@ class Predictor(EvaluationPart, ABC):
     """Makes another predictor of a trained algorithm, which stays as it is."""
 
     @abstractmethod
-    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> Fitted:
+    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> FittedPredictor:
         """The predictor, its settings chosen on validation tasks after some inner steps.
 
         `meta_layer` states a variance if its task is a regression; see `with_variance`.

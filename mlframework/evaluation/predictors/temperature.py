@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlframework.evaluation.calibration import Answers, nll, predicted_queries
-from mlframework.evaluation.predictors.predictor import Fitted, Predictor, Wrapped
+from mlframework.evaluation.predictors.predictor import FittedPredictor, Predictor, Wrapped
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.meta_layers.predictive import Predictive
@@ -29,9 +29,9 @@ class Temperature(Predictor):
         Levi et al., Evaluating and Calibrating Uncertainty Prediction in Regression Tasks, 2022, arXiv:1905.11659.
     """
 
-    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> Fitted:
+    def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> FittedPredictor:
         temperature = best_temperature(predicted_queries(meta_layer, validation, steps))
-        return Fitted(Tempered(meta_layer, temperature), f"{temperature:.3g}")
+        return FittedPredictor(Tempered(meta_layer, temperature), f"{temperature:.3g}")
 
 
 class Tempered(Wrapped):

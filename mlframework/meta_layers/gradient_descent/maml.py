@@ -11,7 +11,6 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, Params
 from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.inner_loop.inner_update import InnerUpdate, at_least, positive
-from mlframework.meta_layers.feature_meta_layer import call_features
 from mlframework.meta_layers.gradient_descent.inner_losses import InnerLoss, SupportLoss
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.per_step import LastStep, NormWeights, SharedNorm, StepWeights
@@ -93,9 +92,6 @@ class MAML(MetaLayer):
 
     def predict(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.call_base_layer(adapted, x, mask)
-
-    def adapted_features(self, adapted: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return call_features(self, adapted, x, mask)
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
         return self.meta_gradient.meta_loss(self, episode)

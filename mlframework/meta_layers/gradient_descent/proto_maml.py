@@ -9,9 +9,8 @@ from torch import nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Examples, Params
 from mlframework.errors import InvalidValue
-from mlframework.meta_layers.feature_meta_layer import call_features, require_features
 from mlframework.meta_layers.gradient_descent.maml import MAML
-from mlframework.meta_layers.meta_layer import with_settings_of
+from mlframework.meta_layers.meta_layer import call_features, require_features, with_settings_of
 from mlframework.meta_layers.neural_network.prototypes import class_means, linear_head
 from mlframework.tasks.task_distribution import TaskDistribution
 

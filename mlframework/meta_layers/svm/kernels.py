@@ -126,8 +126,8 @@ class MaternKernel(Kernel):
         # Clamped, for the root has no finite derivative at 0.
         squared = squared_distances(a, b) * (2 * self.smoothness)
         s = squared.clamp(min=1e-30).sqrt() / self.positive["length"]
-        polynomial = {0.5: 1.0, 1.5: 1 + s, 2.5: 1 + s + s.square() / 3}[self.smoothness]
-        return polynomial * (-s).exp()
+        terms = {0.5: [], 1.5: [s], 2.5: [s, s.square() / 3]}[self.smoothness]
+        return sum(terms, torch.ones_like(s)) * (-s).exp()
 
 
 class CosineKernel(Kernel):
