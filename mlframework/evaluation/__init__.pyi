@@ -17,7 +17,7 @@ from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval
 from .part import Baseline as Baseline, Display as Display, Log as Log, Measure as Measure, Validated as Validated
 from .predictors.laplace import LaplaceHead as LaplaceHead
-from .predictors.predictor import Predictor as Predictor
+from .predictors.predictor import DerivedPredictor as DerivedPredictor
 from .predictors.temperature import Temperature as Temperature
 from .report import Measured as Measured, MethodResult as MethodResult, Report as Report
 from .task_set import TaskSet as TaskSet

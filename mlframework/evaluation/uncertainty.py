@@ -13,7 +13,7 @@ from mlframework.evaluation import calibration
 from mlframework.evaluation.calibration import Answers, predicted_queries
 from mlframework.evaluation.interval import Interval, Sources
 from mlframework.evaluation.part import Measure
-from mlframework.evaluation.predictors.predictor import ConstantVariance, Predictor, with_variance
+from mlframework.evaluation.predictors.predictor import ConstantVariance, DerivedPredictor, with_variance
 from mlframework.evaluation.report import Measured
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
 from mlframework.inner_loop.inner_update import at_least
@@ -51,7 +51,7 @@ class Uncertainty(Measure):
         validation_tasks: int = 100,
         bins: int = 15,
         adaptive: bool = False,
-        predictor: Mapping[str, Predictor] | None = None,
+        predictor: Mapping[str, DerivedPredictor] | None = None,
     ) -> None:
         self.tasks, self.seed = at_least("tasks", tasks, 2), seed
         self.validation_tasks = at_least("validation_tasks", validation_tasks, 1)

@@ -15,7 +15,7 @@ from mlframework.episode import Examples
 from mlframework.errors import InvalidValue
 from mlframework.evaluation.choices import Candidate, Trial
 from mlframework.evaluation.part import Baseline
-from mlframework.evaluation.predictors.predictor import FittedPredictor, Predictor, Wrapped, with_variance
+from mlframework.evaluation.predictors.predictor import DerivedPredictor, FittedPredictor, Wrapped, with_variance
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
 from mlframework.inner_loop.inner_loop import last
@@ -28,7 +28,7 @@ from mlframework.training.checkpoint import load_weights
 __all__ = ["Averaged", "Ensemble"]
 
 
-class Ensemble(Predictor, Baseline):
+class Ensemble(DerivedPredictor, Baseline):
     """The trained algorithm and others, whose predictions are averaged; see `Averaged`.
 
     As a baseline it is a row of the report, as a predictor a column of the uncertainty measure.

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
 from mlframework.evaluation.calibration import Answers, answer, nll
-from mlframework.evaluation.predictors.predictor import FittedPredictor, Predictor, Wrapped
+from mlframework.evaluation.predictors.predictor import DerivedPredictor, FittedPredictor, Wrapped
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
@@ -31,7 +31,7 @@ class Support(NamedTuple):
     counts: Tensor  # 1 for rows that count, else 0, [tasks, n], float64
 
 
-class LaplaceHead(Predictor):
+class LaplaceHead(DerivedPredictor):
     """Takes the weights of each task's linear head for normal: precise where the support set has determined them.
 
     The precision matrix is the Gauss-Newton matrix of the support loss by the head's weights and biases, and the

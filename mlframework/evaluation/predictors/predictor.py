@@ -16,7 +16,7 @@ from mlframework.evaluation.task_set import TaskSet
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.meta_layers.predictive import Predictive
 
-__all__ = ["ConstantVariance", "FittedPredictor", "Predictor", "Wrapped", "with_variance"]
+__all__ = ["ConstantVariance", "DerivedPredictor", "FittedPredictor", "Wrapped", "with_variance"]
 
 
 class FittedPredictor(NamedTuple):
@@ -26,7 +26,7 @@ class FittedPredictor(NamedTuple):
     setting: str  # what validation tasks chose, in words
 
 
-class Predictor(EvaluationPart, ABC):
+class DerivedPredictor(EvaluationPart, ABC):
     """Makes another predictor of a trained algorithm, which stays as it is."""
 
     @abstractmethod

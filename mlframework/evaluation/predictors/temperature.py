@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlframework.evaluation.calibration import Answers, nll, predicted_queries
-from mlframework.evaluation.predictors.predictor import FittedPredictor, Predictor, Wrapped
+from mlframework.evaluation.predictors.predictor import DerivedPredictor, FittedPredictor, Wrapped
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.meta_layers.predictive import Predictive
@@ -19,7 +19,7 @@ __all__ = ["Temperature", "Tempered", "best_temperature"]
 HOTTEST = 1e4
 
 
-class Temperature(Predictor):
+class Temperature(DerivedPredictor):
     """Divides the logits of classes, or multiplies the variance of values, by the likeliest temperature.
 
     The likeliest one gives the targets of all validation queries the highest probability. Neither the likeliest class
