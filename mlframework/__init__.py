@@ -7,7 +7,7 @@ import lazy_loader
 __version__ = "0.1.0"
 
 #: The rooms whose public names are importable from here. A module is imported when one of its names is first used.
-ROOMS = ("base_layers", "evaluation", "inner_loop", "meta_layers", "runs", "tasks", "text", "training")
+ROOMS = ("base_layers", "evaluation", "inner_loop", "meta_layers", "regularisers", "runs", "tasks", "text", "training")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

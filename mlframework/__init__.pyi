@@ -4,6 +4,7 @@ from .errors import InvalidValue as InvalidValue, UserError as UserError
 from .evaluation import *
 from .inner_loop import *
 from .meta_layers import *
+from .regularisers import *
 from .runs import *
 from .tasks import *
 from .text import *

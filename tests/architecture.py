@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 #: The rooms from the top of the house to the ground; a room imports only rooms below its own.
 ROOMS = (
-    *("testing", "cli", "runs", "training", "evaluation", "text", "meta_layers", "inner_loop", "tasks", "base_layers"),
-    *("solvers", "backend"),
+    *("testing", "cli", "runs", "training", "evaluation", "text", "regularisers", "meta_layers", "inner_loop"),
+    *("tasks", "base_layers", "solvers", "backend"),
 )
 #: Modules at the top of the package that belong to no room: every room may import them.
 GROUND = ("episode", "errors", "files")

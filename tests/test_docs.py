@@ -109,3 +109,8 @@ def test_the_site_has_every_page():
 def test_examples_are_short(page):
     for language, name, text in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
         assert language != "python" or len(text.splitlines()) <= 35, name
+
+
+def test_a_regulariser_in_one_file_and_one_yaml(tmp_path):
+    (trained,) = run_as_written("over-fitting.md", tmp_path)
+    assert "step 4: validation query_loss" in trained.stderr

@@ -61,7 +61,7 @@ def test_every_public_name_is_imported_from_the_package_and_from_its_room():
 
 #: What a config may name of a room.
 PARTS = {"evaluation": (Baseline, Display, Measure)} | dict.fromkeys(
-    ("base_layers", "inner_loop", "meta_layers", "tasks"), (InnerUpdate, KeepsArguments)
+    ("base_layers", "inner_loop", "meta_layers", "regularisers", "tasks"), (InnerUpdate, KeepsArguments)
 )
 
 

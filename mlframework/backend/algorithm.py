@@ -21,7 +21,7 @@ Engine = Literal["vectorised", "loop"]
 
 
 class Algorithm(Protocol):
-    """An `nn.Module` with a meta-loss."""
+    """An `nn.Module` with a loss to train by."""
 
     engine: Engine
     outer_step: int  # outer steps taken so far
@@ -35,7 +35,7 @@ class Algorithm(Protocol):
 
     def mask_or_none(self, mask: Tensor) -> Tensor | None: ...
 
-    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each task `[tasks]`, to be differentiated, and the metrics, `[tasks]` each."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -98,7 +98,7 @@ End = Callable[[Gradients], Gradients]
 def eager_gradients(meta_layer: Algorithm, episode: Episode) -> Gradients:
     """The meta-gradient as autograd finds it; no `.grad` is touched."""
     learned = {name: p for name, p in meta_layer.named_parameters() if p.requires_grad}
-    losses, metrics = meta_layer.meta_loss(episode)
+    losses, metrics = meta_layer.training_loss(episode)
     found = torch.autograd.grad(losses, list(learned.values()), torch.ones_like(losses), allow_unused=True)
     by_name = {
         name: laid_out(grad, learned[name]) for name, grad in zip(learned, found, strict=True) if grad is not None

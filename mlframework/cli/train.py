@@ -21,10 +21,11 @@ SETTINGS = {
     "run_dir": str,
     "init": str | None,
     "resume": bool,
+    "train_tasks": int | None,
 }
 
-#: Further keys that a training reads; an evaluation and displays may be left out.
-OTHERS = ("evaluation", "display", "suggested")
+#: Further keys that a training reads; an evaluation, displays and regularisers may be left out.
+OTHERS = ("evaluation", "display", "regulariser", "suggested")
 
 
 @job(settings=SETTINGS, required=PARTS, others=OTHERS)

@@ -15,6 +15,7 @@ from .displays.samples import Samples as Samples
 from .displays.text_quality import TextQuality as TextQuality
 from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval
+from .measures.over_fitting import OverFitting as OverFitting
 from .part import Baseline as Baseline, Display as Display, Log as Log, Measure as Measure, Validated as Validated
 from .predictors.laplace import LaplaceHead as LaplaceHead
 from .predictors.predictor import DerivedPredictor as DerivedPredictor

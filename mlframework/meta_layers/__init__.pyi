@@ -26,6 +26,7 @@ from .gradient_descent.per_step import (
     StepWeights as StepWeights,
 )
 from .gradient_descent.proto_maml import ProtoMAML as ProtoMAML
+from .gradient_descent.stopped_loss import StoppedLoss as StoppedLoss
 from .meta_layer import Adapted as Adapted, MetaLayer as MetaLayer, Metrics as Metrics
 from .neural_network.conditional_neural_process import ConditionalNeuralProcess as ConditionalNeuralProcess
 from .neural_network.hypernetwork import Hypernetwork as Hypernetwork
@@ -36,6 +37,7 @@ from .neural_network.prototypes import Prototypes as Prototypes
 from .neural_network.relation import RelationNetwork as RelationNetwork
 from .predictive import Predictive as Predictive
 from .svm.deep_kernel import DeepKernel as DeepKernel
+from .regulariser import Regulariser as Regulariser
 from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine
 from .svm.kernels import (
     CosineKernel as CosineKernel,

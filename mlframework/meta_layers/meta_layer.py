@@ -7,7 +7,8 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from functools import partial
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from mlframework.backend.forward import Engine, call_per_task
 from mlframework.base_layers.base_layer import BATCH_NORMS, BaseLayer, PlainLayer, as_base_layer
 from mlframework.episode import Episode, Examples, Kind, Params, masked_mean
-from mlframework.errors import IncompatibleKind, InvalidValue, UserError
+from mlframework.errors import IncompatibleKind, InvalidValue, UserError, part_of
 from mlframework.files import KeepsArguments
 from mlframework.meta_layers.predictive import Predictive, normal_nll
+from mlframework.meta_layers.regulariser import Regulariser
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = [
@@ -96,6 +98,7 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
             raise IncompatibleKind(type(self).__name__, self.kinds, type(task).__name__, task.spec.kind)
         self.base_layer = base_layer = as_base_layer(base_layer)
         self.task = task
+        self.regularisers = nn.ModuleDict()
         self.batch_norm = batch_norm
         self.check_policy(batch_norm)
         running = [name for name, norm in torch_norms(base_layer).items() if norm.track_running_stats]
@@ -149,6 +152,27 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         """
         metrics = self.query_metrics(self.adapt(episode.support), episode)
         return metrics[self.minimised], metrics
+
+    def regularise(self, regularisers: Mapping[str, Regulariser]) -> None:
+        """Trains with regularisers, by name; they change the meta-loss in this order, the first one innermost."""
+        for name, regulariser in regularisers.items():
+            with part_of(f"regulariser.{name}"):
+                regulariser.check(self.task)
+                regulariser.attach(self)
+        self.regularisers = nn.ModuleDict(regularisers)
+
+    def before_step(self, episode: Episode, generator: torch.Generator) -> Episode:
+        """The episode to train on, in place of the one that was drawn."""
+        for regulariser in self.regularisers.values():
+            episode = cast(Regulariser, regulariser).before_step(self, episode, generator)
+        return episode
+
+    def training_loss(self, episode: Episode) -> tuple[Tensor, Metrics]:
+        """The meta-loss as regularisers change it `[tasks]`, and the metrics."""
+        loss_of = self.meta_loss
+        for regulariser in self.regularisers.values():
+            loss_of = partial(cast(Regulariser, regulariser).meta_loss, self, loss_of=loss_of)
+        return loss_of(episode)
 
     def query_metrics(self, adapted: Adapted, episode: Episode, batch_norm: BatchNormPolicy | None = None) -> Metrics:
         """The query loss and the task's metrics of adapted models, each `[tasks]`, named `query_...`."""

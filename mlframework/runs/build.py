@@ -15,6 +15,7 @@ from mlframework.evaluation.part import Display
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs.check_config import is_part
 from mlframework.runs.run_folder import RunFolder
+from mlframework.tasks.fixed_train_tasks import fix_train_tasks
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.outer_loop import OuterLoop
@@ -29,7 +30,9 @@ __all__ = [
 
 
 def build_task(config: DictConfig) -> TaskDistribution:
-    return instantiate(config.task)
+    task = instantiate(config.task)
+    count = config.get("train_tasks")
+    return task if count is None else fix_train_tasks(task, count, seed=config.seed)
 
 
 def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
@@ -46,7 +49,9 @@ def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
             checkpoint.load_weights(run.best, base_layer, prefix="base_layer.")
         except UserError as error:
             raise InvalidValue("init", run.path, str(error)) from error
-    return instantiate(config.algorithm, _partial_=True)(base_layer, task)
+    meta_layer = instantiate(config.algorithm, _partial_=True)(base_layer, task)
+    meta_layer.regularise(build_named(config.get("regulariser")))
+    return meta_layer
 
 
 def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:

@@ -55,7 +55,11 @@ def save(meta_layer: MetaLayer, path: str | Path) -> None:
     base_layer = next(each for each in (*args, *keywords.values()) if isinstance(each, nn.Module))
     task = described_task(meta_layer.task)
     parts = {"task": task, "base_layer": described(base_layer), "algorithm": described(meta_layer)}
-    checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: as_json(parts)})
+    own, meta_layer.regularisers = meta_layer.regularisers, nn.ModuleDict()  # nobody trains on with a file
+    try:
+        checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: as_json(parts)})
+    finally:
+        meta_layer.regularisers = own
 
 
 def described_task(task: TaskDistribution) -> dict[str, Any]:

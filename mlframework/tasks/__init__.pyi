@@ -7,13 +7,21 @@ from .images.digits import Digits as Digits
 from .images.glyphs import Glyphs as Glyphs
 from .images.image_folder import ImageFolder as ImageFolder
 from .images.omniglot import Omniglot as Omniglot
+from .images.omniglot_fixed_labels import OmniglotFixedLabels as OmniglotFixedLabels
 from .ratings.latent_factors import LatentFactors as LatentFactors
 from .ratings.movielens import MovieLens as MovieLens
 from .ratings.rating_table import RatingTable as RatingTable
 from .ratings.rating_tasks import RatingTasks as RatingTasks
 from .ratings.recbole import RecBole as RecBole
 from .ratings.source import Ratings as Ratings, RatingSource as RatingSource
+from .regression.correlated_outputs import CorrelatedOutputs as CorrelatedOutputs
+from .regression.cubics import Cubics as Cubics
+from .regression.damped_oscillator import DampedOscillator as DampedOscillator
+from .regression.functions import Functions as Functions
+from .regression.gaussian_process import GaussianProcess as GaussianProcess
+from .regression.pose import Pose as Pose
 from .regression.sinusoid import Sinusoid as Sinusoid
+from .regression.steps import Steps as Steps
 from .task_distribution import TaskDistribution as TaskDistribution
 from .text.text_data import TextLanguages as TextLanguages, TextRoles as TextRoles
 from .text.text_folder import TextFolder as TextFolder

@@ -47,7 +47,7 @@ def meta_gradient(
     parts = []
     for part in episode.chunks(chunk or episode.num_tasks):
         if gradients_of is None:
-            losses, metrics = meta_layer.meta_loss(part)
+            losses, metrics = meta_layer.training_loss(part)
             losses.backward(torch.full_like(losses, 1 / episode.num_tasks))
         else:
             losses, metrics, by_name, _ = averaged(gradients_of(part), episode.num_tasks)

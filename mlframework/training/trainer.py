@@ -122,7 +122,8 @@ class Trainer:
 
     def outer_step(self, training: Training, step: int) -> Metrics:
         """Steps on the next meta-batch; where the loss is not finite, says which step and which tasks."""
-        episode = training.task.sample(self.meta_batch, "train", training.generator).to(training.device)
+        episode = training.task.sample(self.meta_batch, "train", training.generator)
+        episode = training.meta_layer.before_step(episode, training.generator).to(training.device)
         training.outer.capture.steps_left = self.steps - step
         try:
             return training.outer.step(episode)

@@ -42,6 +42,8 @@ maml = File("meta_layers/gradient_descent/maml.py", "test_meta_gradients.py")
 inner_losses = File("meta_layers/gradient_descent/inner_losses.py", "test_meta_gradients.py")
 meta_gradients = File("meta_layers/gradient_descent/meta_gradients.py", "test_meta_gradients.py")
 proximal = File("inner_loop/proximal.py", "test_imaml.py")
+information = File("regularisers/information_penalty.py", "test_regularisers.py")
+fixed_tasks = File("tasks/fixed_train_tasks.py", "test_tasks_fixed.py")
 imaml = File("meta_layers/gradient_descent/imaml.py", "test_imaml.py")
 conjugate = File("solvers/conjugate_gradient.py", "test_imaml.py")
 cavia = File("meta_layers/gradient_descent/cavia.py", "test_cavia.py")
@@ -759,9 +761,21 @@ EPISODES = (
     ),
     sinusoid(
         "support and query are of two waves",
-        "amplitude = uniform(0.1, 5.0, num_tasks, 1, 1)",
-        "amplitude = uniform(0.1, 5.0, num_tasks, self.k_shot + self.k_query, 1)",
+        "amplitude = uniform(0.1, 5.0, (num_tasks, 1, 1), generator)",
+        "amplitude = uniform(0.1, 5.0, (num_tasks, self.k_shot + self.k_query, 1), generator)",
         "test_every_task_is_one_wave_whose_amplitude_and_phase_are_uniform",
+    ),
+    information(
+        "noise is not scaled by the learned deviation",
+        "scaled = [log.exp() * noise for",
+        "scaled = [noise for",
+        "test_noise_stands_on_the_parameters_that_do_not_adapt_and_the_penalty_is_added",
+    ),
+    fixed_tasks(
+        "fixed training tasks do not follow from the seed",
+        "own = torch.Generator().manual_seed(self.seed)",
+        "own = generator",
+        "test_the_first_tasks_of_a_larger_number_are_those_of_a_smaller_one_and_seeds_differ",
     ),
     text_tasks(
         "text is queried by its support rows",

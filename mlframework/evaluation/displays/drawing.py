@@ -18,6 +18,8 @@ __all__ = ["after_steps", "new_figure", "predictions", "some_models", "tidy"]
 
 INK, GREY, LIGHT, BLUE = "#222222", "#8a8f98", "#86b6e8", "#1558a8"
 GREEN, RED = "#1f9447", "#d03027"
+#: Of the outputs after the first.
+OTHERS = ("#c2570c", "#7a3fb0", "#1f9447")
 
 
 def new_figure(width: float, height: float) -> Figure:

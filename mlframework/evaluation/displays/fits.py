@@ -25,10 +25,10 @@ POINTS = 200
 
 
 class Fits(Display):
-    """Draws the first validation tasks of a regression with one input and one output; see `fits`."""
+    """Draws the first validation tasks of a regression with one input; see `fits`."""
 
     def check(self, task: TaskDistribution) -> None:
-        if (task.spec.kind, task.spec.x_shape, task.spec.out_features) != ("regression", (1,), 1):
+        if (task.spec.kind, task.spec.x_shape) != ("regression", (1,)):
             raise UserError(f"draws functions of one number, and {type(task).__name__} is none")
 
     def show(self, validated: Validated, log: Log) -> None:
@@ -36,7 +36,10 @@ class Fits(Display):
 
 
 def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
-    """A pair of axes for each task: support, query, and the curve before, after one and after all inner steps."""
+    """A pair of axes for each task: support, query, and the curve before, after one and after all inner steps.
+
+    Further outputs have colours of their own, their points too, and a curve after all inner steps alone.
+    """
     on_grid = episode._replace(query=grid_over(episode))
     models = drawing.some_models(meta_layer, episode)
     last = max(models)
@@ -50,6 +53,10 @@ def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
         axes = figure.add_subplot(rows, columns, i + 1)
         for step, y in curves.items():
             draw_curve(axes, on_grid.query.x[i, :, 0], y[i, :, 0], step, last)
+        for output in range(1, curves[last].shape[-1]):
+            colour = drawing.OTHERS[(output - 1) % len(drawing.OTHERS)]
+            axes.plot(on_grid.query.x[i, :, 0].cpu(), curves[last][i, :, output].cpu(), color=colour, linewidth=2.2)
+            draw_points(axes, episode.tasks(slice(i, i + 1)), output, colour)
         draw_points(axes, episode.tasks(slice(i, i + 1)))
         before, after = (float(loss[i]) for loss in losses)
         axes.set_title(f"query loss {before:.3g} → {after:.3g}" if last else f"query loss {after:.3g}", fontsize=10)
@@ -73,9 +80,10 @@ def draw_curve(axes: Axes, x: Tensor, y: Tensor, step: int, last: int) -> None:
     axes.plot(x.cpu(), y.cpu(), dashes, color=colour, linewidth=width, label=drawing.after_steps(step, last))
 
 
-def draw_points(axes: Axes, task: Episode) -> None:
-    """The support and query points of one task."""
-    for name, fill, examples in (("support", drawing.INK, task.support), ("query", "white", task.query)):
+def draw_points(axes: Axes, task: Episode, output: int = 0, colour: str = drawing.INK) -> None:
+    """The support and query points of one task at an output; the legend names those of the first."""
+    for name, fill, examples in (("support", colour, task.support), ("query", "white", task.query)):
         counts = examples.mask[0].cpu() > 0
-        x, y = (leaf[0, :, 0].cpu()[counts] for leaf in (examples.x, examples.y))
-        axes.scatter(x, y, s=24, zorder=3, facecolors=fill, edgecolors=drawing.INK, label=name)
+        x, y = examples.x[0, :, 0].cpu()[counts], examples.y[0, :, output].cpu()[counts]
+        label = None if output else name
+        axes.scatter(x, y, s=24, zorder=3, facecolors=fill, edgecolors=colour, label=label)

@@ -46,6 +46,7 @@ class Omniglot(FewShotClassification):
         splits: `vinyals` splits by character, in a fixed order: 1,100 train, 100 validation, 423 test. `alphabet` holds
             out whole alphabets: 25 of the 30 background alphabets train, `VALIDATION_ALPHABETS` validation, and the 20
             evaluation alphabets test.
+        train_classes: characters to train on, the first so many; None: all.
         rotations: whether each character turned by 90, 180 and 270 degrees counts as three more classes, in each split.
         image_size: height and width.
         data_dir: see `data_folder`.
@@ -64,6 +65,7 @@ class Omniglot(FewShotClassification):
         k_shot: int | Sequence[int],
         k_query: int,
         splits: str = "vinyals",
+        train_classes: int | None = None,
         rotations: bool = True,
         image_size: int = 28,
         data_dir: str | Path | None = None,
@@ -72,9 +74,11 @@ class Omniglot(FewShotClassification):
         if splits not in ("vinyals", "alphabet"):
             raise InvalidValue("splits", splits, "must be vinyals or alphabet")
         check_at_least(1, image_size=image_size)
+        check_at_least(1, train_classes=1 if train_classes is None else train_classes)
         shape = (1, image_size, image_size)
         super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=DRAWINGS)
         self.splits, self.rotations, self.image_size = splits, rotations, image_size
+        self.train_classes = train_classes
         self.folder, self.download = data_folder(data_dir), download
 
     def load(self, split: Split) -> ClassIndexed:
@@ -83,6 +87,7 @@ class Omniglot(FewShotClassification):
         arrays = cached("omniglot", settings, lambda: read_zips(zips, self.image_size), source=__file__)
         row_of = {str(name): row for row, name in enumerate(arrays["names"])}
         wanted = (by_character if self.splits == "vinyals" else by_alphabet)(list(row_of))[split]
+        wanted = wanted[: self.train_classes] if split == "train" else wanted
         names = [name.split("/", 1)[1] for name in wanted]
         images = torch.from_numpy(arrays["images"][[row_of[name] for name in wanted]]).unsqueeze(2)
         if self.rotations:  # four classes of each: as they are and turned anticlockwise

@@ -1,0 +1,1 @@
+"""Further tables about an algorithm, one file each."""

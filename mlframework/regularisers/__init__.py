@@ -1,0 +1,5 @@
+"""Regularisers: parts of meta-training against over-fitting to its tasks."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
