@@ -21,15 +21,15 @@ from mlframework.runs.run_folder import PARTS, RunFolder
 #: What is typed, and what is answered.
 TRAIN = [
     # options and keys
-    (["task=sinusod"], "task=sinusod: no such option (did you mean sinusoid?); there are digits, glyphs, "),
+    (["task=sinusod"], "task=sinusod: no such option (did you mean sinusoid?); there are "),
     (["algorithm/update=sg"], "algorithm/update=sg: no such option (did you mean sgd?); there are adam, "),
-    (["experiment=nope"], "experiment=nope: no such option; there are omniglot_20w1s_prototypes, "),
+    (["experiment=nope"], "experiment=nope: no such option; there are "),
     (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option"),
     *(([f"{group}=null"], f"{group}=null: must be an option of the group {group}; --help") for group in PARTS),
     (["evaluation=null"], "evaluation=null: must be an option of the group evaluation; --help lists them"),
     (["task=5"], "task=5: must be an option of the group task; --help lists them"),
     (["algorithm.update=null"], "algorithm.update=null: must be an option of its group"),
-    (["task="], "task=: no such option; there are digits, "),
+    (["task="], "task=: no such option; there are "),
     (["task.k_sho=3"], "task.k_sho=3: there is no task.k_sho (did you mean k_shot?); there are k_shot, k_query"),
     (["trainr.steps=5"], "trainr.steps=5: there is no trainr (did you mean trainer?); there are seed, device, "),
     (["algoritm=anil"], "algoritm=anil: there is no algoritm (did you mean algorithm?)"),
