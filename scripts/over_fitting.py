@@ -48,7 +48,7 @@ def collect(folder: Path) -> list[Record]:
 def record(run: Path, result: Mapping[str, Any]) -> Record:
     evaluation = result["evaluation"]
     typed = [each for each in result["overrides"] if not each.startswith(("run_dir", "threads", "hydra"))]
-    settings = dict(each.split("=", 1) for each in typed)
+    settings = dict(each.replace("=True", "=true").split("=", 1) for each in typed)
     row = evaluation["rows"][0]
     return {
         "experiment": settings.pop("experiment"),
