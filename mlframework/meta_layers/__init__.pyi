@@ -36,8 +36,8 @@ from .neural_network.meta_networks import MetaNetworks as MetaNetworks
 from .neural_network.prototypes import Prototypes as Prototypes
 from .neural_network.relation import RelationNetwork as RelationNetwork
 from .predictive import Predictive as Predictive
-from .svm.deep_kernel import DeepKernel as DeepKernel
 from .regulariser import Regulariser as Regulariser
+from .svm.deep_kernel import DeepKernel as DeepKernel
 from .svm.kernel_machine import Fitted as Fitted, KernelMachine as KernelMachine
 from .svm.kernels import (
     CosineKernel as CosineKernel,
