@@ -44,6 +44,9 @@ FIGURE = {
     "sinusoid_maml": "MAML, sinusoids",
     "sinusoid_cnp": "neural process with a variance, sinusoids",
     "sinusoid_deep_kernel": "deep kernel, sinusoids",
+    "ratings_maml": "MAML, ratings",
+    "ratings_cnp": "neural process with a variance, ratings",
+    "ratings_deep_kernel": "deep kernel, ratings",
 }
 BINS = 15
 
@@ -147,6 +150,16 @@ COLUMNS = {
         ("coverage of 90 %", "before", "coverage_90", 3),
         ("AUROC", "before", "auroc_other_task", 3),
     ],
+    "ratings": [
+        ("MSE", "before", "mse", 3),
+        ("NLL", "before", "nll", 3),
+        ("NLL, temperature", "temperature", "nll", 3),
+        ("NLL, Laplace", "laplace", "nll", 3),
+        ("interval error", "before", "interval_error", 3),
+        ("interval error, temperature", "temperature", "interval_error", 3),
+        ("coverage of 90 %", "before", "coverage_90", 3),
+        ("AUROC", "before", "auroc_other_task", 3),
+    ],
     "omniglot": [
         ("accuracy", "before", "accuracy", 3),
         ("NLL", "before", "nll", 3),
@@ -171,7 +184,7 @@ def table(name: str) -> str:
     order = sorted(methods.items(), key=lambda item: mean(columns_of(row)["before"]["nll"]["mean"] for row in item[1]))
     for method, records in order:
         minutes = f"{mean(record['seconds'] for record in records) / 60:.1f}"
-        command = f"`{without_seed(records[0]['command'])}`"
+        command = f"`{without_common(records[0]['command'])}`"
         cells = [method.replace("_", " "), str(len(records)), *(cell(records, column) for column in wanted)]
         lines.append("| " + " | ".join([*cells, minutes, command]) + " |")
     return "\n".join(lines)
@@ -195,8 +208,19 @@ def cell(records: Sequence[Row], column: tuple[str, str, str, int]) -> str:
     return f"{mean(each['mean'] for each in found):.{digits}f} ± {width:.{digits}f}"
 
 
-def without_seed(command: str) -> str:
-    return " ".join(typed for typed in command.split() if not typed.startswith("seed="))
+def without_common(command: str) -> str:
+    """A command without what all rows of a table share, and without the seed."""
+    common = (
+        "seed=",
+        "task.split_seed=",
+        "threads=",
+        "display=",
+        "evaluation",
+        "trainer.validat",
+        "task=",
+        "task/source=",
+    )
+    return " ".join(typed for typed in command.split() if not typed.startswith(common))
 
 
 def about(records: Iterator[Row]) -> str:

@@ -15,7 +15,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.autograd.functional import hessian
 
-from mlframework.base_layers import MLP
+from mlframework.base_layers import GRU, MLP
 from mlframework.cli import evaluate, train
 from mlframework.errors import UserError
 from mlframework.evaluation import LaplaceHead, Temperature, Uncertainty, calibration
@@ -23,10 +23,10 @@ from mlframework.evaluation.calibration import Answers, predicted_queries
 from mlframework.evaluation.predictors import laplace
 from mlframework.evaluation.predictors.predictor import with_variance
 from mlframework.evaluation.predictors.temperature import best_temperature, tempered
-from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.evaluation.uncertainty import strangers, with_next_queries
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers import MAML, ConditionalNeuralProcess, Exact, Predictive, Prototypes, Ridge
+from mlframework.meta_layers import MAML, ConditionalNeuralProcess, Exact, InContext, Predictive, Prototypes, Ridge
 from mlframework.meta_layers.svm.kernels import LinearKernel
 from mlframework.runs import Trained
 from mlframework.runs.ensemble import Averaged
@@ -359,6 +359,15 @@ def test_a_measure_has_a_column_for_each_predictor():
     judged = predicted_queries(layer, TaskSet(task, "test", tasks=8, seed=0), 0)
     assert rows["ece"].mean == pytest.approx(calibration.calibration_error(judged, 15).mean().item())
     assert all(math.isfinite(interval.half_width) for interval in rows.values())
+
+
+def test_the_positions_of_a_sequence_are_queries():
+    task = TextLists(k_shot=2, k_query=2, length=8)
+    layer = InContext(GRU(task.spec, width=4), task)
+    found = Uncertainty(tasks=3, validation_tasks=2, predictor={"temperature": Temperature()}).measure(layer, "test", 0)
+    tasks = TaskSet(task, "test", tasks=3, seed=0)
+    losses = task_values(layer, tasks, 0, device=torch.device("cpu"))["query_loss"]
+    assert found.columns["as trained"]["nll"].mean == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 # In use.
