@@ -57,7 +57,7 @@ def collect(folder: Path) -> None:
     """Writes a file for each finished run, and the curves of the runs that are drawn."""
     curves: dict[str, Any] = {}
     for path, result in read_runs(folder):
-        if "uncertainty" not in result["evaluation"]["measures"]:
+        if "uncertainty" not in (result["evaluation"] or {"measures": ()})["measures"]:
             continue
         record = recorded(result)
         write_json(FOLDER / f"{path.name}.json", record)  # table, method, seed: sinusoid_maml_0
