@@ -94,7 +94,7 @@ def record(folder: Path) -> dict[str, Any]:
             {
                 "seed": int(next(o for o in result["overrides"] if o.startswith("seed="))[5:]),
                 "commit": environment["git"]["commit"],
-                "machine": environment.get("cpu") or environment.get("machine"),
+                "machine": environment["machine"],
                 "seconds": result["seconds"],
                 "task_hash": result["evaluation"]["task_hash"],
                 "rows": [
@@ -188,10 +188,11 @@ def provenance(records: Mapping[str, Any]) -> str:
     """The commits, the seeds and the time of the runs."""
     runs = [run for each in records.values() for run in each["runs"]]
     commits = sorted({run["commit"][:7] for run in runs})
+    machines = sorted({run["machine"] for run in runs})
     seconds = sorted(run["seconds"] for run in runs)
     return (
-        f"{len(runs)} runs, commits {', '.join(commits)}; a training takes {seconds[0]:.0f} to {seconds[-1]:.0f} s, "
-        f"{seconds[len(seconds) // 2]:.0f} s in the median, on one core that other processes share."
+        f"{len(runs)} runs, commits {', '.join(commits)}, {', '.join(machines)}; a training takes {seconds[0]:.0f} to "
+        f"{seconds[-1]:.0f} s, {seconds[len(seconds) // 2]:.0f} s in the median, on one shared core."
     )
 
 

@@ -215,6 +215,15 @@ def test_item_means_leave_out_their_own_rating():
     assert task.x(np.array([test_row]))[0, 0] == pytest.approx(task.y[same].sum() / (same.sum() + 3))
 
 
+def test_attributes_are_chosen_by_name():
+    task = RatingTasks(source=SMALL, attributes=["genres"])
+    assert ([name for name, _ in task.table.items.blocks], task.table.users.blocks) == (["genres"], ())
+    with pytest.raises(
+        InvalidValue, match=r"nothing has an attribute genre \(did you mean genres\?\); there are age_gr"
+    ):
+        RatingTasks(source=SMALL, attributes=["genre"]).sample(1, "train", seeded())
+
+
 def test_another_split_seed_splits_users_otherwise():
     one, other = (RatingTasks(source=SMALL, split_seed=seed).partition.split_of_user for seed in (0, 1))
     assert not np.array_equal(one, other)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mlframework.errors import UserError
+from mlframework.errors import InvalidValue, UserError, nearest
 from mlframework.tasks.ratings.source import Attributes, Ratings, Value
 
 __all__ = ["Encoded", "Entities", "encoded"]
@@ -51,7 +51,14 @@ class Encoded(NamedTuple):
         return Encoded(self.item, self.user, self.rating, self.items, self.users)
 
 
-def encoded(ratings: Ratings, *, counts: tuple[int, int | None], per: str, most_values: int) -> Encoded:
+def encoded(
+    ratings: Ratings,
+    *,
+    counts: tuple[int, int | None],
+    per: str,
+    most_values: int,
+    attributes: Sequence[str] | None = None,
+) -> Encoded:
     """Numbers users and items, leaves out users with too few or too many ratings, and encodes attributes.
 
     Of several ratings of one item by one user, the last counts.
@@ -60,7 +67,9 @@ def encoded(ratings: Ratings, *, counts: tuple[int, int | None], per: str, most_
         counts: the least and the largest number of a user's ratings; None: no bound.
         per: `user`, or `item`, which lets the two change places.
         most_values: an attribute with more categories is left out.
+        attributes: the names of those to encode; None: all.
     """
+    check_attributes(ratings, attributes)
     last = {(user, item): rating for user, item, rating in ratings.triples}
     if repeated := len(ratings.triples) - len(last):
         log.warning("%d ratings are of an item that the same user rated before: the last one counts", repeated)
@@ -73,13 +82,28 @@ def encoded(ratings: Ratings, *, counts: tuple[int, int | None], per: str, most_
         raise UserError(f"task.ratings={bounds}: no {per} of {len(of_task)} has as many ratings")
     users, items, values = zip(*rows, strict=True)
     found = []
-    for column, attributes in ((users, ratings.users), (items, ratings.items)):
+    for column, described in ((users, ratings.users), (items, ratings.items)):
         names = sorted(set(column))
         numbers = {name: i for i, name in enumerate(names)}
-        found.append((np.array([numbers[name] for name in column]), entities(names, attributes, most_values)))
+        kept_of = {name: wanted(described.get(name, {}), attributes) for name in names}
+        found.append((np.array([numbers[name] for name in column]), entities(names, kept_of, most_values)))
     (user, of_user), (item, of_item) = found
     table = Encoded(user, item, np.array(values, dtype=np.float64), of_user, of_item)
     return table if per == "user" else table.swapped()
+
+
+def wanted(described: Mapping[str, Value], attributes: Sequence[str] | None) -> Mapping[str, Value]:
+    return {key: value for key, value in described.items() if attributes is None or key in attributes}
+
+
+def check_attributes(ratings: Ratings, attributes: Sequence[str] | None) -> None:
+    """Refuses the name of an attribute that nobody has."""
+    both = (*ratings.users.values(), *ratings.items.values())
+    there = dict.fromkeys(key for described in both for key in described)
+    for name in attributes or ():
+        if name not in there:
+            why = f"nothing has an attribute {name}{nearest(name, there)}; there are {', '.join(there) or 'none'}"
+            raise InvalidValue("attributes", list(attributes or ()), why)
 
 
 def entities(names: Sequence[str], attributes: Attributes, most_values: int) -> Entities:

@@ -25,7 +25,7 @@ class MovieLens(RatingSource):
     Reference: Harper, Konstan, The MovieLens Datasets, 2015, doi:10.1145/2827872.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | None = None) -> None:
         if path is None:
             raise InvalidValue("path", path, "must name a folder with u.data (MovieLens-100K) or ratings.dat (1M)")
         self.path = Path(path).expanduser()

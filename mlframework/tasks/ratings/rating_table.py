@@ -26,7 +26,7 @@ class RatingTable(RatingSource):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | None = None,
         *,
         user: str = "user",
         item: str = "item",

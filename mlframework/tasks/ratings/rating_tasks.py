@@ -91,6 +91,7 @@ class RatingTasks(TaskDistribution):
         held_out_items, held_out_ratings: shares that training does not see.
         shrinkage: of the item means, in ratings.
         item_identity: whether `x` ends with a one-hot block of the item; held-out items have none.
+        attributes: names of the attributes that `x` holds; null: all.
         most_values: an attribute with more categories is left out.
         loss: `squared`, `absolute` or `huber` (of standardised residuals, with its bend at 1).
         ndcg_at: places that count in nDCG.
@@ -118,6 +119,7 @@ class RatingTasks(TaskDistribution):
         held_out_ratings: float = 0.0,
         shrinkage: float = 5.0,
         item_identity: bool = False,
+        attributes: Sequence[str] | None = None,
         most_values: int = 64,
         loss: str = "squared",
         ndcg_at: int = 5,
@@ -141,7 +143,8 @@ class RatingTasks(TaskDistribution):
         if not shrinkage >= 0:
             raise InvalidValue("shrinkage", shrinkage, "must be at least 0")
         self.shrinkage, self.item_identity, self.most_values = shrinkage, item_identity, most_values
-        self.loss_name, self.loss_of = one_of("loss", loss, *LOSSES), LOSSES[loss]
+        self.attributes = attributes
+        self.loss_of = LOSSES[one_of("loss", loss, *LOSSES)]
         self.ndcg_at, self.gain = ndcg_at, one_of("gain", gain, "exponential", "linear")
         self.higher_is_better = frozenset({"ndcg"})
 
@@ -157,7 +160,8 @@ class RatingTasks(TaskDistribution):
     @cached_property
     def table(self) -> Encoded:
         """All ratings of users with enough of them."""
-        table = encoded(self.source.read(), counts=self.counts, per=self.per, most_values=self.most_values)
+        settings = {"counts": self.counts, "per": self.per, "most_values": self.most_values}
+        table = encoded(self.source.read(), attributes=self.attributes, **settings)
         if self.gain == "exponential" and table.rating.max() > 30:
             why = f"would take 2 to the power of {table.rating.max():g}, the largest rating: choose linear"
             raise InvalidValue("gain", self.gain, why)
