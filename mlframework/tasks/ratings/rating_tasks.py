@@ -160,8 +160,13 @@ class RatingTasks(TaskDistribution):
     @cached_property
     def table(self) -> Encoded:
         """All ratings of users with enough of them."""
-        settings = {"counts": self.counts, "per": self.per, "most_values": self.most_values}
-        table = encoded(self.source.read(), attributes=self.attributes, **settings)
+        table = encoded(
+            self.source.read(),
+            counts=self.counts,
+            per=self.per,
+            most_values=self.most_values,
+            attributes=self.attributes,
+        )
         if self.gain == "exponential" and table.rating.max() > 30:
             why = f"would take 2 to the power of {table.rating.max():g}, the largest rating: choose linear"
             raise InvalidValue("gain", self.gain, why)
