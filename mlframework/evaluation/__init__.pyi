@@ -1,7 +1,9 @@
+from .baselines.conventional import Conventional as Conventional
 from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
 from .baselines.matrix_factorisation import MatrixFactorisation as MatrixFactorisation
 from .baselines.ngram import NGrams as NGrams
+from .baselines.pooled import Pooled as Pooled
 from .baselines.popularity import Popularity as Popularity
 from .baselines.rating_means import RatingMeans as RatingMeans
 from .baselines.rating_regression import OnAllUsers as OnAllUsers, OnEachUser as OnEachUser
@@ -10,6 +12,7 @@ from .choices import Candidate as Candidate, Trial as Trial
 from .displays.by_inner_step import ByInnerStep as ByInnerStep
 from .displays.contact_sheet import ContactSheet as ContactSheet
 from .displays.fits import Fits as Fits
+from .displays.predictions import Predictions as Predictions
 from .displays.reliability import Reliability as Reliability
 from .displays.samples import Samples as Samples
 from .displays.text_quality import TextQuality as TextQuality

@@ -22,6 +22,8 @@ from .regression.gaussian_process import GaussianProcess as GaussianProcess
 from .regression.pose import Pose as Pose
 from .regression.sinusoid import Sinusoid as Sinusoid
 from .regression.steps import Steps as Steps
+from .tables.sklearn_tables import SklearnTables as SklearnTables
+from .tables.table import Table as Table
 from .task_distribution import TaskDistribution as TaskDistribution
 from .text.text_data import TextLanguages as TextLanguages, TextRoles as TextRoles
 from .text.text_folder import TextFolder as TextFolder

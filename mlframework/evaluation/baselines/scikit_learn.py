@@ -108,16 +108,30 @@ class FittedEstimators(FeatureMetaLayer):
         self.estimator = estimator
 
     def fit(self, features: Tensor, support: Examples) -> list[Any]:
-        from sklearn.base import clone
-
         tasks = zip(features, support.y, support.mask > 0, strict=True)
-        return [clone(self.estimator).fit(x[kept].numpy(force=True), y[kept].numpy(force=True)) for x, y, kept in tasks]
+        return [fitted(self.estimator, x[kept].numpy(force=True), y[kept].numpy(force=True)) for x, y, kept in tasks]
 
     def outputs(self, adapted: list[Any], features: Tensor) -> Tensor:
         width = self.task.spec.out_features
         found = [scores(e, rows.numpy(force=True), width) for e, rows in zip(adapted, features, strict=True)]
         dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
         return torch.from_numpy(np.stack(found)).to(features.device, dtype)
+
+
+def fitted(estimator: Any, x: np.ndarray, y: np.ndarray) -> Any:
+    """A copy of an estimator, fitted to inputs `[n, d]`; the constant model where the examples have a single class.
+
+    A single target has no axis of its own, and there are at most as many neighbours as examples.
+    """
+    from sklearn.base import clone
+    from sklearn.dummy import DummyClassifier
+
+    if kind_of(estimator) == "classification" and len(np.unique(y)) < 2:
+        return DummyClassifier().fit(x, y)
+    own = clone(estimator)
+    if (neighbours := own.get_params(deep=False).get("n_neighbors")) is not None:
+        own.set_params(n_neighbors=min(neighbours, len(x)))
+    return own.fit(x, y[:, 0] if y.shape[1:] == (1,) else y)
 
 
 def raw_inputs() -> BaseLayer:

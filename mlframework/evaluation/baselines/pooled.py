@@ -1,0 +1,172 @@
+"""One conventional estimator for the examples of all training tasks, which then meets each task's support set."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlframework.episode import Examples
+from mlframework.errors import InvalidValue, nearest
+from mlframework.evaluation.baselines.conventional import Conventional, settings_of
+from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, raw_inputs, scores
+from mlframework.evaluation.choices import Candidate, Trial
+from mlframework.evaluation.report import MethodResult
+from mlframework.evaluation.task_set import TaskSet, task_values
+from mlframework.inner_loop.inner_update import at_least
+from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
+from mlframework.meta_layers.meta_layer import MetaLayer, with_settings_of
+from mlframework.tasks.tables.table_tasks import TableTasks
+from mlframework.tasks.task_distribution import TaskDistribution
+
+__all__ = ["AddedRows", "Pooled", "PooledRows", "Shifted", "training_rows"]
+
+#: How an estimator of all training tasks makes use of a task's support set.
+Support = Literal["none", "shift", "added"]
+
+#: The seed of the training tasks that are pooled where a task distribution has no end.
+SEED = 2
+
+
+class PooledRows(NamedTuple):
+    """The examples of training tasks as one."""
+
+    x: np.ndarray  # [rows, d]
+    y: np.ndarray  # [rows], or [rows, out_features] where several numbers are predicted
+
+
+class Pooled(Conventional):
+    """An estimator fitted to the rows of all training tasks, with and without each test task's support set.
+
+    `none` leaves the support set aside. `shift` moves the pooled predictions by the support set: by the residuals' sum
+    over `n + strength` in a regression, which is a shrunken random intercept; by `(n_c + strength) / (e_c + strength)`
+    for each class in a classification, of which `n_c` are observed and `e_c` were expected. `added` fits the estimator
+    anew for each task, with the support rows beside the training rows, `strength` times as heavy. Each has a row of the
+    report. Validation tasks choose the settings first, and then the strength.
+
+    Args:
+        classifier, regressor, grid: see `Conventional`.
+        tasks: the first tasks on which `added` is chosen and judged, for each is a fit; None: all.
+        support: the ways in which the support set is used.
+        strengths: of `shift`.
+        weights: of a support row under `added`.
+        training_tasks: how many are drawn to be pooled, from a distribution that is no table.
+    """
+
+    @with_settings_of(Conventional)
+    def __init__(
+        self,
+        *,
+        support: Sequence[Support] = get_args(Support),
+        strengths: Sequence[float] = (1, 3, 10, 30),
+        weights: Sequence[float] = (1, 10),
+        training_tasks: int = 200,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.support, self.training_tasks = list(support), at_least("training_tasks", training_tasks, 1)
+        for each in self.support:
+            if each not in get_args(Support):
+                why = f"must hold {', '.join(get_args(Support))}{nearest(str(each), get_args(Support))}"
+                raise InvalidValue("support", list(support), why)
+        self.strengths, self.weights = list(strengths), list(weights)
+        for field, values in (("strengths", strengths), ("weights", weights)):
+            if not values or min(values) <= 0:
+                raise InvalidValue(field, list(values), "must hold numbers above 0")
+
+    def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
+        rows, method = training_rows(trial.task, self.training_tasks), name.replace("_", " ")
+        estimators = dict(settings_of(self.estimators[trial.task.spec.kind], self.grid))
+        choice = trial.choose(self.pooled(rows, estimators, trial))
+        if "none" in self.support:
+            yield trial.row(method, "none", choice)
+        named = choice.candidate.named
+        few = trial._replace(validation=trial.validation.first(self.tasks)) if self.tasks else trial
+        if "shift" in self.support:
+            shifted = ((f"strength={s:g}", Shifted(trial.task, estimators[named], s)) for s in self.strengths)
+            yield trial.row(f"{method}, support shift", "none", trial.choose(candidates(shifted, trial, named)))
+        if "added" in self.support:
+            added = ((f"weight={w:g}", AddedRows(trial.task, estimators[named], rows, w)) for w in self.weights)
+            choice = few.choose(candidates(added, trial, named))
+            yield trial.row(f"{method}, support added", "none", choice, tasks=self.tasks)
+
+    def pooled(self, rows: PooledRows, estimators: Mapping[str, Any], trial: Trial) -> Iterator[Candidate]:
+        """The estimators in each setting, fitted to the training rows, without a support set."""
+        for named, estimator in estimators.items():
+            yield from candidates([(named, Shifted(trial.task, estimator.fit(*rows), math.inf))], trial)
+
+
+class Shifted(FeatureMetaLayer):
+    """An estimator of all training tasks whose predictions a support set shifts; by nothing at infinite strength."""
+
+    exact = False
+
+    def __init__(self, task: TaskDistribution, estimator: Any, strength: float) -> None:
+        super().__init__(raw_inputs(), task)
+        self.estimator, self.strength = estimator, strength
+
+    def fit(self, features: Tensor, support: Examples) -> Tensor:
+        """The shift of each task, `[tasks, out_features]`."""
+        predicted, mask = self.predicted(features), support.mask.unsqueeze(-1)
+        if self.strength == math.inf:
+            return torch.zeros_like(predicted[:, 0])
+        targets = self.targets(support)
+        if self.task.spec.kind == "regression":
+            return ((targets - predicted) * mask).sum(1) / (mask.sum(1) + self.strength)
+        expected = (predicted.softmax(-1) * mask).sum(1)
+        return ((targets.sum(1) + self.strength) / (expected + self.strength)).log()
+
+    def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
+        return self.predicted(features) + adapted.unsqueeze(1)
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """The predictions `[tasks, n, out_features]` of the estimator of all tasks."""
+        found = scores(self.estimator, features.flatten(0, 1).numpy(force=True), self.task.spec.out_features)
+        return torch.from_numpy(found).to(features).unflatten(0, features.shape[:2])
+
+
+class AddedRows(FittedEstimators):
+    """An estimator fitted to all training rows and to a task's support rows, which weigh `strength` times as much."""
+
+    def __init__(self, task: TaskDistribution, estimator: Any, rows: PooledRows, strength: float) -> None:
+        super().__init__(raw_inputs(), task, estimator=estimator)
+        self.rows, self.strength = rows, strength
+
+    def fit(self, features: Tensor, support: Examples) -> list[Any]:
+        return [self.fitted(*task) for task in zip(features, support.y, support.mask > 0, strict=True)]
+
+    def fitted(self, x: Tensor, y: Tensor, kept: Tensor) -> Any:
+        from sklearn.base import clone
+
+        rows, own = self.rows, as_rows(x[kept], y[kept])
+        weights = np.concatenate([np.ones(len(rows.x)), np.full(len(own.x), self.strength)])
+        both = (np.concatenate(parts) for parts in zip(rows, own, strict=True))
+        return clone(self.estimator).fit(*both, sample_weight=weights)
+
+
+def candidates(layers: Iterable[tuple[str, MetaLayer]], trial: Trial, named: str = "") -> Iterator[Candidate]:
+    """Meta layers without inner steps, each with its setting in words after those in `named`."""
+    for setting, layer in layers:
+        judge = functools.partial(task_values, layer, steps=0, device=trial.device)
+        yield Candidate(judge, (1,), ", ".join(filter(None, (named, setting))))
+
+
+def training_rows(task: TaskDistribution, tasks: int) -> PooledRows:
+    """All rows of a table's training tasks; of any other distribution those of some drawn training tasks."""
+    if isinstance(task, TableTasks):
+        rows = task.rows("train")
+        return as_rows(rows.x, rows.y)
+    every = [episode.joined() for episode in TaskSet(task, "train", tasks=tasks, seed=SEED)]
+    x = torch.cat([examples.x[examples.mask > 0] for examples in every])
+    return as_rows(x, torch.cat([examples.y[examples.mask > 0] for examples in every]))
+
+
+def as_rows(x: Tensor, y: Tensor) -> PooledRows:
+    """Examples `[n, *x_shape]` for scikit-learn: flat inputs, and a single target without an axis of its own."""
+    targets = y.numpy(force=True)
+    return PooledRows(x.flatten(1).numpy(force=True), targets[:, 0] if targets.shape[1:] == (1,) else targets)
