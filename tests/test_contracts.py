@@ -13,6 +13,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from reference import Recurrent
+from tables import good_rows, write
 from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, Stack
@@ -44,8 +45,8 @@ ALIKE = ("image_folder", "omniglot", "pose", "text_languages")
 SAME_SPEC = ("text_roles", "omniglot_fixed_labels", "gaussian_process", "steps", "cubics", "damped_oscillator")
 #: Training classes keep their labels by design.
 FIXED_LABELS = ("omniglot_fixed_labels",)
-#: Tasks in which two examples may have one input, as two films of one genre do.
-REPEATS = ("ratings",)
+#: Tasks in which two examples may have one input, as two films of one genre do, or two rows of a table.
+REPEATS = ("ratings", "sklearn_tables", "table")
 #: What of the data folder a task reads, if it is there.
 READS = {
     "omniglot": "omniglot/images_background.zip",
@@ -84,6 +85,12 @@ def folder_of_texts(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def table_of_schools(tmp_path_factory):
+    """A CSV of twelve schools."""
+    return write(tmp_path_factory.mktemp("tables") / "schools.csv", good_rows())
+
+
 @pytest.fixture
 def needs(request):
     """The overrides without which a task's preset cannot be built, or a reason to skip it."""
@@ -93,6 +100,10 @@ def needs(request):
             return [f"task.path={request.getfixturevalue('folder_of_images')}", "task.image_size=16"]
         if task == "text_folder":
             return [f"task.path={request.getfixturevalue('folder_of_texts')}"]
+        if task == "table":
+            path = request.getfixturevalue("table_of_schools")
+            columns = ["task.task_column=school", "task.target=score", "task.ignore=[]"]
+            return [f"task.path={path}", "task.k_shot=3", *columns]
         if task in READS:
             if not (DATA / READS[task]).is_file():
                 pytest.skip(f"{READS[task]} is not in {DATA} (set MLFRAMEWORK_DATA)")

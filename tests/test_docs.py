@@ -99,6 +99,17 @@ def test_a_baseline_and_a_display_in_one_file_and_one_yaml_each(tmp_path):
         assert "validation/largest_error" in tags["scalars"]
 
 
+def test_a_table_that_nobody_has_cleaned_and_its_run_in_use(tmp_path):
+    trained, used, shipped = run_as_written("tables.md", tmp_path)
+    said = trained.stdout + trained.stderr
+    for line in re.findall(r"^shops\.csv: .*$", (DOCS / "tables.md").read_text(encoding="utf-8"), re.MULTILINE):
+        assert line in said
+    assert "query accuracy on 20 test tasks" in trained.stdout
+    predicted = [float(number) for number in used.stdout.strip("[]\n").split(",")]
+    assert len(predicted) == 2
+    assert "nearest neighbours" in shipped.stdout
+
+
 def test_the_site_has_every_page():
     """`mkdocs build --strict` says so too, where mkdocs is installed."""
     site = (DOCS.parent / ".site" / "mkdocs.yml").read_text(encoding="utf-8")

@@ -79,6 +79,15 @@ class Pooled(Conventional):
             if not values or min(values) <= 0:
                 raise InvalidValue(field, list(values), "must hold numbers above 0")
 
+    def check(self, task: TaskDistribution) -> None:
+        from sklearn.utils.validation import has_fit_parameter
+
+        super().check(task)
+        estimator = self.estimators[task.spec.kind]
+        if "added" in self.support and not has_fit_parameter(estimator, "sample_weight"):
+            why = "takes no weights of rows: leave added out of support"
+            raise InvalidValue(self.field(task), type(estimator).__name__, why)
+
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         rows, method = training_rows(trial.task, self.training_tasks), name.replace("_", " ")
         estimators = dict(settings_of(self.estimators[trial.task.spec.kind], self.grid))

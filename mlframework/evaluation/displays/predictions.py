@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Predictions", "confusion", "predictions"]
+__all__ = ["Predictions", "confusion", "predicted_against_true"]
 
 #: The most classes with a name and a number in each cell.
 MOST_CLASSES = 20
 
 
 class Predictions(Display):
-    """Draws the predictions for the queries of the first validation tasks; see `predictions`."""
+    """Draws the predictions for the queries of the first validation tasks; see `predicted_against_true`."""
 
     kinds = ("classification", "regression")
 
     def show(self, validated: Validated, log: Log) -> None:
-        log.figure("validation/predictions", predictions(validated.meta_layer, validated.episode), validated.step)
+        log.figure(
+            "validation/predictions", predicted_against_true(validated.meta_layer, validated.episode), validated.step
+        )
 
 
-def predictions(meta_layer: MetaLayer, episode: Episode) -> Figure:
+def predicted_against_true(meta_layer: MetaLayer, episode: Episode) -> Figure:
     """Axes before and after adaptation: points on predicted against true, or a table of predicted against true classes.
 
     Each task of a regression has its colour. The first output alone is drawn.
@@ -60,7 +62,7 @@ def draw_values(axes: Axes, predicted: Tensor, episode: Episode) -> None:
 def draw_classes(axes: Axes, logits: Tensor, episode: Episode) -> None:
     """A table whose columns are the true classes; `logits` are `[tasks, n, classes]`."""
     counts = confusion(logits, episode)
-    axes.imshow(counts / counts.sum(0).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow((counts / counts.sum(0).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
     if len(counts) > MOST_CLASSES:
         return
     axes.set_xticks(range(len(counts)))

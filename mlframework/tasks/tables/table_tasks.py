@@ -72,8 +72,8 @@ class TableTasks(TaskDistribution):
     def largest_of(self, sizes: Tensor) -> tuple[int, int]:
         """`largest` for tasks of these sizes."""
         low, high = self.shots(sizes)
-        queries = (sizes - low).clamp(max=self.k_query)
-        return int(high.max()), int(queries.max())
+        queries = int((sizes - low).max())
+        return int(high.max()), queries if self.k_query is None else min(queries, self.k_query)
 
     def is_ragged(self, sizes: Tensor) -> bool:
         """Whether some episode of tasks of these sizes has padding."""
