@@ -1,7 +1,8 @@
 """Draws the tables of docs/tables.md from results/tables/cells.json: nothing there is typed by hand.
 
 `python scripts/tables.py runs/tables` first collects the finished runs of a folder: `tune/<experiment>/<algorithm>`
-holds the trials of each algorithm, `seeds/<experiment>/<algorithm>` its runs of several seeds. One has the baselines.
+holds the trials of each algorithm, `seeds/<experiment>/<algorithm>` its runs of several seeds, and
+`baselines/<experiment>` a run that has the baselines.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ EXPERIMENTS = {
 #: The method from which the others are told apart: the conventional one that uses all tasks and the support set.
 REFERENCE = "pooled gradient boosting, support shift"
 
+#: The settings over which algorithms are tuned.
+TUNED = ("optimizer.lr=", "suggested.inner_lr=", "algorithm.reg=")
+
 Cell = dict[str, Any]
 
 
@@ -39,44 +43,57 @@ def collect(folder: Path) -> list[Cell]:
 def cells_of(folder: Path, experiment: str) -> Iterator[Cell]:
     metrics = ("query_loss", EXPERIMENTS[experiment][0])
     rows: dict[str, dict[str, list[Judged]]] = defaultdict(lambda: defaultdict(list))
-    about: dict[str, Cell] = defaultdict(lambda: {"seconds": []})
-    drawn, sources = set(), None
-    for _, result in read_runs(folder / "seeds" / experiment):
-        evaluation, algorithm = result["evaluation"], result["choices"]["algorithm"]
-        sources = [tuple(names) for names in evaluation["sources"]]
-        seed = int(dict(o.split("=", 1) for o in result["overrides"])["seed"])
-        drawn.add(evaluation["task_hash"])
-        about[algorithm]["seconds"].append(result["seconds"])
-        about[algorithm] |= {"commit": result["git"]["commit"], "outer_steps": result["step"], "command": typed(result)}
+    about: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    runs = [(place, run) for place in ("seeds", "baselines") for _, run in read_runs(folder / place / experiment)]
+    for place, result in runs:
+        algorithm, seed = result["choices"]["algorithm"], dict(o.split("=", 1) for o in result["overrides"])["seed"]
+        about[algorithm] += [result] if place == "seeds" else []
         for metric in metrics:
-            for row in judged_rows(evaluation, metric, seed):
-                rows[row.method][metric].append(row)
-    assert len(drawn) == 1, f"{experiment}: runs were judged on different tasks"
-    for method, judged in rows.items():
-        loss, second = judged["query_loss"], judged[metrics[1]]
+            for row in judged_rows(result["evaluation"], metric, int(seed)):
+                if (row.method == algorithm) == (place == "seeds"):
+                    rows[row.method][metric].append(row)
+    evaluation = runs[0][1]["evaluation"]
+    assert all(run["evaluation"]["task_hash"] == evaluation["task_hash"] for _, run in runs), "runs of different tasks"
+    for method, (loss, second) in {method: found.values() for method, found in rows.items()}.items():
+        tuned = trials(folder / "tune" / experiment / method)
         yield {
             "experiment": experiment,
-            "task_hash": next(iter(drawn)),
+            "task_hash": evaluation["task_hash"],
             "method": method,
-            "tasks": len(loss[0].values),
-            "settings": sorted({row.setting for row in loss}),
-            "chosen_steps": [row.steps for row in loss],
-            "loss": over_tasks(loss, sources)._asdict(),
-            "loss_over_seeds": over_seeds(loss)._asdict(),
-            "second": over_tasks(second, sources)._asdict(),
-            "minus_reference": minus(loss, rows[REFERENCE]["query_loss"], sources),
-            "tuning": trials(folder / "tune" / experiment / method),
-            **about.get(method, {}),
+            **judged(loss, second, rows[REFERENCE]["query_loss"], [tuple(names) for names in evaluation["sources"]]),
+            **(of_training(about[method], tuned) if method in about else {}),
         }
 
 
-def minus(rows: Sequence[Judged], reference: Sequence[Judged], sources: Any) -> Cell | None:
-    same = rows[0].method == reference[0].method
-    return None if same else mean_difference(rows, reference, sources)._asdict()
+def judged(
+    loss: Sequence[Judged], second: Sequence[Judged], reference: Sequence[Judged], sources: Sequence[tuple[str, ...]]
+) -> Cell:
+    """What a method reached, by both metrics."""
+    same = loss[0].method == reference[0].method
+    return {
+        "tasks": len(loss[0].values),
+        "settings": sorted({row.setting for row in loss}),
+        "chosen_steps": [row.steps for row in loss],
+        "loss": over_tasks(loss, sources)._asdict(),
+        "loss_over_seeds": over_seeds(loss)._asdict(),
+        "second": over_tasks(second, sources)._asdict(),
+        "minus_reference": None if same else mean_difference(loss, reference, sources)._asdict(),
+    }
+
+
+def of_training(runs: Sequence[dict[str, Any]], tuned: Sequence[Cell]) -> Cell:
+    """How an algorithm was tuned and trained."""
+    return {
+        "tuning": tuned,
+        "seconds": [run["seconds"] for run in runs],
+        "outer_steps": runs[0]["step"],
+        "commit": runs[0]["git"]["commit"],
+        "command": typed(runs[0]),
+    }
 
 
 def typed(result: dict[str, Any]) -> str:
-    """The command of a run, but for its seed and where it was written to."""
+    """The command of a run, but for its seed and its folder."""
     left_out = ("run_dir", "resume", "seed", "logger.figures", "hydra.sweep.dir", "evaluation/baseline")
     return " ".join(["mlframework-train", *(o for o in result["overrides"] if o.split("=")[0] not in left_out)])
 
@@ -85,7 +102,7 @@ def trials(folder: Path) -> list[Cell]:
     """The settings that an algorithm was tried with, and what each reached on validation tasks."""
     found = []
     for _, result in read_runs(folder):
-        setting = next(o for o in result["overrides"] if o.startswith(("optimizer.lr=", "suggested.inner_lr=")))
+        setting = " ".join(o for o in result["overrides"] if o.startswith(TUNED))
         found.append({"setting": setting, "validation": result["evaluation"]["rows"][0]["validation"]})
     return found
 
@@ -119,7 +136,7 @@ def tuning(cells: Sequence[Cell]) -> Iterator[str]:
     yield "| experiment | algorithm | settings tried: loss on validation tasks | command of a seed |"
     yield "| --- | --- | --- | --- |"
     for cell in cells:
-        if cell["tuning"]:
+        if "tuning" in cell:
             best = min(t["validation"] for t in cell["tuning"])
             shown = [f"`{t['setting']}`: {t['validation']:.4f}" for t in cell["tuning"]]
             marked = [f"**{s}**" if t["validation"] == best else s for s, t in zip(shown, cell["tuning"], strict=True)]

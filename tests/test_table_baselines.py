@@ -183,6 +183,7 @@ def test_every_preset_has_its_rows_in_a_report(good, task):
     few = ["evaluation.tasks=3", "evaluation.validation_tasks=2", "base_layer.hidden=[4]"]
     chosen = f"evaluation/baseline=[{','.join([*names, *pooled])}]"
     small = [f"evaluation.baseline.{name}.tasks=2" for name in pooled]
+    small += [f"evaluation.baseline.{name}.support=[none,shift,added]" for name in pooled]
     grid = ["evaluation.baseline.pooled_gradient_boosting.grid={max_iter:[2]}"]
     with initialize_config_module("mlframework.conf", version_base="1.3"):
         config = compose("train", [*typed, *few, chosen, *small, *grid])

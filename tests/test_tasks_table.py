@@ -347,6 +347,13 @@ def test_an_imperfect_table_gives_its_result_and_its_line(fault, tmp_path, caplo
     assert said == ([] if line is None else [f"{path}: {line}"])
 
 
+def test_a_column_that_is_named_may_look_like_an_identifier(tmp_path):
+    rows, header = with_column(good_rows(), "row", lambda number, _: str(number + number // 40))
+    path = write(tmp_path / "t.csv", rows, header)
+    assert "row" not in names_of(table(path))
+    assert names_of(table(path, columns=["row"])) == ["row"]
+
+
 def test_a_missing_number_becomes_the_mean_and_is_marked(tmp_path):
     path = write(tmp_path / "t.csv", edited(lambda number, row: put(number, row, "hours", "NA")))
     task = table(path)

@@ -93,18 +93,21 @@ def is_date(cell: Any) -> bool:
     return isinstance(cell, datetime.date) or DATE.fullmatch(str(cell)) is not None
 
 
-def leave_out(column: Column, train: np.ndarray) -> str | None:
-    """Why a column cannot help, `train` being the training rows; None if it can."""
+def leave_out(column: Column, train: np.ndarray, *, named: bool) -> str | None:
+    """Why a column cannot help, by its training rows `train`; None if it can. One that the user `named` may be odd."""
     if column.kind in ("empty", "date"):
         return {"empty": "no value", "date": "dates"}[column.kind]
-    values = column.values[~column.missing]
-    if column.kind == "number" and len(values) > 2 and (np.diff(values) == 1).all():
-        return "counts the rows"
-    if column.kind == "category" and len(set(values)) > max(20, len(values) // 2):
-        return "a different text in most rows"
     if len(set(column.values[train & ~column.missing])) + bool(column.missing[train].any()) < 2:
         return "one value in all training tasks"
-    return None
+    return None if named else oddity(column.kind, column.values[~column.missing])
+
+
+def oddity(kind: str, values: np.ndarray) -> str | None:
+    """What an identifier looks like; rows may have been left out between numbers that count them."""
+    if kind == "category":
+        return "a different text in most rows" if len(set(values)) > max(20, len(values) // 2) else None
+    steps = np.diff(values)
+    return "counts the rows" if (steps > 0).all() and 2 * (steps == 1).sum() > len(steps) else None
 
 
 class Numbers(NamedTuple):

@@ -214,10 +214,11 @@ class Table(TableTasks):
 
     def inputs(self, columns: Sequence[Column], train: np.ndarray) -> list[Column]:
         """The columns that become inputs; a line in the log names the others, and why they are left out."""
-        left_out = {column.name: why for column in columns if (why := leave_out(column, train))}
+        named = self.columns is not None
+        left_out = {column.name: why for column in columns if (why := leave_out(column, train, named=named))}
         told = ", ".join(f"{name} ({why})" for name, why in left_out.items())
-        if left_out and self.columns is not None:
-            raise InvalidValue("columns", list(self.columns), f"these cannot be inputs: {told}")
+        if left_out and named:
+            raise InvalidValue("columns", list(self.columns or ()), f"these cannot be inputs: {told}")
         if len(left_out) == len(columns):
             raise UserError(f"task.path={self.path}: no column is left to predict from: {told or 'there is no other'}")
         if left_out:
