@@ -21,12 +21,8 @@ class TableEncoding(NamedTuple):
     inputs: list[Numbers | Categories]
     target: Numbers | list[str]  # of a regression, or the names of the classes
 
-    @property
-    def width(self) -> int:
-        return sum(len(each.names) for each in self.inputs)
-
     def x(self, columns: Sequence[Column]) -> Tensor:
-        """The inputs `[rows, width]` of columns, in any order."""
+        """The inputs `[rows, d]` of columns, in any order."""
         values = {column.name: column.values for column in columns}
         return torch.from_numpy(
             np.concatenate([each.encode(values[each.name]) for each in self.inputs], axis=1)

@@ -92,10 +92,11 @@ class Table(TableTasks):
     @cached_property
     def spec(self) -> TaskSpec:  # type: ignore[override]
         """Known once the table is read, which its first use does."""
-        encoding, ragged = self.table[0], self.is_ragged(self.sizes)
-        if isinstance(encoding.target, Numbers):
-            return TaskSpec("regression", (encoding.width,), 1, ragged)
-        return TaskSpec("classification", (encoding.width,), len(encoding.target), ragged)
+        encoding = self.table[0]
+        kind: Kind = "regression" if isinstance(encoding.target, Numbers) else "classification"
+        outputs = 1 if kind == "regression" else len(encoding.target)
+        blocks = [len(each.names) for each in encoding.inputs]
+        return TaskSpec(kind, (sum(blocks),), outputs, self.is_ragged(self.sizes), blocks)
 
     def rows(self, split: Split) -> GroupedRows:
         return self.table[1][split]
