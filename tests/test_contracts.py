@@ -32,9 +32,9 @@ DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or REPOSITORY.parent / "shared" /
 
 #: What makes a preset small enough to check in a second, wherever it has such a key.
 SMALL = {
-    "task": {"n_way": 2, "k_query": 2, "drawings": 6, "length": 7},
+    "task": {"n_way": 2, "k_query": 2, "drawings": 6, "length": 7, "categorical": 0.0},
     "base_layer": {"filters": 4, "hidden": [8, 8], "width": 8, "depth": 1, "heads": 2},
-    "algorithm": {"hidden": [8, 8], "inner_steps": 2},
+    "algorithm": {"hidden": [8, 8], "inner_steps": 2, "width": 8, "depth": 2, "heads": 2},
 }
 
 #: Every algorithm meets one task of each kind in every test run, and the others in .ci/run.

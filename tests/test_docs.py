@@ -111,13 +111,21 @@ def test_a_table_that_nobody_has_cleaned_and_its_run_in_use(tmp_path):
     assert "nearest neighbours" in shipped.stdout
 
 
+def test_a_generator_of_tables_in_one_file_and_one_yaml(tmp_path):
+    trained, predicted = run_as_written("priors.md", tmp_path)
+    assert "step 20: validation query_loss" in trained.stderr
+    assert predicted.stdout.strip() == "(30, 3)"
+
+
 def test_the_site_has_every_page():
     """`mkdocs build --strict` says so too, where mkdocs is installed."""
     site = (DOCS.parent / ".site" / "mkdocs.yml").read_text(encoding="utf-8")
     assert {page.name for page in DOCS.glob("*.md")} <= set(re.findall(r": ([\w-]+\.md)$", site, re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", ["add-a-task.md", "add-a-base-layer.md", "add-an-algorithm.md", "add-a-baseline.md"])
+@pytest.mark.parametrize(
+    "page", ["add-a-task.md", "add-a-base-layer.md", "add-an-algorithm.md", "add-a-baseline.md", "priors.md"]
+)
 def test_examples_are_short(page):
     for language, name, text in FENCE.findall((DOCS / page).read_text(encoding="utf-8")):
         assert language != "python" or len(text.splitlines()) <= 35, name

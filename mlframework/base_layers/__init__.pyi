@@ -2,6 +2,7 @@ from .attribute_embedding import AttributeEmbedding as AttributeEmbedding
 from .base_layer import BaseLayer as BaseLayer, PlainLayer as PlainLayer, Stack as Stack, TakesMask as TakesMask
 from .conv4 import Conv4 as Conv4
 from .gru import GRU as GRU
+from .linear import LinearModel as LinearModel
 from .mlp import MLP as MLP
 from .normalisation import BatchStatistics as BatchStatistics
 from .transformer import Transformer as Transformer

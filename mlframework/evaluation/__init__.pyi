@@ -1,4 +1,5 @@
 from .baselines.conventional import Conventional as Conventional
+from .baselines.exact_posterior import ExactPosterior as ExactPosterior
 from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
 from .baselines.matrix_factorisation import MatrixFactorisation as MatrixFactorisation

@@ -29,6 +29,7 @@ from .gradient_descent.proto_maml import ProtoMAML as ProtoMAML
 from .gradient_descent.stopped_loss import StoppedLoss as StoppedLoss
 from .meta_layer import Adapted as Adapted, MetaLayer as MetaLayer, Metrics as Metrics
 from .neural_network.conditional_neural_process import ConditionalNeuralProcess as ConditionalNeuralProcess
+from .neural_network.densities import BarDensity as BarDensity, Density as Density, GaussianDensity as GaussianDensity
 from .neural_network.hypernetwork import Hypernetwork as Hypernetwork
 from .neural_network.in_context import InContext as InContext
 from .neural_network.matching import Matching as Matching

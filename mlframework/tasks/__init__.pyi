@@ -8,6 +8,13 @@ from .images.glyphs import Glyphs as Glyphs
 from .images.image_folder import ImageFolder as ImageFolder
 from .images.omniglot import Omniglot as Omniglot
 from .images.omniglot_fixed_labels import OmniglotFixedLabels as OmniglotFixedLabels
+from .prior.cluster_tables import ClusterTables as ClusterTables
+from .prior.gaussian_process_tables import GaussianProcessTables as GaussianProcessTables
+from .prior.linear_tables import LinearTables as LinearTables
+from .prior.network_tables import NetworkTables as NetworkTables
+from .prior.table_generator import TableGenerator as TableGenerator, TableShape as TableShape
+from .prior.table_prior import HasPosterior as HasPosterior, TablePrior as TablePrior
+from .prior.tree_tables import TreeTables as TreeTables
 from .ratings.latent_factors import LatentFactors as LatentFactors
 from .ratings.movielens import MovieLens as MovieLens
 from .ratings.rating_table import RatingTable as RatingTable

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class SameWeightsInContext(Baseline):
     """The same weights, read on from the support set; only where the base layer alone predicts, before it adapts."""
 
-    kinds = InContext.kinds
+    kinds = ("sequence",)
 
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         if not steps_by_rule(trial.meta_layer):

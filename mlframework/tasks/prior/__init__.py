@@ -1,0 +1,1 @@
+"""Synthetic tables: generators of rows and targets, and tasks drawn from them."""
