@@ -91,6 +91,7 @@ def test_a_parameter_is_meant_by_any_of_its_names():
     assert first not in layer.adapted_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [capture_module.MOST_OPERATIONS, 0])
 @pytest.mark.parametrize("tie", TIES)
 def test_captured_steps_too(monkeypatch, caplog, tmp_path, tie, most):

@@ -196,7 +196,7 @@ def test_a_conditional_neural_process_with_a_least_deviation_is_trained_by_the_l
     found = meta_layer.predict_distribution(adapted, episode.query.x)
     code = adapted[0, 0]
     emitted = decoded(meta_layer, meta_layer.features_of(episode.query.x)[0, 0], code, code)
-    deviation = 0.1 + 0.9 * math.log1p(math.exp(emitted[1]))
+    deviation = 0.1 + 0.9 * math.log1p(math.exp(emitted[1].item()))
     assert found.prediction[0, 0].item() == pytest.approx(emitted[0].item())
     assert found.variance[0, 0].item() == pytest.approx(deviation**2)
     likelihood = torch.distributions.Normal(found.prediction, found.variance.sqrt()).log_prob(episode.query.y)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import SHORT, call
 from hydra import compose, initialize_config_module
+from tables import good_rows, write
 from test_contracts import presets
 from test_docs import DOCS, FENCE
 from torch import nn
@@ -115,6 +116,9 @@ def test_a_saved_algorithm_is_loaded_with_all_its_settings(tmp_path, algorithm):
 @pytest.mark.parametrize("task", presets("task"))
 def test_an_algorithm_is_loaded_with_its_task(tmp_path, task):
     path = [f"task.path={tmp_path}"] if task.endswith("_folder") else []
+    if task == "table":
+        file = write(tmp_path / "schools.csv", good_rows())
+        path = [f"task.path={file}", "task.task_column=school", "task.target=score", "task.ignore=[]"]
     assert_loaded_as_saved(built("algorithm=maml", f"task={task}", *path), tmp_path / "layer.safetensors")
 
 

@@ -210,7 +210,7 @@ def test_a_spec_of_what_no_task_can_be_is_refused(settings, why):
 
 def test_a_spec_is_a_tuple_that_can_be_pickled():
     spec = TaskSpec("sequence", [8], 257)
-    assert spec == ("sequence", (8,), 257, True) and pickle.loads(pickle.dumps(spec)) == spec
+    assert spec == ("sequence", (8,), 257, True, None) and pickle.loads(pickle.dumps(spec)) == spec
     assert isinstance(spec._replace(ragged=False), TaskSpec)
 
 

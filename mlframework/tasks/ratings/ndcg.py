@@ -26,8 +26,10 @@ def ndcg(scores: Tensor, gains: Tensor, mask: Tensor, k: int) -> Tensor:
         doi:10.1007/978-3-540-78646-7_38, section 2.
 
     >>> one = torch.ones(1, 3)
-    >>> ndcg(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[7.0, 3.0, 1.0]]), one, 2)
+    >>> ndcg(torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 0.0]]), one, 2)  # nothing to gain
     tensor([1.])
+    >>> ndcg(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[0.0, 7.0, 0.0]]), one, 1)  # the best one is second
+    tensor([0.])
     """
     counts = mask > 0
     gains = gains.masked_fill(~counts, 0)
