@@ -22,6 +22,7 @@ from mlframework.files import as_json, atomic, write_part
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "over_fitting"
+SWEEPS = ("few_tasks", "shots", "memorise")
 PAGE, PLOT = ROOT / "docs" / "over-fitting.md", ROOT / "docs" / "over_fitting.png"
 #: The metric of each experiment, by which things are told apart.
 METRICS = {
@@ -35,6 +36,8 @@ METRICS = {
 DIGITS = {"query_loss": 2, "query_accuracy": 3, "query_degrees": 1}
 #: Overrides by which an ablation's reference, whose training tasks are mutually exclusive, is known.
 EXCLUSIVE = {"memorise_omniglot": "task=omniglot", "memorise_pose": "task.exclusive=true"}
+#: Overrides that change nothing, and are typed in a sweep all the same.
+DEFAULTS = ("task.exclusive=False", "regulariser=[]")
 TRAIN, TEST = "#1558a8", "#c2570c"
 
 Record = dict[str, Any]
@@ -48,7 +51,7 @@ def collect(folder: Path) -> list[Record]:
 def record(run: Path, result: Mapping[str, Any]) -> Record:
     evaluation = result["evaluation"]
     typed = [each for each in result["overrides"] if not each.startswith(("run_dir", "threads", "hydra"))]
-    settings = dict(each.replace("=True", "=true").split("=", 1) for each in typed)
+    settings = dict(each.replace("=True", "=true").split("=", 1) for each in typed if each not in DEFAULTS)
     row = evaluation["rows"][0]
     return {
         "experiment": settings.pop("experiment"),
@@ -149,8 +152,8 @@ def label(key: Sequence[str]) -> tuple[str, str]:
     """The data of an ablation's run, and its regularisers with their settings."""
     experiment, *settings = key
     data = "exclusive" if EXCLUSIVE[experiment] in settings else "fixed"
-    chosen = [s.removeprefix("regulariser=") for s in settings if s != EXCLUSIVE[experiment] and s != "regulariser=[]"]
-    return data, ", ".join(each.strip("[]").removeprefix("regulariser.") for each in chosen) or "none"
+    chosen = [each.removeprefix("regulariser=").strip("[]") for each in settings if each != EXCLUSIVE[experiment]]
+    return data, ", ".join(chosen) or "none"
 
 
 def draw(curves: Sequence[Record], shots: Sequence[Record]) -> None:
@@ -223,17 +226,31 @@ def line(axes: Any, cells: Mapping[int, Sequence[float]], colour: str, name: str
         axes.plot([n] * len(cells[n]), cells[n], ".", color=colour, alpha=0.5)
 
 
+def stored() -> list[list[Record]]:
+    """The records of each sweep."""
+    return [json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in SWEEPS]
+
+
+def parts(curves: Sequence[Record], shots: Sequence[Record], memorise: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """The names of the page's parts, and their text."""
+    yield "tasks", "\n".join(curve_table(curves, "train_tasks", "training tasks"))
+    yield "shots", "\n".join(curve_table(shots, "task.k_shot", "shots"))
+    yield "regularisers", "\n".join(gaps(memorise)).rstrip()
+    everything = [*curves, *shots, *memorise]
+    commits = sorted({each["commit"][:7] for each in everything})
+    seconds = sum(each["seconds"] for each in everything) / 3600
+    yield "made by", f"{len(everything)} runs, {seconds:.1f} hours in all; commits {', '.join(commits)}."
+
+
 def main() -> None:
-    names = ("few_tasks", "shots", "memorise")
-    for name, folder in zip(names, sys.argv[1:], strict=False):
+    for name, folder in zip(SWEEPS, sys.argv[1:], strict=False):
         FOLDER.mkdir(parents=True, exist_ok=True)
         with atomic(FOLDER / f"{name}.json") as part:
-            part.write_text(as_json(collect(Path(folder)), indent=1) + "\n", encoding="utf-8")
-    curves, shots, memorise = (json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names)
-    write_part(PAGE, "scripts/over_fitting.py tasks", "\n".join(curve_table(curves, "train_tasks", "training tasks")))
-    write_part(PAGE, "scripts/over_fitting.py shots", "\n".join(curve_table(shots, "task.k_shot", "shots")))
-    write_part(PAGE, "scripts/over_fitting.py regularisers", "\n".join(gaps(memorise)).rstrip())
-    draw(curves, shots)
+            part.write_text(as_json(collect(Path(folder)), indent=None) + "\n", encoding="utf-8")
+    sweeps = stored()
+    for name, text in parts(*sweeps):
+        write_part(PAGE, f"scripts/over_fitting.py {name}", text)
+    draw(*sweeps[:2])
 
 
 if __name__ == "__main__":

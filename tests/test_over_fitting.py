@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers import MAML, Exact, LinearKernel, Ridge
 from mlframework.tasks import Sinusoid
 from mlframework.tasks.fixed_train_tasks import fix_train_tasks
+
+ROOT = Path(__file__).parents[1]
 
 
 def maml(task):
@@ -59,3 +63,12 @@ def test_an_algorithm_without_inner_steps_has_one_row_a_split():
     layer = Ridge(MLP(task.spec, hidden=[20]), task, kernel=LinearKernel())
     measured = OverFitting(tasks=10, seed=0).measure(layer, "test", 0)
     assert list(measured.columns["support_loss"]) == ["train, 0 steps", "test, 0 steps"]
+
+
+def test_the_page_has_what_the_script_makes_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = importlib.import_module("over_fitting")
+    page = (ROOT / "docs" / "over-fitting.md").read_text(encoding="utf-8")
+    for name, text in script.parts(*script.stored()):
+        stands = page.split(f"<!-- begin: scripts/over_fitting.py {name} -->\n")[1].split("\n<!-- end -->")[0]
+        assert stands == text, f"{name}: run scripts/over_fitting.py"

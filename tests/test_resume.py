@@ -184,6 +184,17 @@ def test_a_run_that_broke_off_goes_on_as_one_that_did_not(tmp_path):
     assert all(torch.equal(whole["generators"][name], resumed["generators"][name]) for name in ("tasks", "torch"))
 
 
+def test_a_resumed_run_draws_the_random_numbers_of_its_regularisers_as_one_that_did_not_stop(tmp_path):
+    regularised = ("algorithm=maml", "algorithm.adapts=head", "trainer.validate_every=3", "train_tasks=5")
+    parts = "regulariser=[information_penalty,inner_dropout,random_key,task_mixup]"
+    train(tmp_path / "whole", *regularised, parts, "trainer.steps=6", "schedule=constant")
+    train(tmp_path / "halves", *regularised, parts, "trainer.steps=3", "schedule=constant")
+    train(tmp_path / "halves", *regularised, parts, "trainer.steps=6", "schedule=constant", "resume=true")
+    whole, halves = (state_of(tmp_path / name)["meta_layer"] for name in ("whole", "halves"))
+    assert any("log_deviations" in name for name in whole)
+    assert all(torch.equal(value, halves[name]) for name, value in whole.items())
+
+
 def test_a_resumed_run_leaves_one_point_per_step(tmp_path):
     train(tmp_path, "trainer.steps=10", "schedule=constant")
     next_second()
