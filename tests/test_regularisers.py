@@ -29,7 +29,7 @@ from mlframework.regularisers import (
 )
 from mlframework.regularisers.inequality import gini, theil, variance_of_logarithms
 from mlframework.regularisers.information_penalty import kl_to_normal
-from mlframework.runs import build
+from mlframework.runs import build, saved
 from mlframework.tasks import ArrayTasks, ClassIndexed, DampedOscillator, Sinusoid, TextLists
 from mlframework.testing import directional_errors
 from mlframework.training import OuterLoop
@@ -349,6 +349,17 @@ def test_an_evaluation_does_without_regularisers(name):
     episode = task.sample(4, "test", seeded())
     found, wanted = (judge_by_step(each, episode, 2)["query_loss"] for each in (layer, plain))
     assert torch.equal(found, wanted)
+
+
+def test_a_saved_algorithm_is_read_without_its_regularisers(tmp_path):
+    task = Sinusoid(5, 5)
+    layer = regularised(InformationPenalty(weight=0.01, deviation=0.3), task, adapts="head")
+    saved.save(layer, tmp_path / "algorithm")
+    found, episode = saved.read(tmp_path / "algorithm"), task.sample(4, "test", seeded())
+    assert not found.regularisers
+    assert layer.regularisers
+    rows = [judge_by_step(each, episode, 2)["query_loss"] for each in (layer, found)]
+    assert torch.equal(*rows)
 
 
 def test_without_regularisers_the_training_loss_is_the_meta_loss_and_nothing_is_drawn():
