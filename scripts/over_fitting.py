@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -129,23 +130,25 @@ def gaps(records: Sequence[Record]) -> Iterator[str]:
     for experiment in sorted({each["experiment"] for each in records}):
         metric = METRICS[experiment]
         rows = {label(key): group for key, group in groups.items() if key[0] == experiment}
-        without, best = (rows[name] for name in (("fixed", "none"), ("exclusive", "none")))
-        worst_value, best_value = mean_test(without, metric), mean_test(best, metric)
-        heading = f"{experiment}, {metric.removeprefix('query_')}"
-        yield f"| {heading} | train tasks | test tasks | share of the gap closed | seeds |"
-        yield "|" + " --- |" * 5
+        without, best = (tested(rows[name], metric) for name in (("fixed", "none"), ("exclusive", "none")))
+        columns = ("train tasks", "test tasks", "minus none, by seed", "share of the gap closed", "seeds")
+        yield f"| {experiment}, {metric.removeprefix('query_')} | " + " | ".join(columns) + " |"
+        yield "|" + " --- |" * (len(columns) + 1)
         for (data, regulariser), group in sorted(rows.items(), key=lambda r: (r[0][0], r[0][1] != "none", r[0][1])):
-            train = interval([measured(each, metric, "train") for each in group], DIGITS[metric])
-            test = interval([each["test"][metric]["mean"] for each in group], DIGITS[metric])
-            share = (mean_test(group, metric) - worst_value) / (best_value - worst_value)
-            shown = "" if data == "exclusive" or regulariser == "none" else f"{share:.0%}"
-            yield f"| {data} tasks, {regulariser} | {train} | {test} | {shown} | {len(group)} |"
+            found, digits = tested(group, metric), DIGITS[metric]
+            train = interval([measured(each, metric, "train") for each in group], digits)
+            more = [found[seed] - without[seed] for seed in sorted(found.keys() & without.keys())]
+            share = (mean(found.values()) - mean(without.values())) / (mean(best.values()) - mean(without.values()))
+            own = data == "fixed" and regulariser != "none"
+            differs = "" if found == without else interval(more, digits)
+            cells = (train, interval(list(found.values()), digits), differs, f"{share:.0%}" if own else "", len(group))
+            yield f"| {data} tasks, {regulariser} | " + " | ".join(map(str, cells)) + " |"
         yield ""
 
 
-def mean_test(group: Sequence[Record], metric: str) -> float:
-    """The mean over runs of a metric on the test tasks of the evaluation, after the chosen steps."""
-    return sum(each["test"][metric]["mean"] for each in group) / len(group)
+def tested(group: Sequence[Record], metric: str) -> dict[int, float]:
+    """The mean of a metric over the test tasks of the evaluation, after the chosen steps, by seed."""
+    return {each["seed"]: each["test"][metric]["mean"] for each in group}
 
 
 def label(key: Sequence[str]) -> tuple[str, str]:
