@@ -23,6 +23,8 @@ TRAIN = [
     # options and keys
     (["task=sinusod"], "task=sinusod: no such option (did you mean sinusoid?); there are "),
     (["algorithm/update=sg"], "algorithm/update=sg: no such option (did you mean sgd?); there are adam, "),
+    (["display=[ftis]"], "display=ftis: no such option (did you mean fits?); there are "),
+    (["regulariser=[random_kei]"], "regulariser=random_kei: no such option (did you mean random_key?); there are "),
     (["experiment=nope"], "experiment=nope: no such option; there are "),
     (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option"),
     *(([f"{group}=null"], f"{group}=null: must be an option of the group {group}; --help") for group in PARTS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from importlib.resources import files
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -141,9 +142,17 @@ def missing_option(error: MissingConfigException) -> str:
     group, _, option = missing.rpartition("/")
     if missing in OPTIONAL:
         return f"{group.removeprefix('hydra/')}={option}: needs an extra: pip install 'mlframework[sweep]'"
-    if not error.options:
+    options = error.options or own_options(group)
+    if not options:
         return first_line(error)
-    return f"{group}={option}: no such option{nearest(option, error.options)}; there are {', '.join(error.options)}"
+    return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
+
+
+def own_options(group: str) -> list[str]:
+    """The options of a group in this package: for a list of options Hydra names none."""
+    folder = files("mlframework.conf").joinpath(*group.split("/"))
+    names = [file.name for file in folder.iterdir()] if group and folder.is_dir() else []
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def unknown_key(text: str, reason: OmegaConfBaseException) -> str:
