@@ -217,6 +217,8 @@ def over_shots(axes: Any, records: Sequence[Record]) -> None:
     axes.set(
         xscale="log", yscale="log", xlabel="shots", ylabel="loss of test tasks", title="sinusoids: support and query"
     )
+    axes.set_xticks(sorted(groups), [str(count) for count in sorted(groups)])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
