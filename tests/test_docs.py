@@ -117,6 +117,12 @@ def test_a_generator_of_tables_in_one_file_and_one_yaml(tmp_path):
     assert predicted.stdout.strip() == "(30, 3)"
 
 
+def test_a_contender_in_one_yaml(tmp_path):
+    (compared,) = run_as_written("comparison.md", tmp_path)
+    assert re.search(r"^│ naive bayes ", compared.stdout, re.MULTILINE)
+    assert (tmp_path / "work" / "runs" / "digits" / "comparison.md").exists()
+
+
 def test_the_site_has_every_page():
     """`mkdocs build --strict` says so too, where mkdocs is installed."""
     site = (DOCS.parent / ".site" / "mkdocs.yml").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ def test_a_training_imports_nothing_that_its_first_step_does_not_need():
 
 
 def test_help_and_completion_do_not_wait_for_torch():
-    commands = ", ".join(f"mlframework.cli.{name}" for name in ("train", "evaluate", "generate"))
+    commands = ", ".join(f"mlframework.cli.{name}" for name in ("train", "evaluate", "generate", "compare"))
     probe = f"import sys, {commands}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

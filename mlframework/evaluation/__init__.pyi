@@ -1,11 +1,15 @@
 from .baselines.conventional import Conventional as Conventional
+from .baselines.conventional_on_features import ConventionalOnFeatures as ConventionalOnFeatures
 from .baselines.exact_posterior import ExactPosterior as ExactPosterior
+from .baselines.fine_tuning import FineTuned as FineTuned
 from .baselines.from_scratch import FromScratch as FromScratch
 from .baselines.in_context import SameWeightsInContext as SameWeightsInContext
+from .baselines.linear_probe import LinearProbe as LinearProbe
 from .baselines.matrix_factorisation import MatrixFactorisation as MatrixFactorisation
 from .baselines.ngram import NGrams as NGrams
 from .baselines.pooled import Pooled as Pooled
 from .baselines.popularity import Popularity as Popularity
+from .baselines.pretraining import Pretraining as Pretraining
 from .baselines.rating_means import RatingMeans as RatingMeans
 from .baselines.rating_regression import OnAllUsers as OnAllUsers, OnEachUser as OnEachUser
 from .baselines.scikit_learn import OnFeatures as OnFeatures, ScikitLearn as ScikitLearn

@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from mlframework.errors import FailedRun, IncompatibleKind, InvalidValue, UserError, nearest
 from mlframework.runs.check_config import located, parts
 
-__all__ = ["Fault", "fault"]
+__all__ = ["Fault", "cause", "fault"]
 
 #: Options that are there only with the extra `sweep`.
 OPTIONAL = ("hydra/launcher/joblib", "hydra/launcher/submitit_local", "hydra/sweeper/optuna")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -121,17 +122,24 @@ class FittedEstimators(FeatureMetaLayer):
 def fitted(estimator: Any, x: np.ndarray, y: np.ndarray) -> Any:
     """A copy of an estimator, fitted to inputs `[n, d]`; the constant model where the examples have a single class.
 
-    A single target has no axis of its own, and there are at most as many neighbours as examples.
+    A single target has no axis of its own, several have an estimator each, and there are at most as many neighbours as
+    examples.
     """
     from sklearn.base import clone
     from sklearn.dummy import DummyClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.multioutput import MultiOutputRegressor
 
     if kind_of(estimator) == "classification" and len(np.unique(y)) < 2:
         return DummyClassifier().fit(x, y)
     own = clone(estimator)
-    if (neighbours := own.get_params(deep=False).get("n_neighbors")) is not None:
-        own.set_params(n_neighbors=min(neighbours, len(x)))
-    return own.fit(x, y[:, 0] if y.shape[1:] == (1,) else y)
+    neighbours = {name: n for name, n in own.get_params().items() if name.rpartition("__")[2] == "n_neighbors"}
+    own.set_params(**{name: min(n, len(x)) for name, n in neighbours.items()})
+    if y.ndim == 2 and y.shape[1] > 1:
+        own = MultiOutputRegressor(own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a setting that ends early is judged as it is
+        return own.fit(x, y[:, 0] if y.shape[1:] == (1,) else y)
 
 
 def raw_inputs() -> BaseLayer:
