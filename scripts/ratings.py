@@ -45,6 +45,7 @@ METHODS: dict[str, list[str]] = {
     "joint": ["algorithm=joint"],
     "ridge_rbf": ["algorithm=ridge_shared_head", "algorithm/kernel=rbf"],
     "matching": ["algorithm=matching"],
+    "deep_kernel": ["algorithm=deep_kernel"],
     "meta_sgd": ["algorithm=meta_sgd"],
     "reptile": ["algorithm=reptile"],
 }
@@ -67,8 +68,8 @@ def train(folder: Path, seeds: int, only: Sequence[str]) -> None:
         if not only or name in only:
             more = [] if name == next(iter(METHODS)) else [NO_BASELINES]
             sweep(folder / name, seeds, [*overrides, *more])
-    for users, items in PARTITIONS:
-        for name in PARTITIONED:
+    for name in PARTITIONED:
+        for users, items in PARTITIONS:
             if not only or "partitions" in only:
                 baselines = [] if name == PARTITIONED[0] else [NO_BASELINES]
                 place = folder / "partitions" / f"{users}_{items}" / name
