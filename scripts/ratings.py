@@ -53,7 +53,7 @@ METHODS: dict[str, list[str]] = {
 #: The four partitions: the same training, other queries. A fifth of the items and of the ratings are held out.
 HELD_OUT = ["task.held_out_items=0.2", "task.held_out_ratings=0.2"]
 PARTITIONS = [(users, items) for users in ("existing", "new") for items in ("existing", "new")]
-PARTITIONED = ("ridge_shared_head", "anil")
+PARTITIONED = ("ridge_rbf", "anil")
 
 METRICS = {
     "query_mae": "MAE",
