@@ -45,6 +45,7 @@ METHODS: dict[str, list[str]] = {
     "joint": ["algorithm=joint"],
     "ridge_rbf": ["algorithm=ridge_shared_head", "algorithm/kernel=rbf"],
     "matching": ["algorithm=matching"],
+    "in_context": ["algorithm=in_context"],
     "deep_kernel": ["algorithm=deep_kernel"],
     "meta_sgd": ["algorithm=meta_sgd"],
     "reptile": ["algorithm=reptile"],
