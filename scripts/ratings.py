@@ -31,6 +31,7 @@ COMMON = [
     *("display=[]", "logger.figures=false"),
 ]
 NO_BASELINES = "evaluation/baseline=[]"
+MEANS_AND_REGRESSIONS = "evaluation/baseline=[rating_means,on_each_user]"
 
 #: Every method by its name in the table, with its overrides; the baselines go with the first one.
 METHODS: dict[str, list[str]] = {
@@ -72,7 +73,7 @@ def train(folder: Path, seeds: int, only: Sequence[str]) -> None:
     for name in PARTITIONED:
         for users, items in PARTITIONS:
             if not only or "partitions" in only:
-                baselines = [] if name == PARTITIONED[0] else [NO_BASELINES]
+                baselines = [MEANS_AND_REGRESSIONS if name == PARTITIONED[0] else NO_BASELINES]
                 place = folder / "partitions" / f"{users}_{items}" / name
                 sweep(
                     place, seeds, [*METHODS[name], *HELD_OUT, f"task.users={users}", f"task.items={items}", *baselines]
