@@ -92,7 +92,7 @@ def record(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("*/result.json"), key=lambda path: int(path.parent.name)):
         result = json.loads(path.read_text(encoding="utf-8"))
         environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
-        rows = result["evaluation"]["rows"]
+        rows, users = result["evaluation"]["rows"], [task[0] for task in result["evaluation"]["sources"]]
         runs.append(
             {
                 "seed": int(next(o for o in result["overrides"] if o.startswith("seed="))[5:]),
@@ -106,6 +106,7 @@ def record(folder: Path) -> dict[str, Any]:
                         "setting": row["setting"],
                         "steps": row["chosen"],
                         **{metric: mean(row, metric) for metric in METRICS},
+                        "mae_of_user": by_user(row["values"]["query_mae"], users),
                     }
                     for row in rows
                 ],
@@ -119,6 +120,14 @@ def mean(row: Mapping[str, Any], metric: str) -> float:
     return float(row["metrics"][metric][row["steps"].index(row["chosen"])]["mean"])
 
 
+def by_user(values: Sequence[float], users: Sequence[str]) -> dict[str, float]:
+    """The mean over each user's draws."""
+    of_user: dict[str, list[float]] = {}
+    for value, user in zip(values, users, strict=True):
+        of_user.setdefault(user, []).append(value)
+    return {user: round(sum(found) / len(found), 5) for user, found in sorted(of_user.items())}
+
+
 def collect(folder: Path) -> None:
     """Writes one record for each sweep."""
     for name in METHODS:
@@ -129,6 +138,9 @@ def collect(folder: Path) -> None:
             if found := record(folder / "partitions" / f"{users}_{items}" / name):
                 write_json(RECORDS / "partitions" / f"{users}_{items}_{name}.json", found)
 
+
+#: The methods from which differences are taken, and their short names.
+REFERENCES = {"item and user means, attribute offsets": "means", "kernel_ridge on each user": "kernel ridge"}
 
 Values = dict[str, dict[int, dict[str, Any]]]
 
@@ -153,20 +165,32 @@ def interval(numbers: Sequence[float]) -> str:
     return shown_interval(found.mean, found.half_width)
 
 
-def table(rows: Values, reference: str) -> str:
-    """A markdown table, the smallest MAE first; differences from a reference are paired by seed."""
-    header = ["method", "seeds", *METRICS.values(), f"MAE minus {reference}"]
+def table(rows: Values) -> str:
+    """A markdown table, the smallest MAE first; differences are paired by seed and user."""
+    there = [name for name in REFERENCES if name in rows]
+    header = ["method", "seeds", *METRICS.values(), *(f"MAE minus {REFERENCES[name]}" for name in there)]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    ordered = sorted(rows.items(), key=lambda item: sum(r["query_mae"] for r in item[1].values()) / len(item[1]))
-    for name, runs in ordered:
-        shared = [
-            (runs[seed]["query_mae"], rows[reference][seed]["query_mae"])
-            for seed in runs.keys() & rows[reference].keys()
-        ]
-        minus = "" if name == reference or not shared else interval([ours - theirs for ours, theirs in shared])
+    for name, runs in sorted(rows.items(), key=lambda item: average(item[1])):
         cells = [interval([run[metric] for run in runs.values()]) for metric in METRICS]
-        lines.append("| " + " | ".join([name, str(len(runs)), *cells, minus]) + " |")
+        minus = ["" if name == other else paired(runs, rows[other]) for other in there]
+        lines.append("| " + " | ".join([name, str(len(runs)), *cells, *minus]) + " |")
     return "\n".join(lines)
+
+
+def average(runs: Mapping[int, Any]) -> float:
+    return sum(run["query_mae"] for run in runs.values()) / len(runs)
+
+
+def paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
+    """The mean difference of the MAE of each test user of each seed, with the interval over users."""
+    differences, users = [], []
+    for seed in ours.keys() & theirs.keys():
+        other = theirs[seed]["mae_of_user"]
+        for user, value in ours[seed]["mae_of_user"].items():
+            differences.append(value - other[user])
+            users.append((user,))  # one user may test under several seeds
+    found = Interval.of(torch.tensor(differences, dtype=torch.float64), users)
+    return shown_interval(found.mean, found.over_sources)
 
 
 def partition_tables() -> Iterator[str]:
@@ -201,8 +225,7 @@ def provenance(records: Mapping[str, Any]) -> str:
 
 def tables() -> None:
     page, records = ROOT / "docs" / "ratings.md", read("*.json")
-    reference = "item and user means, attribute offsets"
-    write_part(page, "scripts/ratings.py methods", f"{table(values(records), reference)}\n\n{provenance(records)}")
+    write_part(page, "scripts/ratings.py methods", f"{table(values(records))}\n\n{provenance(records)}")
     write_part(page, "scripts/ratings.py partitions", "\n".join(partition_tables()))
 
 
