@@ -31,8 +31,8 @@ class AttributeEmbedding(BaseLayer):
         hidden: width of each hidden layer.
         norm: `batch` (statistics of the batch), `group` or `none`, before each ReLU.
 
-    Reference: Lee et al., MeLU, 2019, arXiv:1908.00413, equations 1 to 3. Deviation: no rectifier follows the first
-        layer before the next one in their code; here every hidden layer has one.
+    Reference: Lee et al., MeLU: Meta-Learned User Preference Estimator for Cold-Start Recommendation, 2019,
+        arXiv:1908.00413, section 3. Deviation: numbers are embedded as they are, where MeLU has categories alone.
 
     >>> spec = TaskSpec("regression", (6,), 1, blocks=(1, 5))
     >>> AttributeEmbedding(spec, width=4, hidden=[8])(torch.zeros(3, 6)).shape

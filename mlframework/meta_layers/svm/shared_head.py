@@ -25,7 +25,7 @@ class SharedHeadRidge(Ridge):
     the head as the mean of the prior. See `Ridge` for the arguments; a regression has no `scale`.
 
     Reference: Harrison, Sharma, Pavone, Meta-Learning Priors for Efficient Online Bayesian Regression (ALPaCA), 2018,
-        arXiv:1807.08912, section 4.1. Deviations: the prior's covariance is a learned multiple of the identity, where
+        arXiv:1807.08912. Deviations: the prior's covariance is a learned multiple of the identity, where
         the paper learns all of it; the loss is the task's, where the paper takes the likelihood.
     """
 
