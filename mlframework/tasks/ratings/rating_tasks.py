@@ -97,10 +97,10 @@ class RatingTasks(TaskDistribution):
         ndcg_at: places that count in nDCG.
         gain: of a rating in nDCG: `exponential` (`2^rating - 1`) or `linear` (the rating); below 0 counts as 0.
 
-    Reference: the shape of a task is that of Lee et al., MeLU, 2019, arXiv:1908.00413, section 4, and of the
-        benchmark RecBole-MetaRec (users with 13 to 100 ratings, 10 of them queries; https://github.com/RUCAIBox/RecBole-MetaRec).
-        Deviation from MeLU: in all partitions the support ratings are of existing items, so that partitions differ in
-        their queries alone.
+    Reference: Lee et al., MeLU, 2019, arXiv:1908.00413, section 4, for the shape of a task; the benchmark
+        RecBole-MetaRec (https://github.com/RUCAIBox/RecBole-MetaRec) for users with 13 to 100 ratings, 10 of them
+        queries. Deviation from MeLU: in all partitions the support ratings are of existing items, so that partitions
+        differ in their queries alone.
     """
 
     def __init__(
