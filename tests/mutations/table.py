@@ -47,6 +47,11 @@ fixed_tasks = File("tasks/fixed_train_tasks.py", "test_tasks_fixed.py")
 imaml = File("meta_layers/gradient_descent/imaml.py", "test_imaml.py")
 conjugate = File("solvers/conjugate_gradient.py", "test_imaml.py")
 cavia = File("meta_layers/gradient_descent/cavia.py", "test_cavia.py")
+tables = File("tasks/tables/table.py", "test_tasks_table.py")
+table_tasks = File("tasks/tables/table_tasks.py", "test_tasks_table.py")
+columns = File("tasks/tables/columns.py", "test_tasks_table.py")
+sklearn_tables = File("tasks/tables/sklearn_tables.py", "test_tasks_sklearn_tables.py")
+pooled = File("evaluation/baselines/pooled.py", "test_table_baselines.py")
 lora = File("meta_layers/gradient_descent/lora.py", "test_sequence_members.py")
 proto_maml = File("meta_layers/gradient_descent/proto_maml.py", "test_proto_maml.py")
 step_weights = File("meta_layers/gradient_descent/per_step.py", "test_maml_plus_plus.py")
@@ -866,4 +871,61 @@ TEXT_MEASURES = (
     ),
 )
 
-MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES)
+TABLES = (
+    tables(
+        "statistics of a table come from all tasks",
+        "[fitted(column, train) for column in inputs]",
+        "[fitted(column, train | True) for column in inputs]",
+        "test_no_statistic_comes_from_other_tasks_than_those_of_training",
+    ),
+    tables(
+        "the target's scale comes from all tasks",
+        "values = target.values[train]",
+        "values = target.values[train | True]",
+        "test_no_statistic_comes_from_other_tasks_than_those_of_training",
+    ),
+    tables(
+        "tasks of a group are split one by one",
+        "names = list(dict.fromkeys(groups.values()))",
+        "groups = {name: name for name in groups}; names = list(groups)",
+        "test_every_task_is_in_one_split_and_groups_stay_together",
+    ),
+    table_tasks(
+        "queries start with a support row",
+        "query = shots[:, None] + torch.arange(most_query)",
+        "query = shots[:, None] - 1 + torch.arange(most_query)",
+        "test_support_and_query_are_the_rows_of_one_task_each_once",
+    ),
+    table_tasks(
+        "no row is left to query",
+        "return (sizes - 1).clamp(max=low), (sizes - 1).clamp(max=high)",
+        "return sizes.clamp(max=low), sizes.clamp(max=high)",
+        "test_tasks_of_unequal_size_are_padded_and_a_row_is_left_to_query",
+    ),
+    columns(
+        "a missing number is no mean",
+        "standard = np.where(missing, 0.0,",
+        "standard = np.where(missing, 1.0,",
+        "test_a_missing_number_becomes_the_mean_and_is_marked",
+    ),
+    sklearn_tables(
+        "queries say the scale of a table",
+        "known = x[: shots * per_shot]",
+        "known = x",
+        "test_the_support_rows_that_count_say_the_scale",
+    ),
+    pooled(
+        "padding shifts predictions",
+        "return ((targets - predicted) * mask).sum(1) / (mask.sum(1) + self.strength)",
+        "return (targets - predicted).sum(1) / (mask.sum(1) + self.strength)",
+        "test_a_shift_of_a_regression_is_a_shrunken_mean_residual",
+    ),
+    pooled(
+        "added rows are as heavy as others",
+        "np.full(len(own.x), self.strength)",
+        "np.full(len(own.x), 1.0)",
+        "test_added_rows_are_weighed_beside_all_training_rows",
+    ),
+)
+
+MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES, *TABLES)
