@@ -319,12 +319,17 @@ RESULTS = {
     "a number of the row": (
         *with_column(good_rows(), "row", lambda number, _: str(number + 1)),
         ["hours"],
-        "columns left out: row (counts the rows)",
+        "columns left out: row (a number that grows from row to row)",
     ),
     "names of pupils": (
         *with_column(good_rows(), "name", lambda number, _: f"pupil {number}"),
         ["hours"],
         "columns left out: name (a different text in most rows)",
+    ),
+    "few numbers and a text": (
+        *with_column(good_rows(), "children", lambda number, _: ["0", "1", "2", "3+"][number % 4]),
+        ["children = 2", "children = 3+"],
+        None,
     ),
     "numbers that are mostly texts": (
         *with_column(good_rows(), "grade", lambda number, _: ["A", "B", "3"][number % 3]),

@@ -21,6 +21,8 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "."})
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 COMMAS = re.compile(r"[+-]?\d{1,3}([.,]\d{3})*(,\d+)?|[+-]?\d+,\d+")
 DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ]\d{1,2}:\d{2}.*)?")
+#: A column of so few texts holds categories, whatever they look like.
+FEW = 10
 #: The most one-hot numbers of a column; rarer categories share one. Standardised numbers are cut off at `CLIP`.
 MOST_CATEGORIES, CLIP = 50, 5.0
 
@@ -50,7 +52,7 @@ def read_column(name: str, cells: Sequence[Any], reading: Reading) -> Column:
     """A column with its kind.
 
     Raises:
-        UserError: most of its cells are numbers, and one is not.
+        UserError: most of its cells are numbers, of many values, and one is not.
     """
     marks = MISSING | {mark.lower() for mark in reading.missing}
     kept = [None if is_missing(cell, marks) else cell for cell in cells]
@@ -64,7 +66,7 @@ def read_column(name: str, cells: Sequence[Any], reading: Reading) -> Column:
     count = sum(number is not None for number in numbers)
     if count == len(there):
         return Column(name, "number", np.array([math.nan if n is None else n for n in numbers]))
-    if 2 * count >= len(there):
+    if 2 * count >= len(there) and len(set(texts)) > FEW:
         row = next(i for i, cell in enumerate(kept) if cell is not None and numbers[i] is None)
         remedy = f"task.missing=[{kept[row]}] if it is missing, task.categories=[{name}] if these are categories"
         raise UserError(f"{name} holds numbers, but for {str(kept[row])!r} in row {row + 1}: {remedy}")
@@ -103,11 +105,11 @@ def leave_out(column: Column, train: np.ndarray, *, named: bool) -> str | None:
 
 
 def oddity(kind: str, values: np.ndarray) -> str | None:
-    """What an identifier looks like; rows may have been left out between numbers that count them."""
+    """What an identifier looks like."""
     if kind == "category":
-        return "a different text in most rows" if len(set(values)) > max(20, len(values) // 2) else None
-    steps = np.diff(values)
-    return "counts the rows" if (steps > 0).all() and 2 * (steps == 1).sum() > len(steps) else None
+        return "a different text in most rows" if len(set(values)) > max(2 * FEW, len(values) // 2) else None
+    grows = len(values) > FEW and (np.diff(values) > 0).all() and (values == np.round(values)).all()
+    return "a number that grows from row to row" if grows else None
 
 
 class Numbers(NamedTuple):

@@ -1,0 +1,157 @@
+"""Draws the tables of docs/tables.md from results/tables/cells.json: nothing there is typed by hand.
+
+`python scripts/tables.py runs/tables` first collects the finished runs of a folder: `tune/<experiment>/<algorithm>`
+holds the trials of each algorithm, `seeds/<experiment>/<algorithm>` its runs of several seeds, and
+`baselines/<experiment>` a run that has the baselines.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from seeds import Judged, judged_rows, mean_difference, number, over_seeds, over_tasks, read_runs
+
+from mlframework.files import as_json, atomic, write_part
+
+ROOT = Path(__file__).parents[1]
+CELLS, PAGE = ROOT / "results" / "tables" / "cells.json", ROOT / "docs" / "tables.md"
+
+#: Each experiment with its second metric, and how that is shown.
+EXPERIMENTS = {
+    "table_schools": ("query_absolute_error", "absolute error"),
+    "table_aggression": ("query_accuracy", "accuracy"),
+}
+#: The method from which the others are told apart: the conventional one that uses all tasks and the support set.
+REFERENCE = "pooled gradient boosting, support shift"
+
+#: The settings over which algorithms are tuned.
+TUNED = ("optimizer.lr=", "suggested.inner_lr=", "algorithm.reg=")
+
+Cell = dict[str, Any]
+
+
+def collect(folder: Path) -> list[Cell]:
+    """A cell for each experiment and method."""
+    return [cell for experiment in EXPERIMENTS for cell in cells_of(folder, experiment)]
+
+
+def cells_of(folder: Path, experiment: str) -> Iterator[Cell]:
+    metrics = ("query_loss", EXPERIMENTS[experiment][0])
+    rows: dict[str, dict[str, list[Judged]]] = defaultdict(lambda: defaultdict(list))
+    about: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    runs = [(place, run) for place in ("seeds", "baselines") for _, run in read_runs(folder / place / experiment)]
+    for place, result in runs:
+        algorithm, seed = result["choices"]["algorithm"], dict(o.split("=", 1) for o in result["overrides"])["seed"]
+        about[algorithm] += [result] if place == "seeds" else []
+        for metric in metrics:
+            for row in judged_rows(result["evaluation"], metric, int(seed)):
+                if (row.method == algorithm) == (place == "seeds"):
+                    rows[row.method][metric].append(row)
+    evaluation = runs[0][1]["evaluation"]
+    assert all(run["evaluation"]["task_hash"] == evaluation["task_hash"] for _, run in runs), "runs of different tasks"
+    for method, (loss, second) in {method: found.values() for method, found in rows.items()}.items():
+        tuned = trials(folder / "tune" / experiment / method)
+        yield {
+            "experiment": experiment,
+            "task_hash": evaluation["task_hash"],
+            "method": method,
+            **judged(loss, second, rows[REFERENCE]["query_loss"], [tuple(names) for names in evaluation["sources"]]),
+            **(of_training(about[method], tuned) if method in about else {}),
+        }
+
+
+def judged(
+    loss: Sequence[Judged], second: Sequence[Judged], reference: Sequence[Judged], sources: Sequence[tuple[str, ...]]
+) -> Cell:
+    """What a method reached, by both metrics."""
+    same = loss[0].method == reference[0].method
+    return {
+        "tasks": len(loss[0].values),
+        "settings": sorted({row.setting for row in loss}),
+        "chosen_steps": [row.steps for row in loss],
+        "loss": over_tasks(loss, sources)._asdict(),
+        "loss_over_seeds": over_seeds(loss)._asdict(),
+        "second": over_tasks(second, sources)._asdict(),
+        "minus_reference": None if same else mean_difference(loss, reference, sources)._asdict(),
+    }
+
+
+def of_training(runs: Sequence[dict[str, Any]], tuned: Sequence[Cell]) -> Cell:
+    """How an algorithm was tuned and trained."""
+    return {
+        "tuning": tuned,
+        "seconds": [run["seconds"] for run in runs],
+        "outer_steps": runs[0]["step"],
+        "commit": runs[0]["git"]["commit"],
+        "command": typed(runs[0]),
+    }
+
+
+def typed(result: dict[str, Any]) -> str:
+    """The command of a run, but for its seed and its folder."""
+    left_out = ("run_dir", "resume", "seed", "logger.figures", "hydra.sweep.dir", "evaluation/baseline")
+    return " ".join(["mlframework-train", *(o for o in result["overrides"] if o.split("=")[0] not in left_out)])
+
+
+def trials(folder: Path) -> list[Cell]:
+    """The settings that an algorithm was tried with, and what each reached on validation tasks."""
+    found = []
+    for _, result in read_runs(folder):
+        setting = " ".join(o for o in result["overrides"] if o.startswith(TUNED))
+        found.append({"setting": setting, "validation": result["evaluation"]["rows"][0]["validation"]})
+    return found
+
+
+def table(cells: Sequence[Cell], experiment: str) -> Iterator[str]:
+    """Lines of markdown: a row for each method, the smallest loss first."""
+    chosen = sorted((c for c in cells if c["experiment"] == experiment), key=lambda c: c["loss"]["mean"])
+    second = EXPERIMENTS[experiment][1]
+    columns = ("loss ± over sources", "minus the reference", second, "± over seeds", "seconds")
+    yield f"| {experiment} (hash `{chosen[0]['task_hash']}`) | " + " | ".join(columns) + " |"
+    yield "|" + " --- |" * 6
+    for cell in chosen:
+        setting = f", {cell['settings'][0]}" if len(cell["settings"]) == 1 and cell["settings"][0] else ""
+        few = "" if cell["tasks"] == chosen[0]["tasks"] else f" ({cell['tasks']} tasks)"
+        minus = "reference" if cell["method"] == REFERENCE else number(cell["minus_reference"], width="over_sources")
+        seeds = cell["loss_over_seeds"]["half_width"]
+        seconds = sum(cell["seconds"]) / len(cell["seconds"]) if cell.get("seconds") else None
+        shown = [
+            number(cell["loss"], width="over_sources"),
+            minus,
+            number(cell["second"], width="over_sources"),
+            "" if seeds is None or seconds is None else f"{seeds:.2g}",
+            "" if seconds is None else f"{seconds:.0f}",
+        ]
+        name = f"**{cell['method']}**" if seconds is not None else cell["method"]
+        yield f"| {name}{setting}{few} | " + " | ".join(shown) + " |"
+
+
+def tuning(cells: Sequence[Cell]) -> Iterator[str]:
+    """Lines of markdown: what each algorithm was tried with, and what validation chose."""
+    yield "| experiment | algorithm | settings tried: loss on validation tasks | command of a seed |"
+    yield "| --- | --- | --- | --- |"
+    for cell in cells:
+        if "tuning" in cell:
+            best = min(t["validation"] for t in cell["tuning"])
+            shown = [f"`{t['setting']}`: {t['validation']:.4f}" for t in cell["tuning"]]
+            marked = [f"**{s}**" if t["validation"] == best else s for s, t in zip(shown, cell["tuning"], strict=True)]
+            yield f"| {cell['experiment']} | {cell['method']} | {'; '.join(marked)} | `{cell['command']}` |"
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        with atomic(CELLS) as part:
+            part.write_text(as_json(collect(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+    cells = json.loads(CELLS.read_text(encoding="utf-8"))
+    for experiment in EXPERIMENTS:
+        write_part(PAGE, f"scripts/tables.py {experiment}", "\n".join(table(cells, experiment)))
+    write_part(PAGE, "scripts/tables.py tuning", "\n".join(tuning(cells)))
+
+
+if __name__ == "__main__":
+    main()
