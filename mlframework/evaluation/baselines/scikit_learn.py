@@ -123,7 +123,7 @@ def fitted(estimator: Any, x: np.ndarray, y: np.ndarray) -> Any:
     """A copy of an estimator, fitted to inputs `[n, d]`; the constant model where the examples have a single class.
 
     A single target has no axis of its own, several have an estimator each, and there are at most as many neighbours as
-    examples.
+    examples. Numbers are float64: in float32 the line search of a logistic regression may fail.
     """
     from sklearn.base import clone
     from sklearn.dummy import DummyClassifier
@@ -132,7 +132,7 @@ def fitted(estimator: Any, x: np.ndarray, y: np.ndarray) -> Any:
 
     if kind_of(estimator) == "classification" and len(np.unique(y)) < 2:
         return DummyClassifier().fit(x, y)
-    own = clone(estimator)
+    x, own = x.astype(np.float64), clone(estimator)
     neighbours = {name: n for name, n in own.get_params().items() if name.rpartition("__")[2] == "n_neighbors"}
     own.set_params(**{name: min(n, len(x)) for name, n in neighbours.items()})
     if y.ndim == 2 and y.shape[1] > 1:
