@@ -445,7 +445,7 @@ FAULTS = {
     "decimal commas": (
         {"rows": edited(lambda number, row: [*row[:2], row[2].replace(".", ","), *row[3:]])},
         {},
-        r"hours holds numbers with commas, such as '\d+,\d+': task\.decimal=',' reads them",
+        r"hours holds numbers with commas, such as '\d+,\d+': 'task\.decimal=\",\"' reads them",
     ),
     "no target at all": (
         {"rows": edited(lambda _, row: [*row[:4], "", row[5]])},
@@ -501,7 +501,7 @@ FAULTS = {
     "wrong delimiter": (
         {},
         {"delimiter": ";"},
-        r"delimiter=;: the header of .* is 'school,sex,hours,income,score,passed': try ','",
+        r"delimiter=;: the header of .* is 'school,sex,hours,income,score,passed': try 'task\.delimiter=\",\"'",
     ),
     "wrong encoding": (
         {"rows": edited(lambda _, row: [row[0], "é", *row[2:]]), "encoding": "latin-1"},

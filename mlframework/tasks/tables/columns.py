@@ -71,7 +71,7 @@ def read_column(name: str, cells: Sequence[Any], reading: Reading) -> Column:
         remedy = f"task.missing=[{kept[row]}] if it is missing, task.categories=[{name}] if these are categories"
         raise UserError(f"{name} holds numbers, but for {str(kept[row])!r} in row {row + 1}: {remedy}")
     if reading.decimal == "." and all(COMMAS.fullmatch(str(cell)) for cell in there):
-        raise UserError(f"{name} holds numbers with commas, such as {str(there[0])!r}: task.decimal=',' reads them")
+        raise UserError(f"{name} holds numbers with commas, such as {str(there[0])!r}: 'task.decimal=\",\"' reads them")
     return Column(name, "date" if all(map(is_date, there)) else "category", texts)
 
 

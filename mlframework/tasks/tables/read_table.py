@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,10 +91,10 @@ def from_text(path: Path, text: str, delimiter: str | None) -> Cells:
     if not header_line:
         raise UserError(f"task.path={path}: is empty")
     likely = max(DELIMITERS, key=header_line.count)
-    if delimiter is not None and (
-        len(delimiter) != 1 or (header_line.count(delimiter) == 0 < header_line.count(likely))
-    ):
-        raise InvalidValue("delimiter", delimiter, f"the header of {path} is {header_line[:60]!r}: try {likely!r}")
+    absent = delimiter is not None and header_line.count(delimiter) == 0 < header_line.count(likely)
+    if delimiter is not None and (absent or len(delimiter) != 1):
+        why = f"the header of {path} is {header_line[:60]!r}: try 'task.delimiter={json.dumps(likely)}'"
+        raise InvalidValue("delimiter", delimiter, why)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or likely, skipinitialspace=True)
     try:
         header, *rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
