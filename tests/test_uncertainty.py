@@ -199,10 +199,11 @@ def test_the_best_temperature_of_a_regression_is_the_mean_squared_z_score():
 def test_a_temperature_changes_no_choice_of_a_class():
     task = blobs()
     layer = Prototypes(MLP(task.spec, hidden=[8]), task)
-    made, setting = Temperature().fitted(layer, validation_of(task), 0)
+    made, setting, change = Temperature().fitted(layer, validation_of(task), 0)
     before, after = (predicted_queries(each, validation_of(task), 0) for each in (layer, made))
     assert float(setting) == pytest.approx(made.temperature, rel=1e-2)
     torch.testing.assert_close(after.found.prediction, before.found.prediction / made.temperature)
+    torch.testing.assert_close(before.changed(change).found.prediction, after.found.prediction)
     assert calibration.nll(after).mean() < calibration.nll(before).mean()
 
 

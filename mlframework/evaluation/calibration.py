@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,10 @@ class Answers(NamedTuple):
     found: Predictive  # [tasks, n, out_features]; a regression's has a variance
     y: Tensor  # class ids [tasks, n], or values [tasks, n, out_features]
     mask: Tensor  # 1 where a query counts, [tasks, n]
+
+    def changed(self, change: Callable[[Predictive], Predictive]) -> Answers:
+        """The same queries with other distributions."""
+        return self._replace(found=change(self.found))
 
     @property
     def confidence(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -65,26 +65,23 @@ class Uncertainty(Measure):
 
     def measure(self, meta_layer: MetaLayer, split: Split, steps: int) -> Measured:
         tasks = TaskSet(meta_layer.task, split, tasks=self.tasks, seed=self.seed)
-        sources = tasks.sources()
-        columns = {
-            heading: self.rows(layer, tasks, sources, steps) for heading, layer in self.layers(meta_layer, steps)
-        }
-        return Measured(f"uncertainty on {self.tasks} {split} tasks (seed {self.seed}, hash {tasks.hash()})", columns)
-
-    def layers(self, meta_layer: MetaLayer, steps: int) -> Iterator[tuple[str, MetaLayer]]:
-        """The algorithm and the predictors made of it, each with its name and the setting that was chosen."""
         validation = TaskSet(meta_layer.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
+        sources = tasks.sources()
         first = with_variance(meta_layer, validation, steps)
-        yield "constant variance" if isinstance(first, ConstantVariance) else "as trained", first
+        own = both_answers(first, tasks, steps)
+        name = "constant variance" if isinstance(first, ConstantVariance) else "as trained"
+        columns = {name: self.rows(own, sources)}
         for name, predictor in self.predictors.items():
             made = predictor.fitted(first, validation, steps)
-            yield f"{name} ({made.setting})", made.meta_layer
+            change = made.of_distributions
+            found = both_answers(made.meta_layer, tasks, steps) if change is None else [a.changed(change) for a in own]
+            columns[f"{name} ({made.setting})"] = self.rows(found, sources)
+        return Measured(f"uncertainty on {self.tasks} {split} tasks (seed {self.seed}, hash {tasks.hash()})", columns)
 
-    def rows(self, layer: MetaLayer, tasks: TaskSet, sources: Sources | None, steps: int) -> dict[str, Interval]:
-        """The interval of each quality of a predictor, by name."""
-        answers = predicted_queries(layer, tasks, steps)
+    def rows(self, both: Sequence[Answers], sources: Sources | None) -> dict[str, Interval]:
+        """The interval of each quality of a predictor, by name, from its answers to own queries and to others'."""
+        answers, elsewhere = both
         found = {name: Interval.of(value, sources) for name, value in self.values(answers).items()}
-        elsewhere = predicted_queries(layer, with_next_queries(tasks), steps)
         apart = torch.tensor(strangers(sources, self.tasks))
         if int(apart.sum()) > 1:
             told = calibration.auroc(score(answers), score(elsewhere), answers.mask, elsewhere.mask)
@@ -107,6 +104,11 @@ class Uncertainty(Measure):
             "brier": calibration.brier(answers),
             "accuracy": calibration.accuracy(answers),
         }
+
+
+def both_answers(layer: MetaLayer, tasks: TaskSet, steps: int) -> list[Answers]:
+    """The answers to each task's own queries, and to those of the next task."""
+    return [predicted_queries(layer, asked, steps) for asked in (tasks, with_next_queries(tasks))]
 
 
 def with_next_queries(tasks: Iterable[Episode]) -> Iterator[Episode]:

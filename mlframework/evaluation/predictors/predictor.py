@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,8 @@ class FittedPredictor(NamedTuple):
 
     meta_layer: MetaLayer
     setting: str  # what validation tasks chose, in words
+    #: Its distributions by those of the algorithm, where no more is needed: then no query is predicted again.
+    of_distributions: Callable[[Predictive], Predictive] | None = None
 
 
 class DerivedPredictor(EvaluationPart, ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -31,7 +32,8 @@ class Temperature(DerivedPredictor):
 
     def fitted(self, meta_layer: MetaLayer, validation: TaskSet, steps: int) -> FittedPredictor:
         temperature = best_temperature(predicted_queries(meta_layer, validation, steps))
-        return FittedPredictor(Tempered(meta_layer, temperature), f"{temperature:.3g}")
+        rescaled = functools.partial(tempered, temperature=temperature)
+        return FittedPredictor(Tempered(meta_layer, temperature), f"{temperature:.3g}", rescaled)
 
 
 class Tempered(Wrapped):
