@@ -109,9 +109,11 @@ def curves_of(run: Path, steps: int) -> Row:
     layer = load_run(RunFolder(run), weights="best", device="cpu").meta_layer
     validation = TaskSet(layer.task, "validation", tasks=100, seed=VALIDATION_SEED)
     tasks = TaskSet(layer.task, "test", tasks=600, seed=0)
-    before = with_variance(layer, validation, steps)
-    after = Temperature().fitted(before, validation, steps).meta_layer
-    return {when: curve(predicted_queries(each, tasks, steps)) for when, each in (("before", before), ("after", after))}
+    stated = with_variance(layer, validation, steps)
+    change = Temperature().fitted(stated, validation, steps).of_distributions
+    assert change is not None
+    answers = predicted_queries(stated, tasks, steps)
+    return {"before": curve(answers), "after": curve(answers.changed(change))}
 
 
 def curve(answers: Answers) -> Row:
