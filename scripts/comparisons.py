@@ -78,8 +78,8 @@ def make(name: str) -> None:
         return
     if not (run / "result.json").exists():
         resume = ["resume=true"] if (run / "config.yaml").exists() else []
-        call("train", *made.train.split(), *TRAINING, f"run_dir={run}", *resume)
-    call("compare", f"run={run}", *split(made.compare))
+        call("train", *made.train.split(), *TRAINING, f"run_dir={run.relative_to(ROOT)}", *resume)
+    call("compare", f"run={run.relative_to(ROOT)}", *split(made.compare))
 
 
 def split(overrides: str) -> list[str]:
@@ -105,7 +105,8 @@ def collect(name: str) -> None:
     if not (run / "comparison.json").exists():
         return
     content = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
-    trained = " ".join(yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8")))
+    typed = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+    trained = " ".join(override for override in typed if not override.startswith("run_dir="))
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     content = {**without_values(content), "trained": trained, "trained_at": environment["git"]["commit"]}
     with atomic(KEPT / f"{name}.json") as part:
@@ -130,7 +131,7 @@ def draw(name: str) -> str:
     page = comparison_page(compared, content).replace("comparison.png", figure.name)
     trained = f"Trained by `mlframework-train {content['trained']}` at commit {content['trained_at']}."
     title, rest = page.split("\n", 1)
-    return f"#{title} ({name})\n\n{trained}\n{rest.replace(chr(10) + '## ', chr(10) + '#### ')}".rstrip()
+    return f"##{title} ({name})\n\n{trained}\n{rest.replace(chr(10) + '## ', chr(10) + '#### ')}".rstrip()
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ def comparison_page(compared: Compared, about: Mapping[str, Any]) -> str:
         "\n".join(verdict_lines(compared)),
     ]
     if compared.curve:
-        said = "A method catches up where it is level or ahead from there up to the last point:"
+        said = "Winners by shots, and where a method catches up: level or ahead from there up to the last point."
         parts += ["## Learning curves", curve_table(compared), said, "\n".join(curve_lines(compared))]
     if compared.curve or compared.own.standings:
         parts.append("![Differences and learning curves](comparison.png)")
@@ -133,7 +133,7 @@ def curve_lines(compared: Compared) -> Iterator[str]:
     first, last = min(compared.curve), max(compared.curve)
     for shots, comparison in compared.curve.items():
         winning = [each.row.method for each in comparison.standings if each.verdict == "wins"]
-        yield f"* at {shots} shots better than {compared.algorithm}: {', '.join(winning) or 'none'}"
+        yield f"* k_shot={shots}: better than {compared.algorithm}: {', '.join(winning) or 'none'}"
     for method, found in compared.crossings.items():
         yield f"* {method} {found.described(first, last)}"
 
@@ -186,6 +186,7 @@ def draw_curves(axes: Any, compared: Compared) -> None:
     axes.minorticks_off()
     if not compared.own.higher_is_better and all(line.get_ydata().min() > 0 for line in axes.lines):
         axes.set_yscale("log")
+        axes.set_ylim(bottom=min(line.get_ydata().min() for line in axes.lines) / 2)
     axes.set_xlabel("shots")
     axes.set_ylabel(metric.replace("_", " "))
     axes.grid(alpha=0.3)
