@@ -138,7 +138,10 @@ def gaps(records: Sequence[Record]) -> Iterator[str]:
             found, digits = tested(group, metric), DIGITS[metric]
             train = interval([measured(each, metric, "train") for each in group], digits)
             more = [found[seed] - without[seed] for seed in sorted(found.keys() & without.keys())]
-            share = (mean(found.values()) - mean(without.values())) / (mean(best.values()) - mean(without.values()))
+            same = found.keys() & without.keys() & best.keys()
+            share = mean(found[seed] - without[seed] for seed in same) / mean(
+                best[seed] - without[seed] for seed in same
+            )
             own = data == "fixed" and regulariser != "none"
             differs = "" if found == without else interval(more, digits)
             cells = (train, interval(list(found.values()), digits), differs, f"{share:.0%}" if own else "", len(group))
