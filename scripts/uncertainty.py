@@ -249,6 +249,8 @@ def draw() -> None:
         tidy(axes, *(("nominal probability", "coverage") if regression else ("confidence", "accuracy")))
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.set_title(FIGURE[name], fontsize=10)
+    for axes in panels.flat[len(there) :]:
+        axes.axis("off")
     panels.flat[0].legend(frameon=False)
     figure.savefig(PLOT, dpi=110)
 
