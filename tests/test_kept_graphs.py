@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact
 from mlframework.tasks import Sinusoid
+
+#: Where another process finds this module.
+TESTS = str(Path(__file__).parent)
 
 pytestmark = pytest.mark.slow  # every test compiles with an empty cache
 
@@ -86,11 +90,11 @@ def test_what_is_kept_is_used_without_tracing(way, own_folder, no_tracing, caplo
 
 
 def test_another_process_finds_it_whatever_its_hashes():
-    script = "from tests.test_kept_graphs import *; print(asked(maml()).name)"
+    script = "from test_kept_graphs import *; print(asked(maml()).name)"
     found = {
         subprocess.run(
             [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": TESTS},
             capture_output=True,
             text=True,
             check=True,
@@ -104,12 +108,12 @@ def first_capture(tmp_path):
     """What a process with an empty cache said and left among temporary files."""
     script = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"
-        "from tests.test_kept_graphs import *; Capture(maml(), 'true')(episode_of(maml()))"
+        "from test_kept_graphs import *; Capture(maml(), 'true')(episode_of(maml()))"
     )
     cache, temporary = (tmp_path / name for name in ("cache", "temporary"))
     temporary.mkdir()
     env = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")}
-    env |= {"MLFRAMEWORK_CACHE": str(cache), "TMPDIR": str(temporary)}
+    env |= {"MLFRAMEWORK_CACHE": str(cache), "TMPDIR": str(temporary), "PYTHONPATH": TESTS}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     return done.stderr, [path for path in temporary.rglob("*") if path.is_file()]
 

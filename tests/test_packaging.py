@@ -13,6 +13,13 @@ ROOT = Path(__file__).parents[1]
 KINDS = (".py", ".pyi", ".yaml")
 
 
+def test_every_room_is_packaged():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    rooms = [path.parent.relative_to(ROOT) for path in (ROOT / "mlframework").rglob("__init__.py")]
+    assert sorted(named) == sorted(["mlframework.conf", *(".".join(room.parts) for room in rooms)])
+
+
 @pytest.fixture(scope="module")
 def wheel_names(tmp_path_factory) -> set[str]:
     folder = tmp_path_factory.mktemp("wheel")
