@@ -70,7 +70,7 @@ def weighted_by_a_table():
     return MAML(MLP(task.spec, hidden=[8]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=1)
 
 
-@pytest.mark.parametrize("make", [few_images, weighted_by_a_table])
+@pytest.mark.parametrize("make", [pytest.param(few_images, marks=pytest.mark.slow), weighted_by_a_table])
 def test_masked_batch_norm_and_a_tasks_own_tensors_are_compiled(make, caplog, float64):
     layer = make()
     episode = episode_of(layer)

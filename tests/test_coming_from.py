@@ -16,6 +16,7 @@ def text_of(name):
     return {name: text for _, name, text in FENCE.findall((DOCS / "coming-from.md").read_text(encoding="utf-8"))}[name]
 
 
+@pytest.mark.slow
 def test_our_half_of_the_page_runs(tmp_path):
     learn2learn, _, torchmeta = run_as_written("coming-from.md", tmp_path)
     printed = [float(line.split()[1]) for line in learn2learn.stdout.splitlines()[:30]]

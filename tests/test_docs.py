@@ -65,6 +65,7 @@ def test_an_algorithm_in_one_file_and_one_yaml(tmp_path):
     assert len(list((tmp_path / "work" / "multirun").rglob("result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_base_layer_in_one_file_and_one_yaml(tmp_path):
     *_, trained = run_as_written("add-a-base-layer.md", tmp_path)
     assert "query accuracy on 20 test tasks" in trained.stdout
@@ -88,6 +89,7 @@ def test_every_path_on_a_page_exists(page):
     assert not [path for path in named if not (DOCS.parent / path).exists()]
 
 
+@pytest.mark.slow
 def test_a_baseline_and_a_display_in_one_file_and_one_yaml_each(tmp_path):
     judged, _, waves = run_as_written("add-a-baseline.md", tmp_path)
     assert re.search(r"^│ nearest, [12] nearest ", judged.stdout, re.MULTILINE)

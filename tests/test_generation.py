@@ -202,6 +202,7 @@ def test_files_that_cannot_be_used_are_named_in_one_line_each(run):
         assert len(re.findall(line, run.out + run.err)) == 1, line
 
 
+@pytest.mark.slow
 def test_a_run_on_a_users_folder_evaluates_and_generates(folder, run):
     assert "bits per character" in run.out
     few = ("evaluation.tasks=3", "evaluation.validation_tasks=2", "+evaluation.measure.text_quality.sources=1")

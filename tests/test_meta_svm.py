@@ -185,6 +185,7 @@ def test_the_solver_reports_to_tensorboard(run):
     assert events.Scalars("train/scale")[-1].value == pytest.approx(10, abs=0.1)
 
 
+@pytest.mark.slow
 def test_any_estimator_of_scikit_learn_is_judged_on_a_run_s_features(run):
     options = ["evaluation/baseline/on_features=[svc,logistic_regression]", "evaluation.baseline.on_features.svc.C=3"]
     own = ["+evaluation.baseline.on_features.near._target_=sklearn.neighbors.KNeighborsClassifier"]

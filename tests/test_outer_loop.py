@@ -118,6 +118,7 @@ def test_clipping_shortens_long_gradients_to_its_limit_and_leaves_short_ones():
         assert float(metrics["meta_grad_norm"]) == pytest.approx(norm)
 
 
+@pytest.mark.slow
 def test_a_captured_step_clips_moves_and_reports_as_an_eager_one_and_refuses_what_is_not_finite():
     (eager, expected), (captured, found) = (
         (layer := maml(), outer_loop(layer, clip=0.1, capture=capture)) for capture in ("false", "true")
