@@ -1,8 +1,9 @@
 """Trains the runs of docs/ratings.md, and draws its tables: nothing there is typed by hand.
 
-`python scripts/ratings.py train runs/ratings --seeds 3` trains every method with the seeds 0 to 2, each its own split.
-A repeated command, with more seeds too, goes on where it was stopped. `--only maml,anil` takes some methods.
-`python scripts/ratings.py tables runs/ratings` writes the records to results/ratings/, and the tables to the page.
+`python scripts/ratings.py train runs/ratings --seeds 3` trains every method with the seeds 0 to 2, each its own
+split, and with several outer rates. A repeated command, with more seeds too, goes on where it was stopped.
+`--only maml,anil` takes some methods. `python scripts/ratings.py tables runs/ratings` takes for each seed the rate that
+is best on its validation tasks, and writes the records to results/ratings/ and the tables to the page.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,13 @@ COMMON = [
 ]
 NO_BASELINES = "evaluation/baseline=[]"
 MEANS_AND_REGRESSIONS = "evaluation/baseline=[rating_means,on_each_user]"
+#: The outer rates that every method is tried with: Adam's, and the share of Reptile's step.
+RATES = ["0.001", "0.003", "0.01"]
+OTHER_RATES = {"reptile": ["0.3", "0.6", "1.0"]}
+#: Of a run whose baselines alone are wanted.
+BASELINES_ALONE = ["algorithm=ridge", "trainer.steps=1"]
 
-#: Every method by its name in the table, with its overrides; the baselines go with the first one.
+#: Every method by its name in the table, with its overrides.
 METHODS: dict[str, list[str]] = {
     "ridge_shared_head": ["algorithm=ridge_shared_head"],
     "anil": ["algorithm=anil"],
@@ -66,54 +73,73 @@ METRICS = {
 
 
 def train(folder: Path, seeds: int, only: Sequence[str]) -> None:
+    if not only or "baselines" in only:
+        sweep(folder / "baselines", seeds, BASELINES_ALONE)
     for name, overrides in METHODS.items():
         if not only or name in only:
-            more = [] if name == next(iter(METHODS)) else [NO_BASELINES]
-            sweep(folder / name, seeds, [*overrides, *more])
-    for name in PARTITIONED:
-        for users, items in PARTITIONS:
-            if not only or "partitions" in only:
-                baselines = [MEANS_AND_REGRESSIONS if name == PARTITIONED[0] else NO_BASELINES]
-                place = folder / "partitions" / f"{users}_{items}" / name
-                sweep(
-                    place, seeds, [*METHODS[name], *HELD_OUT, f"task.users={users}", f"task.items={items}", *baselines]
-                )
+            sweep(folder / name, seeds, [*overrides, NO_BASELINES], OTHER_RATES.get(name, RATES))
+    if only and "partitions" not in only:
+        return
+    for users, items in PARTITIONS:
+        partition = [*HELD_OUT, f"task.users={users}", f"task.items={items}"]
+        place = folder / "partitions" / f"{users}_{items}"
+        sweep(place / "baselines", seeds, [*BASELINES_ALONE, *partition, MEANS_AND_REGRESSIONS])
+        for name in PARTITIONED:
+            sweep(place / name, seeds, [*METHODS[name], *partition, NO_BASELINES], RATES)
 
 
-def sweep(folder: Path, seeds: int, overrides: Sequence[str]) -> None:
+def sweep(folder: Path, seeds: int, overrides: Sequence[str], rates: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "mlframework.cli.train", "-m", "resume=true", *COMMON, *overrides]
+    command += [f"optimizer.lr={','.join(rates)}"] if rates else []
     command += [f"seed={','.join(map(str, range(seeds)))}", f"hydra.sweep.dir={folder}"]
     subprocess.run(command, check=False)
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """The finished runs of one sweep: what was typed, the commit, and the means of every method by seed."""
-    runs: list[dict[str, Any]] = []
+    """The finished runs of one sweep: what was typed, the commit, and the means of every method by seed.
+
+    Of a seed's runs the one counts whose validation tasks have the smallest error.
+    """
+    finished = defaultdict(list)
     for path in sorted(folder.glob("*/result.json"), key=lambda path: int(path.parent.name)):
         result = json.loads(path.read_text(encoding="utf-8"))
-        environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
-        rows, users = result["evaluation"]["rows"], [task[0] for task in result["evaluation"]["sources"]]
-        runs.append(
-            {
-                "seed": int(next(o for o in result["overrides"] if o.startswith("seed="))[5:]),
-                "commit": environment["git"]["commit"],
-                "machine": environment["machine"],
-                "seconds": result["seconds"],
-                "task_hash": result["evaluation"]["task_hash"],
-                "rows": [
-                    {
-                        "method": row["method"],
-                        "setting": row["setting"],
-                        "steps": row["chosen"],
-                        **{metric: mean(row, metric) for metric in METRICS},
-                        "mae_of_user": by_user(row["values"]["query_mae"], users),
-                    }
-                    for row in rows
-                ],
-            }
-        )
-        command = ["mlframework-train", *(o for o in result["overrides"] if not o.startswith("seed="))]
+        finished[int(typed(result, "seed"))].append((result, path))
+        left_out = ("seed=", "optimizer.lr=")
+        command = ["mlframework-train", *(o for o in result["overrides"] if not o.startswith(left_out))]
+    runs = [run(seed, found) for seed, found in sorted(finished.items())]
     return {"command": " ".join(command), "runs": runs} if runs else {}
+
+
+def run(seed: int, finished: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
+    """What is kept of one seed: the best run on validation tasks, and what the others reached there."""
+    tried = {typed(result, "optimizer.lr"): result["evaluation"]["rows"][0]["validation"] for result, _ in finished}
+    result, path = min(finished, key=lambda found: float(found[0]["evaluation"]["rows"][0]["validation"]))
+    environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
+    rows, users = result["evaluation"]["rows"], [task[0] for task in result["evaluation"]["sources"]]
+    return {
+        "seed": seed,
+        "rate": typed(result, "optimizer.lr"),
+        "validation_mae_by_rate": tried,
+        "commit": environment["git"]["commit"],
+        "machine": environment["machine"],
+        "seconds": result["seconds"],
+        "task_hash": result["evaluation"]["task_hash"],
+        "rows": [
+            {
+                "method": row["method"],
+                "setting": row["setting"],
+                "steps": row["chosen"],
+                **{metric: mean(row, metric) for metric in METRICS},
+                "mae_of_user": by_user(row["values"]["query_mae"], users),
+            }
+            for row in rows
+        ],
+    }
+
+
+def typed(result: Mapping[str, Any], key: str) -> str:
+    """The value of an override; empty if it was not typed."""
+    return next((o.split("=", 1)[1] for o in result["overrides"] if o.startswith(f"{key}=")), "")
 
 
 def mean(row: Mapping[str, Any], metric: str) -> float:
@@ -130,11 +156,11 @@ def by_user(values: Sequence[float], users: Sequence[str]) -> dict[str, float]:
 
 def collect(folder: Path) -> None:
     """Writes one record for each sweep."""
-    for name in METHODS:
+    for name in ("baselines", *METHODS):
         if found := record(folder / name):
             write_json(RECORDS / f"{name}.json", found)
     for users, items in PARTITIONS:
-        for name in PARTITIONED:
+        for name in ("baselines", *PARTITIONED):
             if found := record(folder / "partitions" / f"{users}_{items}" / name):
                 write_json(RECORDS / "partitions" / f"{users}_{items}_{name}.json", found)
 
@@ -150,8 +176,11 @@ def values(records: Mapping[str, Any]) -> Values:
     found: Values = {}
     for name, each in records.items():
         for run in each["runs"]:
-            for number, row in enumerate(run["rows"]):
-                found.setdefault(row["method"] if number else name, {})[run["seed"]] = row
+            of_algorithm, *of_baselines = run["rows"]
+            if name != "baselines":
+                found.setdefault(name, {})[run["seed"]] = of_algorithm
+            for row in of_baselines:
+                found.setdefault(row["method"], {})[run["seed"]] = row
     return found
 
 
@@ -216,10 +245,10 @@ def provenance(records: Mapping[str, Any]) -> str:
     runs = [run for each in records.values() for run in each["runs"]]
     commits = sorted({run["commit"][:7] for run in runs})
     machines = sorted({run["machine"] for run in runs})
-    seconds = sorted(run["seconds"] for run in runs)
+    seconds = sorted(run["seconds"] for name, each in records.items() if name != "baselines" for run in each["runs"])
     return (
         f"{len(runs)} runs, commits {', '.join(commits)}, {', '.join(machines)}; a training takes {seconds[0]:.0f} to "
-        f"{seconds[-1]:.0f} s, {seconds[len(seconds) // 2]:.0f} s in the median, on one shared core."
+        f"{seconds[-1]:.0f} s, {seconds[len(seconds) // 2]:.0f} s in the median, on one core."
     )
 
 
