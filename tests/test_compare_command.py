@@ -131,7 +131,15 @@ def test_all_contenders_that_suit_the_task_are_taken_unless_some_are_named(world
     said = call(compare.main, "run=run", *FEW, folder=world)
     assert "in_context is left out" in said.err
     assert list(plans[0].contenders) == [
-        *("from_scratch", "finetune", "linear_probe", "nearest_neighbours", "gbdt", "random_forest", "svm"),
+        *(
+            "from_scratch",
+            "finetune",
+            "linear_probe",
+            "nearest_neighbours",
+            "gradient_boosting",
+            "random_forest",
+            "support_vectors",
+        ),
         "scikit_learn",
     ]
     pretraining = plans[0].contenders["finetune"].pretraining
@@ -162,10 +170,13 @@ WRONG = [
         "cross=digits: its spec is ('classification', (1, 8, 8), 2), and the run has learned",
     ),
     (["board=perhaps"], "board=perhaps: must be true or false"),
-    (["+evaluation.baseline.svm.taks=3"], "evaluation.baseline.svm.taks=3: Conventional has no such setting (did"),
     (
-        ["run=run", "+evaluation.baseline.svm.tasks=x"],
-        "evaluation.baseline.svm.tasks=x: must be a whole number or null",
+        ["+evaluation.baseline.support_vectors.taks=3"],
+        "evaluation.baseline.support_vectors.taks=3: Conventional has no such setting (did",
+    ),
+    (
+        ["run=run", "+evaluation.baseline.support_vectors.tasks=x"],
+        "evaluation.baseline.support_vectors.tasks=x: must be a whole number or null",
     ),
     (["task=sinusod"], "task=sinusod: no such option (did you mean sinusoid?)"),
     (["+foo=1"], "foo=1: nothing reads foo; there are seed, threads, "),

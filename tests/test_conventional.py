@@ -330,7 +330,7 @@ def test_nothing_is_chosen_on_test_tasks(trial, name):
 
 
 @pytest.mark.parametrize("trial", [image_trial, wave_trial])
-@pytest.mark.parametrize("name", ["nearest_neighbours", "svm", "gbdt", "random_forest"])
+@pytest.mark.parametrize("name", ["nearest_neighbours", "support_vectors", "gradient_boosting", "random_forest"])
 def test_every_option_of_an_estimator_judges_both_kinds_of_task(trial, name):
     from hydra import compose, initialize_config_module
 

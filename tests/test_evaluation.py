@@ -269,7 +269,12 @@ def test_a_class_that_an_estimator_has_not_met_is_the_least_likely():
         fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
         prediction = fitted.predict(fitted.adapt(support), query.x)
         assert prediction.isfinite().all()
-        assert (prediction.argmin(-1) == 2).all()
+        assert (prediction[..., 2] == prediction.amin(-1)).all()
+        examples = support.mask.sum(1)[:, None]
+        least = 1 / (examples + 4)
+        # Divided by a sum of at most 1 and one such number for each class but one.
+        assert (prediction[..., 2].exp() >= least / (1 + 3 * least)).all(), "as much as a class that was never seen"
+        assert torch.allclose(prediction.exp().sum(-1), torch.ones(3, len(query.x[0])))
 
 
 def test_a_report_has_a_row_for_each_estimator_on_the_algorithm_s_features(images):

@@ -23,7 +23,12 @@ log = logging.getLogger(__name__)
 GROUP = "evaluation/baseline"
 
 #: Short names of options.
-SHORT = {"scratch": "from_scratch", "knn": "nearest_neighbours"}
+SHORT = {
+    "scratch": "from_scratch",
+    "knn": "nearest_neighbours",
+    "gbdt": "gradient_boosting",
+    "svm": "support_vectors",
+}
 
 #: The contenders of `against=null`, as far as they suit the task.
 USUAL = ("scratch", "finetune", "linear_probe", "knn", "gbdt", "random_forest", "svm", "in_context")

@@ -14,7 +14,7 @@ from torch import Tensor
 from mlframework.episode import Examples
 from mlframework.errors import InvalidValue, nearest
 from mlframework.evaluation.baselines.conventional import Conventional, settings_of
-from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, raw_inputs, scores
+from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, TaskEstimator, raw_inputs, scores
 from mlframework.evaluation.choices import Candidate, Trial
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
@@ -146,16 +146,16 @@ class AddedRows(FittedEstimators):
         super().__init__(raw_inputs(), task, estimator=estimator)
         self.rows, self.strength = rows, strength
 
-    def fit(self, features: Tensor, support: Examples) -> list[Any]:
+    def fit(self, features: Tensor, support: Examples) -> list[TaskEstimator]:
         return [self.fitted(*task) for task in zip(features, support.y, support.mask > 0, strict=True)]
 
-    def fitted(self, x: Tensor, y: Tensor, kept: Tensor) -> Any:
+    def fitted(self, x: Tensor, y: Tensor, kept: Tensor) -> TaskEstimator:
         from sklearn.base import clone
 
         rows, own = self.rows, as_rows(x[kept], y[kept])
         weights = np.concatenate([np.ones(len(rows.x)), np.full(len(own.x), self.strength)])
         both = (np.concatenate(parts) for parts in zip(rows, own, strict=True))
-        return clone(self.estimator).fit(*both, sample_weight=weights)
+        return TaskEstimator(clone(self.estimator).fit(*both, sample_weight=weights))
 
 
 def candidates(layers: Iterable[tuple[str, MetaLayer]], trial: Trial, named: str = "") -> Iterator[Candidate]:

@@ -6,7 +6,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import BatchNormPolicy
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["FittedEstimators", "OnFeatures", "ScikitLearn", "default_estimator", "grid", "raw_inputs"]
+__all__ = ["FittedEstimators", "OnFeatures", "ScikitLearn", "TaskEstimator", "default_estimator", "grid", "raw_inputs"]
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ GRID: dict[str, tuple[float, ...]] = {
     "gamma": (0.02, 0.1, 0.5, 2.0),
 }
 
-#: The logarithm of a probability that counts as none.
-LEAST = float(np.log(1e-12))
+#: The least probability of a class.
+LEAST = 1e-12
 
 
 class ScikitLearn(Baseline):
@@ -92,11 +92,22 @@ def default_estimator(kind: Kind) -> Any:
     return KernelRidge(kernel="rbf", alpha=0.1, gamma=0.5)
 
 
+class TaskEstimator(NamedTuple):
+    """A fitted estimator, and the least probability that it may give to a class."""
+
+    estimator: Any
+    least: float = LEAST
+
+
 class FittedEstimators(FeatureMetaLayer):
     """A scikit-learn estimator, cloned and fitted to the features of each support set.
 
     No gradient passes through it, so the features are taken as they are: those of a trained network, or the raw inputs
     (see `raw_inputs`).
+
+    Of n support examples with K classes, no probability is below `1 / (n + K)`, before they are divided by their sum:
+    what Laplace's rule of succession gives to a class that was never seen. Otherwise a support set without a class, or
+    trees that agree, would make the cross-entropy as large as the chosen zero, whatever else an estimator does.
     """
 
     kinds = ("classification", "regression")
@@ -108,13 +119,15 @@ class FittedEstimators(FeatureMetaLayer):
         super().__init__(base_layer, task, batch_norm=batch_norm)
         self.estimator = estimator
 
-    def fit(self, features: Tensor, support: Examples) -> list[Any]:
-        tasks = zip(features, support.y, support.mask > 0, strict=True)
-        return [fitted(self.estimator, x[kept].numpy(force=True), y[kept].numpy(force=True)) for x, y, kept in tasks]
-
-    def outputs(self, adapted: list[Any], features: Tensor) -> Tensor:
+    def fit(self, features: Tensor, support: Examples) -> list[TaskEstimator]:
         width = self.task.spec.out_features
-        found = [scores(e, rows.numpy(force=True), width) for e, rows in zip(adapted, features, strict=True)]
+        tasks = zip(features, support.y, support.mask > 0, strict=True)
+        kept = [(x[counts].numpy(force=True), y[counts].numpy(force=True)) for x, y, counts in tasks]
+        return [TaskEstimator(fitted(self.estimator, x, y), 1 / (len(x) + width)) for x, y in kept]
+
+    def outputs(self, adapted: list[TaskEstimator], features: Tensor) -> Tensor:
+        width, tasks = self.task.spec.out_features, zip(adapted, features, strict=True)
+        found = [scores(own.estimator, x.numpy(force=True), width, least=own.least) for own, x in tasks]
         dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()  # tokens are not
         return torch.from_numpy(np.stack(found)).to(features.device, dtype)
 
@@ -147,29 +160,30 @@ def raw_inputs() -> BaseLayer:
     return BaseLayer(nn.Flatten(), nn.Identity())
 
 
-def scores(estimator: Any, x: np.ndarray, width: int) -> np.ndarray:
-    """The predictions `[n, width]` of a fitted estimator for examples `[n, d]`: values, or a score per class.
+def scores(estimator: Any, x: np.ndarray, width: int, *, least: float = LEAST) -> np.ndarray:
+    """The predictions `[n, width]` of a fitted estimator for examples `[n, d]`: values, or a logit of each class.
 
-    The likeliest class has the highest score; one that the estimator has not met is the least likely.
+    The logit is the logarithm of the class's probability, which is at least `least` (before division by the sum).
     """
     if kind_of(estimator) == "regression":
         return np.asarray(estimator.predict(x)).reshape(len(x), -1)
-    known = known_scores(estimator, x)
-    whole = np.full((len(x), width), min(known.min() - 1, LEAST))
-    whole[:, estimator.classes_.astype(int)] = known
-    return whole
+    found = np.zeros((len(x), width))
+    found[:, estimator.classes_.astype(int)] = probabilities(estimator, x)
+    found = np.clip(found, least, 1)
+    return np.log(found / found.sum(1, keepdims=True))
 
 
-def known_scores(estimator: Any, x: np.ndarray) -> np.ndarray:
-    """Scores `[n, classes met]`: logarithms of probabilities where there are such, else the decision function."""
+def probabilities(estimator: Any, x: np.ndarray) -> np.ndarray:
+    """Of the classes that an estimator has met, `[n, classes]`; margins of a decision function count as logits."""
     if hasattr(estimator, "predict_proba"):
-        return np.log(np.clip(estimator.predict_proba(x), np.exp(LEAST), 1))
+        return np.asarray(estimator.predict_proba(x))
     if not hasattr(estimator, "decision_function"):
-        chosen = np.asarray(estimator.predict(x))[:, None] == estimator.classes_
-        return np.where(chosen, 0.0, LEAST)
+        return np.asarray(estimator.predict(x))[:, None] == estimator.classes_
+    from scipy.special import softmax  # here: a run's first step need not wait for it
+
     decision = estimator.decision_function(x)
     # Of two classes, scikit-learn gives the second's margin alone.
-    return np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
+    return softmax(np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision, axis=1)
 
 
 def grid(estimator: Any) -> Iterator[tuple[str, Any]]:
