@@ -56,11 +56,18 @@ COMPARISONS = {
         "shots=[1,2,5,10,20] curve.tasks=30 curve.validation_tasks=10",
     ),
     "ratings": Made(
-        "task=ratings task/source=recbole task.loss=absolute algorithm=ridge optimizer.lr=3e-3 trainer.steps=400",
+        "task=ratings task/source=recbole task.loss=absolute algorithm=ridge_shared_head algorithm/kernel=rbf "
+        "optimizer.lr=3e-3 trainer.steps=400",
         "evaluation.tasks=300 evaluation.validation_tasks=50",
     ),
-    "table_schools": Made("experiment=table_schools algorithm=maml", f"evaluation.tasks=200 {TABLES}"),
-    "table_aggression": Made("experiment=table_aggression algorithm=maml", f"evaluation.tasks=200 {TABLES}"),
+    "table_schools": Made(
+        "experiment=table_schools algorithm=maml suggested.inner_lr=0.01 optimizer.lr=0.003",
+        f"evaluation.tasks=200 {TABLES}",
+    ),
+    "table_aggression": Made(
+        "experiment=table_aggression algorithm=maml suggested.inner_lr=0.05 optimizer.lr=0.001",
+        f"evaluation.tasks=200 {TABLES}",
+    ),
     "glyphs_to_omniglot": Made(
         "task=glyphs algorithm=prototypes trainer.steps=1000 trainer.meta_batch=8",
         f'{IMAGES} shots=[] cross=["task=omniglot task.k_query=5"]',

@@ -180,13 +180,14 @@ def draw_curves(axes: Any, compared: Compared) -> None:
         axes.plot(x, mean, marker="o", markersize=3, color=colour, linewidth=width, label=method)
         if ours:
             low, high = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
-            axes.fill_between(x, low, high, color=colour, alpha=0.15)
     axes.set_xscale("log")
     axes.set_xticks(list(compared.curve), [str(k) for k in compared.curve])
     axes.minorticks_off()
     if not compared.own.higher_is_better and all(line.get_ydata().min() > 0 for line in axes.lines):
         axes.set_yscale("log")
         axes.set_ylim(bottom=min(line.get_ydata().min() for line in axes.lines) / 2)
+        low = [max(bound, axes.get_ylim()[0]) for bound in low]  # an interval may reach below zero
+    axes.fill_between(list(compared.curve), low, high, color=OURS, alpha=0.15)
     axes.set_xlabel("shots")
     axes.set_ylabel(metric.replace("_", " "))
     axes.grid(alpha=0.3)
