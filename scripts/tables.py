@@ -1,13 +1,17 @@
-"""Draws the tables of docs/tables.md from results/tables/cells.json: nothing there is typed by hand.
+"""Makes and draws the tables of docs/tables.md: nothing there is typed by hand.
 
-`python scripts/tables.py runs/tables` first collects the finished runs of a folder: `tune/<experiment>/<algorithm>`
-holds the trials of each algorithm, `seeds/<experiment>/<algorithm>` its runs of several seeds, and
-`baselines/<experiment>` a run that has the baselines.
+`python scripts/tables.py train runs/tables` tries every algorithm with as many settings as any other, for half of the
+outer steps, takes the one with the smallest loss on validation tasks, and trains it with three seeds; one run more has
+the baselines. `--only maml,ridge` takes some algorithms. A repeated command goes on where it was stopped.
+`python scripts/tables.py collect runs/tables` collects the finished runs in results/tables/cells.json and draws;
+`python scripts/tables.py draw` draws alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,13 +30,38 @@ EXPERIMENTS = {
     "table_schools": ("query_absolute_error", "absolute error"),
     "table_aggression": ("query_accuracy", "accuracy"),
 }
-#: The method from which the others are told apart: of a regression it is the model with a random intercept.
-REFERENCE = "pooled linear, support shift"
-
 #: The settings over which algorithms are tuned.
+OUTER = [f"optimizer.lr={lr}" for lr in (0.0003, 0.001, 0.003, 0.006, 0.01, 0.03)]
+INNER = [f"suggested.inner_lr={inner} optimizer.lr={lr}" for inner in (0.01, 0.03, 0.1) for lr in (0.001, 0.003)]
+RIDGE = [f"algorithm.reg={reg} optimizer.lr={lr}" for reg in (10, 100, 1000) for lr in (0.001, 0.003)]
+TRIED = {"maml": INNER, "joint": OUTER, "conditional_neural_process": OUTER, "ridge": RIDGE, "prototypes": OUTER}
 TUNED = ("optimizer.lr=", "suggested.inner_lr=", "algorithm.reg=")
+FEWER = ["trainer.steps=500", "evaluation.tasks=1"]
+SEEDS = "seed=0,1,2"
+#: Kinds of tasks that an algorithm takes, where it does not take both.
+CLASSIFICATIONS = ("prototypes",)
+NO_BASELINES = "evaluation/baseline=[]"
 
 Cell = dict[str, Any]
+
+
+def train(folder: Path, only: Sequence[str]) -> None:
+    for experiment in EXPERIMENTS:
+        for algorithm, settings in TRIED.items():
+            if (only and algorithm not in only) or (experiment == "table_schools" and algorithm in CLASSIFICATIONS):
+                continue
+            own, place = [f"experiment={experiment}", f"algorithm={algorithm}"], f"{experiment}/{algorithm}"
+            for trial, setting in enumerate(settings):
+                sweep(folder / "tune" / place / str(trial), *own, *setting.split(), *FEWER, "seed=0", NO_BASELINES)
+            best = min(trials(folder / "tune" / place), key=lambda found: found["validation"])["setting"]
+            sweep(folder / "seeds" / place, *own, *best.split(), SEEDS, NO_BASELINES)
+        if not only or "baselines" in only:
+            sweep(folder / "baselines" / experiment, f"experiment={experiment}", "seed=0", "trainer.steps=1")
+
+
+def sweep(folder: Path, *overrides: str) -> None:
+    command = [sys.executable, "-m", "mlframework.cli.train", "-m", "resume=true", "threads=1", "logger.figures=false"]
+    subprocess.run([*command, *overrides, f"hydra.sweep.dir={folder}"], check=False)
 
 
 def collect(folder: Path) -> list[Cell]:
@@ -53,6 +82,7 @@ def cells_of(folder: Path, experiment: str) -> Iterator[Cell]:
                 if (row.method == algorithm) == (place == "seeds"):
                     rows[row.method][metric].append(row)
     evaluation = runs[0][1]["evaluation"]
+    reference = best_baseline(next(run for place, run in runs if place == "baselines"))
     assert all(run["evaluation"]["task_hash"] == evaluation["task_hash"] for _, run in runs), "runs of different tasks"
     for method, (loss, second) in {method: found.values() for method, found in rows.items()}.items():
         tuned = trials(folder / "tune" / experiment / method)
@@ -60,9 +90,16 @@ def cells_of(folder: Path, experiment: str) -> Iterator[Cell]:
             "experiment": experiment,
             "task_hash": evaluation["task_hash"],
             "method": method,
-            **judged(loss, second, rows[REFERENCE]["query_loss"], [tuple(names) for names in evaluation["sources"]]),
+            **judged(loss, second, rows[reference]["query_loss"], [tuple(names) for names in evaluation["sources"]]),
             **(of_training(about[method], tuned) if method in about else {}),
         }
+
+
+def best_baseline(result: dict[str, Any]) -> str:
+    """The baseline with the smallest loss on validation tasks: from it the others are told apart."""
+    _, *baselines = result["evaluation"]["rows"]
+    on_all = [row for row in baselines if row["tasks"] == result["evaluation"]["tasks"]]
+    return str(min(on_all, key=lambda row: float(row["validation"]))["method"])
 
 
 def judged(
@@ -117,7 +154,7 @@ def table(cells: Sequence[Cell], experiment: str) -> Iterator[str]:
     for cell in chosen:
         setting = f", {cell['settings'][0]}" if len(cell["settings"]) == 1 and cell["settings"][0] else ""
         few = "" if cell["tasks"] == chosen[0]["tasks"] else f" ({cell['tasks']} tasks)"
-        minus = "reference" if cell["method"] == REFERENCE else number(cell["minus_reference"], width="over_sources")
+        minus = number(cell["minus_reference"], width="over_sources") or "reference"
         seeds = cell["loss_over_seeds"]["half_width"]
         seconds = sum(cell["seconds"]) / len(cell["seconds"]) if cell.get("seconds") else None
         shown = [
@@ -144,9 +181,17 @@ def tuning(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["train", "collect", "draw"])
+    parser.add_argument("folder", type=Path, nargs="?", help="where the runs are")
+    parser.add_argument("--only", default="", help="algorithms, separated by commas; baselines: the run with these")
+    asked = parser.parse_args()
+    if asked.stage == "train":
+        train(asked.folder, [name for name in asked.only.split(",") if name])
+        return
+    if asked.stage == "collect":
         with atomic(CELLS) as part:
-            part.write_text(as_json(collect(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+            part.write_text(as_json(collect(asked.folder), indent=1) + "\n", encoding="utf-8")
     cells = json.loads(CELLS.read_text(encoding="utf-8"))
     for experiment in EXPERIMENTS:
         write_part(PAGE, f"scripts/tables.py {experiment}", "\n".join(table(cells, experiment)))
