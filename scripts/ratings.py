@@ -96,7 +96,7 @@ def sweep(folder: Path, seeds: int, overrides: Sequence[str], rates: Sequence[st
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """The finished runs of one sweep: what was typed, the commit, and the means of every method by seed.
+    """The finished runs of one sweep: the command, the commit, and the means of every method by seed.
 
     Of a seed's runs the one counts whose validation tasks have the smallest error.
     """

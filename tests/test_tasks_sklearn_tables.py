@@ -1,4 +1,4 @@
-"""Few-shot tasks from the tables in scikit-learn: what is drawn, how it is standardised, and what is refused."""
+"""Few-shot tasks from the tables in scikit-learn: their episodes and standardisation, and the settings they refuse."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def names_of(task):
     return [name for encoding in task.table[0].inputs for name in encoding.names]
 
 
-# What comes out of a good table.
+# Tables without faults, and their tasks.
 
 
 @pytest.mark.parametrize("make", [table, classification])

@@ -162,7 +162,7 @@ def counted_so_far(reader: Recalls, x: Tensor, mask: Tensor | None) -> Tensor | 
 
 def positions_of(length: int, counted: Tensor) -> Tensor:
     """The number of each of the last `length` tokens among those that count: `[..., read]` to `[..., length]`."""
-    # What stands before the first one that counts is nobody's business, but must be a position.
+    # Nobody reads a token before the first one that counts, but it needs a position.
     return (counted.cumsum(-1) - 1).clamp(min=0)[..., -length:]
 
 

@@ -76,7 +76,7 @@ class TableClassifier:
         return own.double().softmax(-1).mean(0).numpy()
 
     def logits(self, x: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-        """Logits `[members, queries, most classes]` of what the network has read: `x` with `labels` `[members, n]`."""
+        """Logits `[members, queries, most classes]`; `labels` `[members, n]` are the classes of the known rows `x`."""
         like = next(self.meta_layer.parameters())
         support = Examples(x.to(like), labels.to(like.device), torch.ones(labels.shape, device=like.device))
         with torch.no_grad():

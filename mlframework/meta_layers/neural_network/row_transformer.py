@@ -60,7 +60,7 @@ class RowTransformer(nn.Module):
             key, value = block.remember(rows)
             keys.append(key)
             values.append(value)
-            if number < len(self.blocks):  # queries see nothing of what comes after the last keys
+            if number < len(self.blocks):  # queries read keys and values alone
                 rows = block(rows, key, value, mask)
         return Context(tuple(keys), tuple(values), mask)
 

@@ -43,7 +43,7 @@ class GaussianProcess(Functions):
             `ExpSineSquared`.
         deviation: the standard deviation at any place.
         period: of `periodic`.
-        noise: the standard deviation of what is added to each value, support and query.
+        noise: the standard deviation of the number added to each value, support and query.
 
     Reference: Rasmussen, Williams, Gaussian Processes for Machine Learning, 2006, section 4.2.
     """

