@@ -37,6 +37,8 @@ METRICS = {
 DIGITS = {"query_loss": 2, "query_accuracy": 3, "query_degrees": 1}
 #: Overrides by which an ablation's reference, whose training tasks are mutually exclusive, is known.
 EXCLUSIVE = {"memorise_omniglot": "task=omniglot", "memorise_pose": "task.exclusive=true"}
+#: How the table calls an override.
+NAMES = {"base_layer=perturbed_conv4": "perturbed layers"}
 #: Overrides that change nothing, and are typed in a sweep all the same.
 DEFAULTS = ("task.exclusive=False", "regulariser=[]")
 TRAIN, TEST = "#1558a8", "#c2570c"
@@ -158,7 +160,9 @@ def label(key: Sequence[str]) -> tuple[str, str]:
     """The data of an ablation's run, and its regularisers with their settings."""
     experiment, *settings = key
     data = "exclusive" if EXCLUSIVE[experiment] in settings else "fixed"
-    chosen = [each.removeprefix("regulariser=").strip("[]") for each in settings if each != EXCLUSIVE[experiment]]
+    left_out = (EXCLUSIVE[experiment], "algorithm.adapts=")
+    named = [NAMES.get(each, each) for each in settings if not each.startswith(left_out)]
+    chosen = [each.removeprefix("regulariser=").strip("[]") for each in named]
     return data, ", ".join(chosen) or "none"
 
 

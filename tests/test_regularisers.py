@@ -12,7 +12,7 @@ from scipy import stats
 from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 
-from mlframework.base_layers import MLP
+from mlframework.base_layers import MLP, BaseLayer, Conv4, Perturbed, PerturbedConv4, Stack
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation.task_set import judge_by_step
@@ -23,6 +23,7 @@ from mlframework.regularisers import (
     InformationPenalty,
     InnerDropout,
     LabelPermutation,
+    MetaDropout,
     RandomKey,
     RandomTurn,
     TaskMixup,
@@ -34,7 +35,10 @@ from mlframework.tasks import ArrayTasks, ClassIndexed, DampedOscillator, Sinuso
 from mlframework.testing import directional_errors
 from mlframework.training import OuterLoop
 
-PRESETS = ("exchange_classes", "inequality", "information_penalty", "inner_dropout", "permute_labels", "random_key")
+PRESETS = (
+    *("exchange_classes", "inequality", "information_penalty", "inner_dropout", "meta_dropout", "permute_labels"),
+    "random_key",
+)
 
 
 def seeded(seed=0):
@@ -304,6 +308,80 @@ def test_a_task_stops_when_its_support_loss_is_below_the_limit_and_others_go_on(
                 torch.testing.assert_close(value[number], path[at][name][number])
 
 
+# Meta-dropout.
+
+
+def perturbed(task, dropout=None, **settings):
+    """MAML on two perturbed layers, whose scales do not adapt."""
+    torch.manual_seed(0)
+    layers = [
+        Perturbed(Stack(torch.nn.Linear(n, m), torch.nn.Tanh()), n, m) for n, m in ((task.spec.x_shape[0], 6), (6, 5))
+    ]
+    network = BaseLayer(Stack(*layers), torch.nn.Linear(5, task.spec.out_features))
+    for layer in layers:  # noise of a linear map of the input, not of its start at 0
+        torch.nn.init.normal_(layer.scale.weight, std=0.2)
+    settings = {"inner_steps": 2, "update": partial(SGD, lr=0.05), "meta_gradient": Exact(), **settings}
+    layer = MAML(network, task, adapts="head|block", **settings)
+    layer.regularise({} if dropout is None else {"this": dropout})
+    return layer
+
+
+def test_a_perturbed_network_starts_as_the_plain_one():
+    task = ArrayTasks(dict.fromkeys(("train", "validation", "test"), digits_by_class()), n_way=2, k_shot=1, k_query=1)
+    plain, scaled = Conv4(task.spec, filters=4), PerturbedConv4(task.spec, filters=4)
+    weights = {name.replace("block.", ""): p for name, p in scaled.named_parameters() if "scale" not in name}
+    plain.load_state_dict(weights)
+    x = torch.randn(5, *task.spec.x_shape, generator=seeded())
+    torch.testing.assert_close(scaled(x), plain(x))
+
+
+def digits_by_class():
+    return ClassIndexed.from_classes(["a", "b"], torch.randn(2, 3, 1, 16, 16, generator=seeded()))
+
+
+def test_meta_dropout_scales_the_support_set_of_the_inner_loop_and_nothing_else():
+    task, dropout = Sinusoid(5, 7), MetaDropout(deviation=0.8)
+    layer, plain = perturbed(task, dropout, inner_steps=1), perturbed(task, inner_steps=1)
+    episode = layer.before_step(task.sample(3, "train", seeded()), seeded(1))
+    first, second = plain.base_layer.features
+    losses = layer.training_loss(episode)[0]
+    for number, (x, y) in enumerate(zip(episode.support.x, episode.support.y, strict=True)):
+        own = {name: p for name, p in plain.base_layer.named_parameters() if "scale" not in name}
+        h = x
+        for place, part in enumerate((first, second)):
+            noise = dropout.get_buffer(f"noise_{place}")
+            h = part.block(h) * torch.nn.functional.softplus(part.scale(h) + noise)
+        loss = (plain.base_layer.head(h) - y).square().mean()
+        grads = torch.autograd.grad(loss, list(own.values()))
+        moved = {name: p - 0.05 * grad for (name, p), grad in zip(own.items(), grads, strict=True)}
+        asked = functional_call(plain.base_layer, moved, (episode.query.x[number],))  # without noise
+        torch.testing.assert_close(losses[number], (asked - episode.query.y[number]).square().mean())
+
+
+def test_a_mini_batch_has_the_noise_of_its_first_rows():
+    layer = Perturbed(torch.nn.Identity(), 2, 2)
+    layer.noise = torch.randn(6, 2, generator=seeded())
+    x = torch.ones(4, 2)
+    torch.testing.assert_close(layer(x), torch.nn.functional.softplus(layer.scale(x) + layer.noise[:4]))
+
+
+def test_the_noise_of_meta_dropout_is_normal_and_drawn_anew():
+    task, dropout = Sinusoid(5, 5), MetaDropout(deviation=2.0)
+    layer, generator, drawn = perturbed(task, dropout), seeded(), []
+    for _ in range(200):
+        layer.before_step(task.sample(1, "train", seeded()), generator)
+        drawn.append(torch.cat([buffer.flatten() for name, buffer in dropout.named_buffers()]))
+    assert stats.kstest(torch.stack(drawn).flatten().double() / 2, "norm").pvalue > 0.001
+
+
+def test_the_outer_loop_learns_how_examples_are_perturbed():
+    task = Sinusoid(5, 5)
+    layer = perturbed(task, MetaDropout(deviation=1.0))
+    episode = layer.before_step(task.sample(3, "train", seeded()), seeded(1))
+    layer.training_loss(episode)[0].sum().backward()
+    assert all(part.scale.weight.grad.abs().max() > 0 for part in layer.base_layer.features)
+
+
 # What holds for all.
 
 
@@ -316,10 +394,13 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "meta_dropout"])
 def test_the_meta_gradient_is_that_of_the_regularised_loss(name):
     task = Sinusoid(5, 5)
-    layer = regularised(LOSSES[name](), task, adapts="head|features.3").double()
+    if name == "meta_dropout":
+        layer = perturbed(task, MetaDropout(deviation=1.0)).double()
+    else:
+        layer = regularised(LOSSES[name](), task, adapts="head|features.3").double()
     drawn = task.sample(3, "train", seeded())
     episode = Episode(*(Examples(*(leaf.double() for leaf in part)) for part in drawn))
     layer.before_step(episode, seeded(1))
@@ -381,8 +462,18 @@ REFUSED = [
     ),
     (lambda: regularised(InformationPenalty(weight=1.0, deviation=0.1), Sinusoid()), "as in algorithm.adapts=head"),
     (lambda: on_prototypes(InnerDropout(rate=0.1)), "Prototypes has none: use algorithm=maml"),
+    (lambda: regularised(MetaDropout(deviation=1.0), Sinusoid()), "needs perturbed layers: use base_layer=perturbed"),
+    (lambda: on_prototypes(MetaDropout(deviation=1.0)), "Prototypes has none: use algorithm=maml"),
+    (lambda: with_adapting_scales(), r"features\.0\.scale\.weight must not adapt: use 'algorithm\.adapts=head|block'"),
     (lambda: on_prototypes(Inequality(weight=1.0, measure="gini")), "Prototypes has no inner steps"),
 ]
+
+
+def with_adapting_scales():
+    task = Sinusoid()
+    network = BaseLayer(Stack(Perturbed(torch.nn.Linear(1, 3), 1, 3)), torch.nn.Linear(3, 1))
+    settings = {"inner_steps": 2, "update": partial(SGD, lr=0.05), "meta_gradient": Exact()}
+    MAML(network, task, **settings).regularise({"this": MetaDropout(deviation=1.0)})
 
 
 def on_prototypes(regulariser):
@@ -405,6 +496,7 @@ def test_a_task_or_an_algorithm_that_does_not_go_with_one_is_named_in_one_line(m
         (lambda: TaskMixup(alpha=0.0), "alpha=0.0: must be above 0"),
         (lambda: InformationPenalty(weight=-1.0, deviation=0.1), "weight=-1.0: must be at least 0"),
         (lambda: Inequality(weight=1.0, measure="gnii"), r"measure=gnii: must be one of .* \(did you mean gini\?\)"),
+        (lambda: MetaDropout(deviation=-1.0), "deviation=-1.0: must be at least 0"),
         (lambda: InnerDropout(rate=1.0), "rate=1.0: must be at least 0 and below 1"),
         (lambda: StoppedLoss(Sinusoid(), -0.1), "limit=-0.1: must be at least 0"),
     ],
@@ -418,7 +510,8 @@ def test_a_wrong_setting_is_one_line(make, line):
 def test_every_preset_is_built_with_the_algorithm(name):
     task = "sinusoid" if name in ("inequality", "information_penalty", "inner_dropout", "random_key") else "digits"
     with initialize_config_module("mlframework.conf", version_base="1.3"):
-        config = compose("train", [f"regulariser=[{name}]", f"task={task}", "algorithm.adapts=head"])
+        network = ["base_layer=perturbed_conv4"] if name == "meta_dropout" else []
+        config = compose("train", [f"regulariser=[{name}]", f"task={task}", "algorithm.adapts=head", *network])
     layer = build.build_meta_layer(config, build.build_task(config))
     assert list(layer.regularisers) == [name]
     assert isinstance(layer, MetaLayer)
@@ -426,17 +519,25 @@ def test_every_preset_is_built_with_the_algorithm(name):
 
 
 @pytest.mark.slow
-def test_compiled_steps_with_new_random_numbers_each_are_the_eager_ones():
+@pytest.mark.parametrize(
+    ("layers", "regularisers"),
+    [
+        (
+            partial(maml, adapts="head"),
+            {
+                "noise": partial(InformationPenalty, weight=0.01, deviation=0.3),
+                "dropout": partial(InnerDropout, rate=0.5),
+                "inequality": partial(Inequality, weight=1.0, measure="theil"),
+            },
+        ),
+        (lambda task: perturbed(task), {"dropout": partial(MetaDropout, deviation=1.0)}),
+    ],
+)
+def test_compiled_steps_with_new_random_numbers_each_are_the_eager_ones(layers, regularisers):
     task, ends = Sinusoid(5, 5), []
     for capture in ("false", "true"):
-        layer = maml(task, adapts="head")
-        layer.regularise(
-            {
-                "noise": InformationPenalty(weight=0.01, deviation=0.3),
-                "dropout": InnerDropout(rate=0.5),
-                "inequality": Inequality(weight=1.0, measure="theil"),
-            }
-        )
+        layer = layers(task)
+        layer.regularise({name: make() for name, make in regularisers.items()})
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         outer = OuterLoop(layer, optimizer, scheduler, capture=capture)

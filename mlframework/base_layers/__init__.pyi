@@ -5,4 +5,5 @@ from .gru import GRU as GRU
 from .linear import LinearModel as LinearModel
 from .mlp import MLP as MLP
 from .normalisation import BatchStatistics as BatchStatistics
+from .perturbed import Perturbed as Perturbed, PerturbedConv4 as PerturbedConv4
 from .transformer import Transformer as Transformer
