@@ -34,26 +34,23 @@ class Made(NamedTuple):
 
 
 IMAGES = (
-    "evaluation.tasks=200 evaluation.validation_tasks=30 evaluation.adam_rates=[0.001,0.01] evaluation.sgd_rates=[0.1]"
+    "evaluation.tasks=100 evaluation.validation_tasks=20 evaluation.adam_rates=[0.001,0.01] evaluation.sgd_rates=[0.1]"
 )
-CURVE = "shots=[1,2,5,10] curve.tasks=50 curve.validation_tasks=15"
+NETWORK = "base_layer.filters=32"
+CURVE = "shots=[1,5,10] curve.tasks=50 curve.validation_tasks=10"
 WAVES = "evaluation.tasks=200 evaluation.validation_tasks=30 curve.tasks=50 curve.validation_tasks=15"
 TABLES = "evaluation.validation_tasks=50 shots=[1,2,5,10,20] curve.tasks=60 curve.validation_tasks=20"
 COMPARISONS = {
-    "sinusoid_ridge": Made(
-        "task=sinusoid algorithm=ridge optimizer.lr=0.01 trainer.steps=2000",
-        WAVES,
+    "sinusoid_ridge": Made("task=sinusoid algorithm=ridge optimizer.lr=0.01 trainer.steps=2000", WAVES),
+    "sinusoid_maml": Made("task=sinusoid algorithm=maml algorithm.inner_steps=5 trainer.steps=2000", WAVES),
+    "omniglot_1shot": Made(f"experiment=omniglot_5w1s_prototypes trainer.steps=1500 {NETWORK}", f"{IMAGES} {CURVE}"),
+    "omniglot_5shot": Made(
+        f"experiment=omniglot_5w1s_prototypes task.k_shot=5 trainer.steps=800 {NETWORK}", f"{IMAGES} shots=[]"
     ),
-    "sinusoid_maml": Made(
-        "task=sinusoid algorithm=maml algorithm.inner_steps=5 trainer.steps=2000",
-        WAVES,
-    ),
-    "omniglot_1shot": Made("experiment=omniglot_5w1s_prototypes trainer.steps=1500", f"{IMAGES} {CURVE}"),
-    "omniglot_5shot": Made("experiment=omniglot_5w1s_prototypes task.k_shot=5 trainer.steps=800", f"{IMAGES} {CURVE}"),
     "text_lists": Made(
         "experiment=text_lists trainer.steps=1200",
         "evaluation.tasks=100 evaluation.validation_tasks=20 evaluation.inner_steps=20 evaluation.tune_rule=true "
-        "shots=[1,2,5,10,20] curve.tasks=30 curve.validation_tasks=10",
+        "shots=[2,5,10,20] curve.tasks=30 curve.validation_tasks=10",
     ),
     "ratings": Made(
         "task=ratings task/source=recbole task.loss=absolute algorithm=ridge_shared_head algorithm/kernel=rbf "
@@ -69,11 +66,11 @@ COMPARISONS = {
         f"evaluation.tasks=200 {TABLES}",
     ),
     "glyphs_to_omniglot": Made(
-        "task=glyphs algorithm=prototypes trainer.steps=1000 trainer.meta_batch=8",
+        f"task=glyphs algorithm=prototypes trainer.steps=1000 trainer.meta_batch=8 {NETWORK}",
         f'{IMAGES} shots=[] cross=["task=omniglot task.k_query=5"]',
     ),
     "alphabets": Made(
-        "experiment=omniglot_5w1s_prototypes task.splits=alphabet trainer.steps=800", f"{IMAGES} shots=[]"
+        f"experiment=omniglot_5w1s_prototypes task.splits=alphabet trainer.steps=800 {NETWORK}", f"{IMAGES} shots=[]"
     ),
 }
 

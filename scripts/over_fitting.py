@@ -207,8 +207,10 @@ def over_steps(axes: Any, records: Sequence[Record]) -> None:
             }
             line(axes, cells, colour, f"{part}, {count} training tasks", dashes)
     axes.set(xlabel="inner steps", ylabel="loss of test tasks", title="sinusoids: support and query", yscale="log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend above the curves
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def over_shots(axes: Any, records: Sequence[Record]) -> None:
