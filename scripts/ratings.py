@@ -90,8 +90,10 @@ def train(folder: Path, seeds: int, only: Sequence[str]) -> None:
 
 def sweep(folder: Path, seeds: int, overrides: Sequence[str], rates: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "mlframework.cli.train", "-m", "resume=true", *COMMON, *overrides]
+    # Seeds first: with more of them the jobs before keep their numbers.
+    command += [f"seed={','.join(map(str, range(seeds)))}"]
     command += [f"optimizer.lr={','.join(rates)}"] if rates else []
-    command += [f"seed={','.join(map(str, range(seeds)))}", f"hydra.sweep.dir={folder}"]
+    command += [f"hydra.sweep.dir={folder}"]
     subprocess.run(command, check=False)
 
 
