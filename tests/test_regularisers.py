@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -315,7 +316,8 @@ def perturbed(task, dropout=None, **settings):
     """MAML on two perturbed layers, whose scales do not adapt."""
     torch.manual_seed(0)
     layers = [
-        Perturbed(Stack(torch.nn.Linear(n, m), torch.nn.Tanh()), n, m) for n, m in ((task.spec.x_shape[0], 6), (6, 5))
+        Perturbed(Stack(torch.nn.Linear(n, m), torch.nn.Tanh()), n, m, deviation=0.8)
+        for n, m in ((task.spec.x_shape[0], 6), (6, 5))
     ]
     network = BaseLayer(Stack(*layers), torch.nn.Linear(5, task.spec.out_features))
     for layer in layers:  # noise of a linear map of the input, not of its start at 0
@@ -340,7 +342,7 @@ def digits_by_class():
 
 
 def test_meta_dropout_scales_the_support_set_of_the_inner_loop_and_nothing_else():
-    task, dropout = Sinusoid(5, 7), MetaDropout(deviation=0.8)
+    task, dropout = Sinusoid(5, 7), MetaDropout()
     layer, plain = perturbed(task, dropout, inner_steps=1), perturbed(task, inner_steps=1)
     episode = layer.before_step(task.sample(3, "train", seeded()), seeded(1))
     first, second = plain.base_layer.features
@@ -350,12 +352,22 @@ def test_meta_dropout_scales_the_support_set_of_the_inner_loop_and_nothing_else(
         h = x
         for place, part in enumerate((first, second)):
             noise = dropout.get_buffer(f"noise_{place}")
-            h = part.block(h) * torch.nn.functional.softplus(part.scale(h) + noise)
+            h = part.block(h) * torch.nn.functional.softplus(part.scale(h) + 0.8 * noise)
         loss = (plain.base_layer.head(h) - y).square().mean()
         grads = torch.autograd.grad(loss, list(own.values()))
         moved = {name: p - 0.05 * grad for (name, p), grad in zip(own.items(), grads, strict=True)}
         asked = functional_call(plain.base_layer, moved, (episode.query.x[number],))  # without noise
         torch.testing.assert_close(losses[number], (asked - episode.query.y[number]).square().mean())
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.5, 2.0])
+def test_without_noise_the_factor_is_the_mean_over_the_noise(deviation):
+    layer = Perturbed(torch.nn.Identity(), 1, 1, deviation=deviation)
+    assert layer(torch.ones(1, 1)).item() == pytest.approx(1, abs=1e-5)
+    torch.nn.init.constant_(layer.scale.weight, -0.7)
+    logit, z = layer.scale(torch.ones(1, 1)).item(), stats.norm.ppf((np.arange(100_000) + 0.5) / 100_000)
+    wanted = np.log1p(np.exp(logit + deviation * z)).mean()
+    assert layer(torch.ones(1, 1)).item() == pytest.approx(wanted, rel=2e-3)
 
 
 def test_a_mini_batch_has_the_noise_of_its_first_rows():
@@ -366,17 +378,17 @@ def test_a_mini_batch_has_the_noise_of_its_first_rows():
 
 
 def test_the_noise_of_meta_dropout_is_normal_and_drawn_anew():
-    task, dropout = Sinusoid(5, 5), MetaDropout(deviation=2.0)
+    task, dropout = Sinusoid(5, 5), MetaDropout()
     layer, generator, drawn = perturbed(task, dropout), seeded(), []
     for _ in range(200):
         layer.before_step(task.sample(1, "train", seeded()), generator)
         drawn.append(torch.cat([buffer.flatten() for name, buffer in dropout.named_buffers()]))
-    assert stats.kstest(torch.stack(drawn).flatten().double() / 2, "norm").pvalue > 0.001
+    assert stats.kstest(torch.stack(drawn).flatten().double(), "norm").pvalue > 0.001
 
 
 def test_the_outer_loop_learns_how_examples_are_perturbed():
     task = Sinusoid(5, 5)
-    layer = perturbed(task, MetaDropout(deviation=1.0))
+    layer = perturbed(task, MetaDropout())
     episode = layer.before_step(task.sample(3, "train", seeded()), seeded(1))
     layer.training_loss(episode)[0].sum().backward()
     assert all(part.scale.weight.grad.abs().max() > 0 for part in layer.base_layer.features)
@@ -398,7 +410,7 @@ LOSSES = {
 def test_the_meta_gradient_is_that_of_the_regularised_loss(name):
     task = Sinusoid(5, 5)
     if name == "meta_dropout":
-        layer = perturbed(task, MetaDropout(deviation=1.0)).double()
+        layer = perturbed(task, MetaDropout()).double()
     else:
         layer = regularised(LOSSES[name](), task, adapts="head|features.3").double()
     drawn = task.sample(3, "train", seeded())
@@ -462,8 +474,8 @@ REFUSED = [
     ),
     (lambda: regularised(InformationPenalty(weight=1.0, deviation=0.1), Sinusoid()), "as in algorithm.adapts=head"),
     (lambda: on_prototypes(InnerDropout(rate=0.1)), "Prototypes has none: use algorithm=maml"),
-    (lambda: regularised(MetaDropout(deviation=1.0), Sinusoid()), "needs perturbed layers: use base_layer=perturbed"),
-    (lambda: on_prototypes(MetaDropout(deviation=1.0)), "Prototypes has none: use algorithm=maml"),
+    (lambda: regularised(MetaDropout(), Sinusoid()), "needs perturbed layers: use base_layer=perturbed"),
+    (lambda: on_prototypes(MetaDropout()), "Prototypes has none: use algorithm=maml"),
     (lambda: with_adapting_scales(), r"features\.0\.scale\.weight must not adapt: use 'algorithm\.adapts=head|block'"),
     (lambda: on_prototypes(Inequality(weight=1.0, measure="gini")), "Prototypes has no inner steps"),
 ]
@@ -473,7 +485,7 @@ def with_adapting_scales():
     task = Sinusoid()
     network = BaseLayer(Stack(Perturbed(torch.nn.Linear(1, 3), 1, 3)), torch.nn.Linear(3, 1))
     settings = {"inner_steps": 2, "update": partial(SGD, lr=0.05), "meta_gradient": Exact()}
-    MAML(network, task, **settings).regularise({"this": MetaDropout(deviation=1.0)})
+    MAML(network, task, **settings).regularise({"this": MetaDropout()})
 
 
 def on_prototypes(regulariser):
@@ -496,7 +508,7 @@ def test_a_task_or_an_algorithm_that_does_not_go_with_one_is_named_in_one_line(m
         (lambda: TaskMixup(alpha=0.0), "alpha=0.0: must be above 0"),
         (lambda: InformationPenalty(weight=-1.0, deviation=0.1), "weight=-1.0: must be at least 0"),
         (lambda: Inequality(weight=1.0, measure="gnii"), r"measure=gnii: must be one of .* \(did you mean gini\?\)"),
-        (lambda: MetaDropout(deviation=-1.0), "deviation=-1.0: must be at least 0"),
+        (lambda: Perturbed(torch.nn.Identity(), 1, 1, deviation=-1.0), "deviation=-1.0: must be at least 0"),
         (lambda: InnerDropout(rate=1.0), "rate=1.0: must be at least 0 and below 1"),
         (lambda: StoppedLoss(Sinusoid(), -0.1), "limit=-0.1: must be at least 0"),
     ],
@@ -530,7 +542,7 @@ def test_every_preset_is_built_with_the_algorithm(name):
                 "inequality": partial(Inequality, weight=1.0, measure="theil"),
             },
         ),
-        (lambda task: perturbed(task), {"dropout": partial(MetaDropout, deviation=1.0)}),
+        (lambda task: perturbed(task), {"dropout": MetaDropout}),
     ],
 )
 def test_compiled_steps_with_new_random_numbers_each_are_the_eager_ones(layers, regularisers):

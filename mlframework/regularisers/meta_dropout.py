@@ -11,7 +11,6 @@ from mlframework.backend.forward import swap_tensors
 from mlframework.base_layers.perturbed import Perturbed
 from mlframework.episode import Episode, Examples, Params
 from mlframework.errors import UserError
-from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.meta_layers.regulariser import LossFn, Regulariser
 
@@ -22,18 +21,14 @@ class MetaDropout(Regulariser):
     """Puts normal noise on the factors of `Perturbed` layers while the inner loop reads the support set.
 
     The outer loop learns how each example is perturbed: the task's model must be right for the clean query set. The
-    parameters of the factors must not adapt. Queries, validation and use have factors without noise.
-
-    Args:
-        deviation: the standard deviation of the noise.
+    parameters of the factors must not adapt. Queries, validation and use have expected factors.
 
     Reference: Lee, Nam, Yang, Hwang, Meta Dropout, 2020, arXiv:1905.12914, section 3, equations 3 to 6. Deviations: one
         draw of each row of a support set serves all tasks and inner steps of an outer step; see `Perturbed`.
     """
 
-    def __init__(self, *, deviation: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.deviation = at_least("deviation", deviation, 0)
         self.places: dict[str, int] = {}
 
     def attach(self, meta_layer: Any) -> None:
@@ -55,7 +50,7 @@ class MetaDropout(Regulariser):
             name, shape = f"noise_{number}", (rows, channels)
             if self.get_buffer(name).shape != shape:
                 self.register_buffer(name, self.get_buffer(name).new_zeros(shape), persistent=False)
-            self.get_buffer(name).copy_(self.deviation * torch.randn(shape, generator=generator))
+            self.get_buffer(name).copy_(torch.randn(shape, generator=generator))
         return episode
 
     def meta_loss(self, meta_layer: Any, episode: Episode, loss_of: LossFn) -> tuple[Tensor, Metrics]:
