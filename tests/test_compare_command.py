@@ -88,7 +88,7 @@ def test_a_learning_curve_has_the_same_weights_at_other_shots(world):
     for shots in (2, 20):
         found = curve[str(shots)]
         assert found["task_hash"] == TaskSet(Sinusoid(k_shot=shots, k_query=10), "test", tasks=3, seed=0).hash()
-    assert "* nearest neighbours " in said.out and set(content["crossings"]) == {"nearest neighbours"}
+    assert ": nearest neighbours\n" in said.out and set(content["crossings"]) == {"nearest neighbours"}
 
 
 def test_shots_that_a_task_has_no_examples_for_are_named(tmp_path):

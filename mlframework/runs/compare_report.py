@@ -94,7 +94,7 @@ def comparison_page(compared: Compared, about: Mapping[str, Any]) -> str:
         "\n".join(verdict_lines(compared)),
     ]
     if compared.curve:
-        said = "Winners by shots, and where a method catches up: level or ahead from there up to the last point."
+        said = "Winners by shots, and where a method catches up: its mean is as good or better up to the last point."
         parts += ["## Learning curves", curve_table(compared), said, "\n".join(curve_lines(compared))]
     if compared.curve or compared.own.standings:
         parts.append("![Differences and learning curves](comparison.png)")
@@ -134,8 +134,11 @@ def curve_lines(compared: Compared) -> Iterator[str]:
     for shots, comparison in compared.curve.items():
         winning = [each.row.method for each in comparison.standings if each.verdict == "wins"]
         yield f"* k_shot={shots}: better than {compared.algorithm}: {', '.join(winning) or 'none'}"
+    alike: dict[str, list[str]] = {}
     for method, found in compared.crossings.items():
-        yield f"* {method} {found.described(first, last)}"
+        alike.setdefault(found.described(first, last), []).append(method)
+    for described, methods in alike.items():
+        yield f"* {described}: {', '.join(methods)}"
 
 
 def comparison_figure(compared: Compared) -> Figure:
