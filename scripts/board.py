@@ -24,9 +24,10 @@ COLUMNS = ("method", "mean ± 95 %", "over sources", "seeds", "setting", "comman
 
 def board_tables(records: Sequence[BoardRecord]) -> str:
     """A table for each set of tasks and metric, the best first."""
-    groups: dict[tuple[str, str, str, int], list[BoardRecord]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str, int], list[BoardRecord]] = defaultdict(list)
     for record in records:
-        groups[record.task, record.metric, record.split, record.task_seed].append(record)
+        shots = str(record.task_config.get("k_shot", ""))
+        groups[record.task, shots, record.metric, record.split, record.task_seed].append(record)
     return "\n\n".join(board_table(groups[key]) for key in sorted(groups))
 
 
