@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
@@ -20,7 +21,7 @@ from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation import Conventional, ConventionalOnFeatures, FineTuned, LinearProbe, Pretraining
 from mlframework.evaluation.baselines.conventional import settings_of
 from mlframework.evaluation.baselines.fine_tuning import fine_tuned
-from mlframework.evaluation.baselines.pretraining import labelled_by_class
+from mlframework.evaluation.baselines.pretraining import class_pool, of_all_classes
 from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, raw_inputs
 from mlframework.evaluation.choices import Rule, Trial
 from mlframework.evaluation.task_set import TaskSet
@@ -67,18 +68,19 @@ def wave_trial() -> Trial:
     return trial_of(task, layer, make)
 
 
-def test_pooled_labels_number_the_training_classes():
+def test_examples_of_all_classes_have_the_numbers_of_their_classes():
     task, generator = numbered(), torch.Generator().manual_seed(3)
-    for part in labelled_by_class(task, 5, generator):
-        assert torch.equal(part.x.mean((2, 3, 4)).round().long(), part.y)
+    examples = of_all_classes(task, 5, generator)
+    assert examples.x.shape == (1, 5 * 3 * (2 + 3), 1, 4, 4), "as many as a meta-batch of 5 tasks has"
+    assert torch.equal(examples.x.mean((2, 3, 4)).round().long(), examples.y)
 
 
-def test_pooled_tasks_are_those_that_meta_training_draws():
-    task = numbered()
-    pooled = labelled_by_class(task, 5, torch.Generator().manual_seed(3))
-    drawn = task.sample(5, "train", torch.Generator().manual_seed(3))
-    for ours, theirs in zip(pooled, drawn, strict=True):
-        assert torch.equal(ours.x, theirs.x) and torch.equal(ours.mask, theirs.mask)
+def test_examples_are_drawn_independently_from_all_classes():
+    generator, task = torch.Generator().manual_seed(0), numbered()
+    labels = torch.cat([of_all_classes(task, 40, generator).y[0] for _ in range(10)])
+    assert stats.chisquare(labels.bincount(minlength=12)).pvalue > 0.001
+    pairs = 12 * labels[:-1] + labels[1:]
+    assert stats.chisquare(pairs.bincount(minlength=144)).pvalue > 0.001
 
 
 class OwnLabels(FewShotClassification):
@@ -92,10 +94,10 @@ class OwnLabels(FewShotClassification):
         return Episode(*(part._replace(y=self.n_way - 1 - part.y) for part in episode))
 
 
-def test_labels_that_are_not_in_the_order_of_the_draw_stay_as_they_are():
-    task = OwnLabels((1, 4, 4), n_way=3, k_shot=2, k_query=3)
-    found = labelled_by_class(task, 2, torch.Generator().manual_seed(0))
-    assert torch.equal(found.support.y, task.sample(2, "train", torch.Generator().manual_seed(0)).support.y)
+def test_classes_are_pooled_where_labels_number_what_a_task_drew():
+    assert class_pool(OwnLabels((1, 4, 4), n_way=3, k_shot=2, k_query=3)) is None
+    assert class_pool(Sinusoid()) is None
+    assert class_pool(numbered()) is not None
 
 
 def hidden_classes() -> ArrayTasks:

@@ -45,6 +45,11 @@ class ClassIndexed(NamedTuple):
         """Classes of equal size: `x` `[classes, examples, *x_shape]`."""
         return cls(x.flatten(0, 1), torch.full((len(x),), x.shape[1]), tuple(names))
 
+    def inputs(self, rows: Tensor) -> Tensor:
+        """The inputs of rows `[...]`, as they are drawn."""
+        x = self.x[rows]
+        return x.float() / 255 if x.dtype == torch.uint8 else x
+
 
 class FewShotClassification(TaskDistribution, ABC):
     """Draws `n_way` classes, then `k_shot` support and `k_query` query examples of each, without replacement.
@@ -119,8 +124,8 @@ class FewShotClassification(TaskDistribution, ABC):
         picked = distinct(sizes, wanted, generator)  # [tasks, n_way, wanted]
         exists = torch.arange(wanted) < sizes[..., None]
         rows = starts[..., None] + torch.where(exists, picked, 0)
-        x = data.x[rows.transpose(1, 2).flatten(1)]
-        x, y = x.float() / 255 if x.dtype == torch.uint8 else x, torch.arange(self.n_way).repeat(num_tasks, wanted)
+        x = data.inputs(rows.transpose(1, 2).flatten(1))
+        y = torch.arange(self.n_way).repeat(num_tasks, wanted)
         examples = Examples(x, y, exists.transpose(1, 2).flatten(1).float())
         low, high = self.shots
         support = examples.rows(slice(self.n_way * high))

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlframework.backend.forward import call_per_task, fork_rng
+from mlframework.backend.forward import Engine, call_per_task, fork_rng
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.episode import Episode
+from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
 from mlframework.evaluation.choices import Trial
 from mlframework.evaluation.part import Baseline
@@ -21,7 +22,7 @@ from mlframework.meta_layers.feature_meta_layer import require_features
 from mlframework.tasks.few_shot import FewShotClassification
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Pretrained", "PretrainedNetwork", "Pretraining", "labelled_by_class"]
+__all__ = ["Pretrained", "PretrainedNetwork", "Pretraining", "of_all_classes"]
 
 
 class PretrainedNetwork(NamedTuple):
@@ -40,14 +41,16 @@ class Pretraining:
     """Trains one network on the pooled training tasks, by Adam along a cosine schedule, once for each rate.
 
     Few-shot classifications number their classes anew in each task. Their network learns to tell all training classes
-    apart, by a head with an output for each (the Baseline of Chen et al. 2019, arXiv:1904.04232). A head of zeros for
-    the classes of one task then replaces that head. In other tasks equal targets mean the same: one network predicts
-    them all.
+    apart, by a head with an output for each (the Baseline of Chen et al. 2019, arXiv:1904.04232). It sees as many
+    examples as meta-training would, drawn independently from all classes and normalised together. Examples of a few
+    classes at a time, as tasks have them, teach it nothing (docs/comparison.md). A head of zeros for the classes of one
+    task then replaces that head.
 
-    The network sees the tasks that meta-training would see, support and query alike, normalised under the same policy.
+    In other tasks equal targets mean the same: one network predicts them all. It sees the tasks that meta-training
+    would see, support and query alike, normalised under the same policy.
 
     Args:
-        steps, meta_batch: steps of the optimizer, and tasks in each.
+        steps, meta_batch: steps of the optimizer, and tasks in each, or as many examples.
         rates: of Adam; validation tasks choose among the networks.
     """
 
@@ -67,7 +70,7 @@ class Pretraining:
             yield known[key]
 
     def train(self, trial: Trial, rate: float) -> PretrainedNetwork:
-        began, task = time.perf_counter(), trial.task
+        began, task, engine = time.perf_counter(), trial.task, trial.meta_layer.engine
         with fork_rng(trial.device):
             torch.manual_seed(0)
             network = trial.make_base_layer().requires_grad_()
@@ -78,9 +81,14 @@ class Pretraining:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = torch.Generator().manual_seed(0)
         for _ in range(self.steps):
-            episode = labelled_by_class(task, self.meta_batch, generator).to(trial.device)
             optimizer.zero_grad()
-            pooled_losses(trained, episode, trial).mean().backward()
+            if pool is None:
+                losses = task_losses(trained, task.sample(self.meta_batch, "train", generator).to(trial.device), trial)
+            else:
+                losses = class_losses(
+                    trained, of_all_classes(pool, self.meta_batch, generator).to(trial.device), engine
+                )
+            losses.mean().backward()
             optimizer.step()
             schedule.step()
         adapted = network if pool is None else with_head(network, task.spec.out_features, task)
@@ -106,15 +114,16 @@ def class_pool(task: TaskDistribution) -> FewShotClassification | None:
     return None
 
 
-def labelled_by_class(task: TaskDistribution, meta_batch: int, generator: torch.Generator) -> Episode:
-    """Training tasks whose labels number all training classes, if these are pooled; else with their own targets."""
-    pool = class_pool(task)
-    if pool is None:
-        return task.sample(meta_batch, "train", generator)
-    before = generator.get_state()
-    classes = pool.drawn_classes(meta_batch, "train", generator)  # [tasks, n_way]
-    episode = pool.sample(meta_batch, "train", generator.set_state(before))
-    return Episode(*(part._replace(y=classes.gather(1, part.y)) for part in episode))
+def of_all_classes(pool: FewShotClassification, meta_batch: int, generator: torch.Generator) -> Examples:
+    """As many training examples as a meta-batch has, each drawn from all, as those of one task: leaves `[1, n, ...]`.
+
+    Labels number the training classes.
+    """
+    data = pool.classes("train")
+    count = meta_batch * pool.n_way * (pool.shots[1] + pool.k_query)
+    rows = torch.randint(len(data.x), (count,), generator=generator)
+    labels = torch.arange(len(data.sizes)).repeat_interleave(data.sizes)
+    return Examples(data.inputs(rows)[None], labels[rows][None], torch.ones(1, count))
 
 
 def with_head(base_layer: BaseLayer, outputs: int, task: TaskDistribution) -> BaseLayer:
@@ -129,7 +138,13 @@ def with_head(base_layer: BaseLayer, outputs: int, task: TaskDistribution) -> Ba
     return BaseLayer(base_layer.features, head)
 
 
-def pooled_losses(network: BaseLayer, episode: Episode, trial: Trial) -> Tensor:
+def class_losses(network: BaseLayer, examples: Examples, engine: Engine) -> Tensor:
+    """The cross-entropy of each example, which are normalised together."""
+    logits = call_per_task(network, {}, examples.x, engine=engine)
+    return F.cross_entropy(logits[0], examples.y[0], reduction="none")
+
+
+def task_losses(network: BaseLayer, episode: Episode, trial: Trial) -> Tensor:
     """The loss of each task over all its examples, `[tasks]`; examples of a task are normalised together."""
     layer, both = trial.meta_layer, episode.joined()
     mask = layer.mask_or_none(both.mask)
