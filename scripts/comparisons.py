@@ -34,6 +34,7 @@ class Made(NamedTuple):
 
 
 IMAGES = (
+    "against=[scratch,finetune,linear_probe,knn_on_features,knn,gbdt,random_forest,svm,scikit_learn] "
     "evaluation.tasks=100 evaluation.validation_tasks=20 evaluation.adam_rates=[0.001,0.01] evaluation.sgd_rates=[0.1]"
 )
 NETWORK = "base_layer.filters=32"
