@@ -46,6 +46,7 @@ FIGURE = {
     "sinusoid_deep_kernel": "deep kernel, sinusoids",
     "ratings_maml": "MAML, ratings",
     "ratings_cnp": "neural process with a variance, ratings",
+    "ratings_ridge_rbf": "ridge with an RBF kernel, ratings",
     "ratings_deep_kernel": "deep kernel, ratings",
 }
 BINS = 15
@@ -54,8 +55,9 @@ Row = dict[str, Any]
 
 
 def collect(folder: Path) -> None:
-    """Writes a file for each finished run, and the curves of the runs that are drawn."""
-    curves: dict[str, Any] = {}
+    """Writes a file for each finished run, and the curves of the runs that are drawn; those of others stay."""
+    kept = FOLDER / "reliability.json"
+    curves: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for path, result in read_runs(folder):
         if "uncertainty" not in (result["evaluation"] or {"measures": ()})["measures"]:
             continue
@@ -64,7 +66,7 @@ def collect(folder: Path) -> None:
         method, _, seed = path.name.rpartition("_")
         if method in FIGURE and seed == "0":
             curves[method] = curves_of(path, record["chosen"])
-    write_json(FOLDER / "reliability.json", curves, indent=None)
+    write_json(kept, curves, indent=None)
 
 
 def recorded(result: Mapping[str, Any]) -> Row:
