@@ -24,26 +24,25 @@ COLUMNS = ("method", "mean ± 95 %", "over sources", "seeds", "setting", "comman
 
 def board_tables(records: Sequence[BoardRecord]) -> str:
     """A table for each set of tasks and metric, the best first."""
-    groups: dict[tuple[str, str, str, str, int], list[BoardRecord]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str], list[BoardRecord]] = defaultdict(list)
     for record in records:
-        shots = str(record.task_config.get("k_shot", ""))
-        groups[record.task, shots, record.metric, record.split, record.task_seed].append(record)
+        groups[record.task, str(record.task_config.get("k_shot", "")), record.hash, record.metric].append(record)
     return "\n\n".join(board_table(groups[key]) for key in sorted(groups))
 
 
 def board_table(records: Sequence[BoardRecord]) -> str:
-    """One table; methods that are judged on fewer of the same tasks say so, for their hash is another."""
+    """One table, all of whose methods are judged on the same tasks."""
     first = records[0]
     k_shot = first.task_config.get("k_shot")
     shots = f", {k_shot} shots" if k_shot is not None else ""
     higher = first.metric.removeprefix("query_") in TaskDistribution.higher_is_better
-    lines = [f"### {first.task}{shots}: {first.metric.replace('_', ' ')}", ""]
+    drawn = f"{first.tasks} {first.split} tasks, `{first.hash}`"
+    lines = [f"### {first.task}{shots}: {first.metric.replace('_', ' ')} ({drawn})", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for record in sorted(records, key=lambda each: -each.mean if higher else each.mean):
         over = "" if record.over_sources is None else f"± {record.over_sources:.2g}"
         value = shown_interval(record.mean, record.half_width)
-        drawn = f"{record.method} ({record.tasks} tasks, `{record.hash}`)"
-        cells = [drawn, value, over, ", ".join(map(str, record.seeds)), record.setting, f"`{record.command}`"]
+        cells = [record.method, value, over, ", ".join(map(str, record.seeds)), record.setting, f"`{record.command}`"]
         lines.append("| " + " | ".join([*cells, f"`{record.commit[:8]}`", record.machine]) + " |")
     return "\n".join(lines)
 

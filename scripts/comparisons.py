@@ -39,7 +39,15 @@ IMAGES = (
 )
 NETWORK = "base_layer.filters=32"
 CURVE = "shots=[1,5,10] curve.tasks=50 curve.validation_tasks=10"
-WAVES = "evaluation.tasks=200 evaluation.validation_tasks=30 curve.tasks=50 curve.validation_tasks=15"
+#: Every method that takes gradient steps may take many, by any rule, on all tasks.
+STEPS = (
+    "++evaluation.baseline.from_scratch.steps=300 ++evaluation.baseline.from_scratch.tasks=null "
+    "++evaluation.baseline.finetune.tasks=null"
+)
+WAVES = (
+    f"{STEPS} evaluation.inner_steps=50 evaluation.tune_rule=true evaluation.tasks=200 evaluation.validation_tasks=30 "
+    "curve.tasks=50 curve.validation_tasks=15"
+)
 TABLES = "evaluation.validation_tasks=50 shots=[1,2,5,10,20] curve.tasks=60 curve.validation_tasks=20"
 COMPARISONS = {
     "sinusoid_ridge": Made("task=sinusoid algorithm=ridge optimizer.lr=0.01 trainer.steps=2000", WAVES),
@@ -63,7 +71,7 @@ COMPARISONS = {
         f"evaluation.tasks=200 {TABLES}",
     ),
     "table_aggression": Made(
-        "experiment=table_aggression algorithm=maml suggested.inner_lr=0.05 optimizer.lr=0.001",
+        "experiment=table_aggression algorithm=maml suggested.inner_lr=0.1 optimizer.lr=0.003",
         f"evaluation.tasks=200 {TABLES}",
     ),
     "glyphs_to_omniglot": Made(

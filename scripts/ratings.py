@@ -131,8 +131,7 @@ def run(seed: int, finished: Sequence[tuple[dict[str, Any], Path]]) -> dict[str,
                 "method": row["method"],
                 "setting": row["setting"],
                 "steps": row["chosen"],
-                **{metric: mean(row, metric) for metric in METRICS},
-                "mae_of_user": by_user(row["values"]["query_mae"], users),
+                "of_user": {metric: by_user(row["values"][metric], users) for metric in METRICS},
             }
             for row in rows
         ],
@@ -142,10 +141,6 @@ def run(seed: int, finished: Sequence[tuple[dict[str, Any], Path]]) -> dict[str,
 def typed(result: Mapping[str, Any], key: str) -> str:
     """The value of an override; empty if it was not typed."""
     return next((o.split("=", 1)[1] for o in result["overrides"] if o.startswith(f"{key}=")), "")
-
-
-def mean(row: Mapping[str, Any], metric: str) -> float:
-    return float(row["metrics"][metric][row["steps"].index(row["chosen"])]["mean"])
 
 
 def by_user(values: Sequence[float], users: Sequence[str]) -> dict[str, float]:
@@ -202,24 +197,33 @@ def table(rows: Values) -> str:
     header = ["method", "seeds", *METRICS.values(), *(f"MAE minus {REFERENCES[name]}" for name in there)]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for name, runs in sorted(rows.items(), key=lambda item: average(item[1])):
-        cells = [interval([run[metric] for run in runs.values()]) for metric in METRICS]
+        cells = [interval([mean_of(run, metric) for run in runs.values()]) for metric in METRICS]
         minus = ["" if name == other else paired(runs, rows[other]) for other in there]
         lines.append("| " + " | ".join([name, str(len(runs)), *cells, *minus]) + " |")
     return "\n".join(lines)
 
 
 def average(runs: Mapping[int, Any]) -> float:
-    return sum(run["query_mae"] for run in runs.values()) / len(runs)
+    return sum(mean_of(run, "query_mae") for run in runs.values()) / len(runs)
+
+
+def mean_of(row: Mapping[str, Any], metric: str) -> float:
+    """The mean over the test users of a seed."""
+    values = row["of_user"][metric].values()
+    return float(sum(values) / len(values))
 
 
 def paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
-    """The mean difference of the MAE of each test user of each seed, with the interval over users."""
+    """The mean difference of the MAE of each test user of each seed, with the interval over users and seeds.
+
+    Users of a seed share a split and a training, and one user may test under several seeds: both are sources.
+    """
     differences, users = [], []
     for seed in ours.keys() & theirs.keys():
-        other = theirs[seed]["mae_of_user"]
-        for user, value in ours[seed]["mae_of_user"].items():
+        other = theirs[seed]["of_user"]["query_mae"]
+        for user, value in ours[seed]["of_user"]["query_mae"].items():
             differences.append(value - other[user])
-            users.append((user,))  # one user may test under several seeds
+            users.append((user, f"seed {seed}"))
     found = Interval.of(torch.tensor(differences, dtype=torch.float64), users)
     return shown_interval(found.mean, found.over_sources)
 
@@ -236,7 +240,7 @@ def partition_tables() -> Iterator[str]:
         yield f"\n{title}:\n\n| method | " + " | ".join(columns) + " |\n|" + " --- |" * (1 + len(columns))
         for method in methods:
             cells = [
-                interval([run[metric] for run in column[method].values()]) if method in column else ""
+                interval([mean_of(run, metric) for run in column[method].values()]) if method in column else ""
                 for column in columns.values()
             ]
             yield f"| {method} | " + " | ".join(cells) + " |"

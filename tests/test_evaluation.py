@@ -261,7 +261,7 @@ def test_an_estimator_on_features_is_judged_as_scikit_learn_would(kind, estimato
         assert np.allclose(chosen.flatten().numpy(), expected, atol=1e-4)
 
 
-def test_a_class_that_an_estimator_has_not_met_is_the_least_likely():
+def test_a_class_that_an_estimator_has_not_met_has_a_small_probability():
     task = blobs(n_way=4)
     support, query = next(iter(TaskSet(task, "test", tasks=3, seed=0)))
     support = support._replace(mask=support.mask * (support.y != 2))
@@ -269,11 +269,10 @@ def test_a_class_that_an_estimator_has_not_met_is_the_least_likely():
         fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
         prediction = fitted.predict(fitted.adapt(support), query.x)
         assert prediction.isfinite().all()
-        assert (prediction[..., 2] == prediction.amin(-1)).all()
-        examples = support.mask.sum(1)[:, None]
-        least = 1 / (examples + 4)
+        assert (prediction.argmax(-1) != 2).all()
+        probability, least = prediction[..., 2].exp(), 1 / (support.mask.sum(1)[:, None] + 4)
         # Divided by a sum of at most 1 and one such number for each class but one.
-        assert (prediction[..., 2].exp() >= least / (1 + 3 * least)).all(), "as much as a class that was never seen"
+        assert (probability <= least).all() and (probability >= least / (1 + 3 * least)).all(), "as one never seen"
         assert torch.allclose(prediction.exp().sum(-1), torch.ones(3, len(query.x[0])))
 
 

@@ -285,7 +285,16 @@ def test_a_laplace_head_takes_the_likeliest_precision(make):
     assert made.meta_layer.precision == precisions[costs.index(min(costs))]
     # The prior's weight without end is the algorithm itself.
     certain = predicted_queries(laplace.LaplaceLayer(layer, 1e12), validation, steps)
-    torch.testing.assert_close(certain.found.prediction, predicted_queries(layer, validation, steps).found.prediction)
+    own = predicted_queries(layer, validation, steps)
+    torch.testing.assert_close(certain.found.prediction.softmax(-1), own.found.prediction.softmax(-1))
+
+
+def test_an_offset_of_all_logits_changes_no_moderated_probability():
+    logits, variance = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    variance = variance.square()
+    found, moved = (laplace.moderated(each, variance).softmax(-1) for each in (logits, logits - 100))
+    torch.testing.assert_close(found, moved)
+    assert (found - logits.softmax(-1)).abs().max() > 0.01
 
 
 def test_a_laplace_head_of_a_regression_has_the_likeliest_noise():

@@ -540,7 +540,7 @@ EVALUATION = (
         "an estimator is fitted to padding",
         "support.mask > 0, strict",
         "support.mask >= 0, strict",
-        "test_a_class_that_an_estimator_has_not_met_is_the_least_likely",
+        "test_a_class_that_an_estimator_has_not_met_has_a_small_probability",
     ),
     judging(
         "task sets ignore their seed",

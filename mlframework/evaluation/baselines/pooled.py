@@ -167,7 +167,7 @@ def candidates(layers: Iterable[tuple[str, MetaLayer]], trial: Trial, named: str
 
 def training_rows(task: TaskDistribution, tasks: int) -> PooledRows:
     """All rows of a table's training tasks; of any other distribution those of some drawn training tasks."""
-    if isinstance(task, TableTasks):
+    if isinstance(task, TableTasks) and "sample" not in vars(task):  # see fix_train_tasks
         rows = task.rows("train")
         return as_rows(rows.x, rows.y)
     every = [episode.joined() for episode in TaskSet(task, "train", tasks=tasks, seed=SEED)]

@@ -109,9 +109,8 @@ class Pretrained(Baseline):
 
 def class_pool(task: TaskDistribution) -> FewShotClassification | None:
     """The task, if its labels number the classes that it drew; None where equal labels mean the same in all tasks."""
-    if isinstance(task, FewShotClassification) and type(task).sample is FewShotClassification.sample:
-        return task
-    return None
+    drawn_here = type(task).sample is FewShotClassification.sample and "sample" not in vars(task)  # see fix_train_tasks
+    return task if isinstance(task, FewShotClassification) and drawn_here else None
 
 
 def of_all_classes(pool: FewShotClassification, meta_batch: int, generator: torch.Generator) -> Examples:

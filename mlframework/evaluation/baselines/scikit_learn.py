@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 #: The settings of scikit-learn's estimators that are tuned, where an estimator has them: penalties and widths.
 GRID: dict[str, tuple[float, ...]] = {
     "C": (0.01, 0.1, 1.0, 10.0, 100.0),
-    "alpha": (0.001, 0.01, 0.1, 1.0, 10.0),
-    "gamma": (0.02, 0.1, 0.5, 2.0),
+    "alpha": (1e-8, 1e-6, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0),
+    "gamma": (0.02, 0.05, 0.1, 0.2, 0.5, 2.0),
 }
 
-#: The least probability of a class.
+#: Probabilities up to this count as zero.
 LEAST = 1e-12
 
 
@@ -93,7 +93,7 @@ def default_estimator(kind: Kind) -> Any:
 
 
 class TaskEstimator(NamedTuple):
-    """A fitted estimator, and the least probability that it may give to a class."""
+    """A fitted estimator, and what stands for a probability of zero."""
 
     estimator: Any
     least: float = LEAST
@@ -105,7 +105,7 @@ class FittedEstimators(FeatureMetaLayer):
     No gradient passes through it, so the features are taken as they are: those of a trained network, or the raw inputs
     (see `raw_inputs`).
 
-    Of n support examples with K classes, no probability is below `1 / (n + K)`, before they are divided by their sum:
+    Of n support examples with K classes, a probability of zero becomes `1 / (n + K)`, before the division by the sum:
     what Laplace's rule of succession gives to a class that was never seen. Otherwise a support set without a class, or
     trees that agree, would make the cross-entropy as large as the chosen zero, whatever else an estimator does.
     """
@@ -163,13 +163,13 @@ def raw_inputs() -> BaseLayer:
 def scores(estimator: Any, x: np.ndarray, width: int, *, least: float = LEAST) -> np.ndarray:
     """The predictions `[n, width]` of a fitted estimator for examples `[n, d]`: values, or a logit of each class.
 
-    The logit is the logarithm of the class's probability, which is at least `least` (before division by the sum).
+    The logit is the logarithm of the class's probability; `least` stands for a probability of zero.
     """
     if kind_of(estimator) == "regression":
         return np.asarray(estimator.predict(x)).reshape(len(x), -1)
     found = np.zeros((len(x), width))
     found[:, estimator.classes_.astype(int)] = probabilities(estimator, x)
-    found = np.clip(found, least, 1)
+    found = np.where(found > LEAST, found, least)
     return np.log(found / found.sum(1, keepdims=True))
 
 

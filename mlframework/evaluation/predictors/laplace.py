@@ -194,5 +194,9 @@ def variance_of_logits(support: Support, features: Tensor, precision: float) -> 
 
 
 def moderated(logits: Tensor, variance: Tensor) -> Tensor:
-    """Logits whose softmax is nearly the mean softmax of normal logits with this variance."""
+    """Logits whose softmax is nearly the mean softmax of normal logits with this variance.
+
+    A number that is added to all logits of a query changes nothing.
+    """
+    logits = logits - logits.mean(-1, keepdim=True)
     return logits / (1 + math.pi / 8 * variance).sqrt()
