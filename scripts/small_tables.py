@@ -160,14 +160,18 @@ def tuned(name: str, table: Table, split: Split) -> BaseEstimator:
     smallest = len(y) - -(-len(y) // folds)  # rows of the smallest training part
     grid = {f"{step}__{k}": [v for v in vs if k != "n_neighbors" or v <= smallest] for k, vs in grid.items()}
     search = GridSearchCV(
-        pipeline, grid, scoring="neg_log_loss", cv=StratifiedKFold(folds, shuffle=True, random_state=0)
+        pipeline, grid, scoring=minus_log_loss, cv=StratifiedKFold(folds, shuffle=True, random_state=0)
     )
     return search.fit(x, y)
 
 
-def judged(fitted: Any, split: Split) -> dict[str, float]:
+def minus_log_loss(fitted: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """By which settings are chosen: the log loss by which they are judged."""
+    return -judged(fitted, x, y)["log_loss"]
+
+
+def judged(fitted: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """The log loss in nats and the share of errors on the rows to predict."""
-    x, y = split.query
     classes = np.asarray(fitted.classes_)
     found = np.asarray(fitted.predict_proba(x)).clip(LEAST)
     found = found / found.sum(1, keepdims=True)
@@ -187,7 +191,7 @@ def measure(method: str, fit: Callable[[Table, Split], Any]) -> Iterator[dict[st
                 start = time.process_time()
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # an estimator that does not converge is judged as it is
-                    values = judged(fit(table, split), split)
+                    values = judged(fit(table, split), *split.query)
                 seconds = time.process_time() - start
                 yield {
                     "method": method,

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,10 +32,18 @@ def test_the_tables_follow_from_the_records(script):
     assert part("scripts/ratings.py partitions") == "\n".join(script.partition_tables())
 
 
-def test_the_mean_of_a_record_is_that_of_its_users(script):
-    """Each method's MAE is near the mean over its users, who are drawn about equally often."""
-    for record in script.read("*.json").values():
-        for run in record["runs"]:
-            for row in run["rows"]:
-                users = row["mae_of_user"].values()
-                assert sum(users) / len(users) == pytest.approx(row["query_mae"], abs=0.05)
+def test_the_mean_of_a_row_is_that_of_its_users(script):
+    row = {"of_user": {"query_mae": {"1": 0.5, "2": 1.0, "7": 0.9}}}
+    assert script.mean_of(row, "query_mae") == pytest.approx(0.8)
+
+
+def test_where_a_seed_moves_all_of_its_users_seeds_are_what_counts(script):
+    def rows(values):
+        """Nine users under each seed, other ones each time."""
+        return {
+            seed: {"of_user": {"query_mae": {f"{seed} {user}": value for user in range(9)}}}
+            for seed, value in enumerate(values)
+        }
+
+    width = float(script.paired(rows([0, 1, 2, 3, 4, 5]), rows([0] * 6)).split(" ± ")[1])
+    assert width == pytest.approx(stats.t(5).ppf(0.975) * np.std(range(6), ddof=1) / 6**0.5, rel=0.2)
