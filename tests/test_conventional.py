@@ -15,7 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from mlframework.base_layers import MLP, Conv4
+from mlframework.base_layers import MLP, BatchStatistics, Conv4, Stack
+from mlframework.base_layers.normalisation import with_fixed_statistics
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation import Conventional, ConventionalOnFeatures, FineTuned, LinearProbe, Pretraining
@@ -155,7 +156,7 @@ def test_tasks_with_common_targets_train_one_network_that_needs_no_support():
 
 def test_baselines_of_one_evaluation_share_networks_and_others_do_not(monkeypatch):
     trained = []
-    monkeypatch.setattr(Pretraining, "train", lambda self, trial, rate: trained.append(rate) or rate)
+    monkeypatch.setattr(Pretraining, "train", lambda self, trial, rate: trained.append(rate) or [rate])
     first, second = image_trial(), image_trial()
     assert list(SHORT(rates=[0.1, 0.2]).networks(first)) == list(SHORT(rates=[0.1, 0.2]).networks(first)) == [0.1, 0.2]
     assert trained == [0.1, 0.2]
@@ -164,6 +165,27 @@ def test_baselines_of_one_evaluation_share_networks_and_others_do_not(monkeypatc
     list(SHORT(rates=[0.1]).networks(second))
     list(Pretraining(steps=4, meta_batch=2, rates=[0.1]).networks(first))
     assert trained[3:] == [0.1, 0.1]
+
+
+def test_a_network_with_batch_norm_is_tried_with_fixed_statistics_too():
+    policy, fixed = SHORT(rates=[0.01]).networks(image_trial())
+    assert (policy.named, fixed.named) == ("trained at 0.01", "trained at 0.01, fixed statistics")
+    assert policy.base_layer.mixes_examples and not fixed.base_layer.mixes_examples
+
+
+def test_fixed_statistics_are_those_of_batch_norm_in_use():
+    torch.manual_seed(0)
+    network = Stack(torch.nn.Linear(3, 4), BatchStatistics(4), torch.nn.Tanh(), BatchStatistics(4))
+    seen, new = torch.randn(50, 3), torch.randn(6, 3)
+    fixed = with_fixed_statistics(network, seen)
+    torch.testing.assert_close(fixed(seen), network(seen))
+    first, second = (torch.nn.BatchNorm1d(4, momentum=None) for _ in range(2))  # a cumulative average of one batch
+    reference = torch.nn.Sequential(network[0], first, network[2], second)
+    reference(seen)
+    for norm in (first, second):
+        norm.running_var *= 49 / 50  # torch keeps the unbiased one
+    torch.testing.assert_close(fixed(new), reference.eval()(new))
+    assert isinstance(network[1], BatchStatistics), "the network itself stays as it is"
 
 
 def test_pretraining_leaves_the_algorithm_and_the_random_numbers_alone():

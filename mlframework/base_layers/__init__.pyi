@@ -4,6 +4,6 @@ from .conv4 import Conv4 as Conv4
 from .gru import GRU as GRU
 from .linear import LinearModel as LinearModel
 from .mlp import MLP as MLP
-from .normalisation import BatchStatistics as BatchStatistics
+from .normalisation import BatchStatistics as BatchStatistics, FixedStatistics as FixedStatistics
 from .perturbed import Perturbed as Perturbed, PerturbedConv4 as PerturbedConv4
 from .transformer import Transformer as Transformer

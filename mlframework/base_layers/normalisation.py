@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from mlframework.backend.forward import batch_norm, by_vmap, runs_per_task
 from mlframework.base_layers.base_layer import MixesExamples
 from mlframework.errors import InvalidValue, nearest
 
-__all__ = ["NORMS", "BatchStatistics", "GroupNorm", "norm_of"]
+__all__ = ["NORMS", "BatchStatistics", "FixedStatistics", "GroupNorm", "norm_of", "with_fixed_statistics"]
 
 #: The choices of `norm`.
 NORMS = ("batch", "group", "none")
@@ -54,6 +56,53 @@ class BatchStatistics(MixesExamples):
 
 
 runs_per_task(BatchStatistics, batch_norm)
+
+
+class FixedStatistics(nn.Module):
+    """Normalisation by a mean and a variance that stay, as a conventionally trained batch norm has them in use.
+
+    Args:
+        norm: whose weight, bias and `eps` it has.
+        mean, variance: of each channel.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, norm: BatchStatistics, mean: Tensor, variance: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.register_buffer("mean", mean)
+        self.register_buffer("variance", variance)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises `x` `[n, channels, ...]`."""
+        per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
+        scale = (self.weight * torch.rsqrt(self.variance + self.eps)).view(per_channel)
+        return torch.addcmul(self.bias.view(per_channel), x - self.mean.view(per_channel), scale)
+
+
+runs_per_task(FixedStatistics, lambda norm, params, x, mask: by_vmap(norm, params, x))
+
+
+def with_fixed_statistics(module: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of a module whose batch norms keep the statistics that the inputs `x` `[n, ...]` have there."""
+    made, found = copy.deepcopy(module), {}
+
+    def record(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        axes = (0, *range(2, inputs[0].dim()))
+        found[norm] = inputs[0].mean(axes), inputs[0].var(axes, unbiased=False)
+
+    norms = {name: part for name, part in made.named_modules() if isinstance(part, BatchStatistics)}
+    hooks = [part.register_forward_pre_hook(record) for part in norms.values()]
+    with torch.no_grad():
+        made(x)
+    for hook in hooks:
+        hook.remove()
+    for name, norm in norms.items():
+        path, _, own = name.rpartition(".")
+        setattr(made.get_submodule(path), own, FixedStatistics(norm, *found[norm]))
+    return made
 
 
 class GroupNorm(nn.GroupNorm):

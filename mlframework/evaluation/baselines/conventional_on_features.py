@@ -36,7 +36,7 @@ class ConventionalOnFeatures(Pretrained):
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         policy = trial.meta_layer.batch_norm
         found = (
-            candidate._replace(named=f"{candidate.named}, trained at {network.rate:g}")
+            candidate._replace(named=f"{candidate.named}, {network.named}")
             for network in self.pretraining.networks(trial)
             for candidate in self.conventional.candidates(network.base_layer, trial, policy)
         )

@@ -68,4 +68,4 @@ def fine_tuned(network: PretrainedNetwork, rule: Rule, trial: Trial, *, steps: i
         layer.engine = trial.meta_layer.engine
         return task_values(layer, tasks, steps, device=trial.device)
 
-    return Candidate(judge, thinned(steps), f"{rule}, trained at {network.rate:g}")
+    return Candidate(judge, thinned(steps), f"{rule}, {network.named}")

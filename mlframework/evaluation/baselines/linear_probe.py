@@ -43,7 +43,7 @@ class LinearProbe(Pretrained):
                 yield from (fine_tuned(network, rule, trial, steps=self.steps, adapts="^head") for rule in trial.rules)
                 continue
             for found in candidates(grid(linear_model(kind)), network.base_layer, trial, policy):
-                yield found._replace(named=f"{found.named}, trained at {network.rate:g}")
+                yield found._replace(named=f"{found.named}, {network.named}")
 
 
 def linear_model(kind: Kind) -> Any:

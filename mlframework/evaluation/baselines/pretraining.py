@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mlframework.backend.forward import Engine, call_per_task, fork_rng
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.normalisation import with_fixed_statistics
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
 from mlframework.evaluation.choices import Trial
@@ -29,12 +30,13 @@ class PretrainedNetwork(NamedTuple):
     """A network after conventional training, and the cost of it."""
 
     base_layer: BaseLayer  # with a head for the classes of one task, or with its own where tasks share their targets
-    rate: float
+    named: str  # how it was trained, in words
     seconds: float  # of the clock
 
 
 #: The networks by the function that draws them, then by settings: baselines of one comparison share them.
-TRAINED: WeakKeyDictionary[Callable[[], BaseLayer], dict[tuple[float, ...], PretrainedNetwork]] = WeakKeyDictionary()
+TRAINED: WeakKeyDictionary[Callable[[], BaseLayer], dict[tuple[float, ...], list[PretrainedNetwork]]]
+TRAINED = WeakKeyDictionary()
 
 
 class Pretraining:
@@ -44,7 +46,8 @@ class Pretraining:
     apart, by a head with an output for each (the Baseline of Chen et al. 2019, arXiv:1904.04232). It sees as many
     examples as meta-training would, drawn independently from all classes and normalised together. Examples of a few
     classes at a time, as tasks have them, teach it nothing (docs/comparison.md). A head of zeros for the classes of one
-    task then replaces that head.
+    task then replaces that head. A network with batch norm is tried in two ways: with the statistics that the policy
+    gives, and with fixed ones of many training examples, as a conventional network is used.
 
     In other tasks equal targets mean the same: one network predicts them all. It sees the tasks that meta-training
     would see, support and query alike, normalised under the same policy.
@@ -61,15 +64,15 @@ class Pretraining:
         self.rates = list(rates)
 
     def networks(self, trial: Trial) -> Iterator[PretrainedNetwork]:
-        """The network of each rate, trained when it is first asked for with this `trial.make_base_layer`."""
+        """The networks of each rate, trained when one is first asked for with this `trial.make_base_layer`."""
         known = TRAINED.setdefault(trial.make_base_layer, {})
         for rate in self.rates:
             key = (self.steps, self.meta_batch, rate)
             if key not in known:
                 known[key] = self.train(trial, rate)
-            yield known[key]
+            yield from known[key]
 
-    def train(self, trial: Trial, rate: float) -> PretrainedNetwork:
+    def train(self, trial: Trial, rate: float) -> list[PretrainedNetwork]:
         began, task, engine = time.perf_counter(), trial.task, trial.meta_layer.engine
         with fork_rng(trial.device):
             torch.manual_seed(0)
@@ -91,8 +94,15 @@ class Pretraining:
             losses.mean().backward()
             optimizer.step()
             schedule.step()
-        adapted = network if pool is None else with_head(network, task.spec.out_features, task)
-        return PretrainedNetwork(adapted.to(trial.device).eval(), rate, time.perf_counter() - began)
+        seconds, named = time.perf_counter() - began, f"trained at {rate:g}"
+        if pool is None:
+            return [PretrainedNetwork(network.to(trial.device).eval(), named, seconds)]
+        made = [PretrainedNetwork(with_head(network, task.spec.out_features, task).eval(), named, seconds)]
+        if network.mixes_examples:
+            x = of_all_classes(pool, self.meta_batch, generator).to(trial.device).x[0]
+            fixed = BaseLayer(with_fixed_statistics(network.features, x), made[0].base_layer.head).eval()
+            made.append(PretrainedNetwork(fixed, f"{named}, fixed statistics", seconds))
+        return made
 
 
 class Pretrained(Baseline):
@@ -131,7 +141,7 @@ def with_head(base_layer: BaseLayer, outputs: int, task: TaskDistribution) -> Ba
     device = next(base_layer.parameters()).device
     with torch.no_grad():
         size = base_layer.features(task.spec.zeros(2, device)).shape[-1]
-    head = nn.Linear(size, outputs)
+    head = nn.Linear(size, outputs, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return BaseLayer(base_layer.features, head)
