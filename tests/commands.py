@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,4 +41,9 @@ def call(main: Callable[[], None], *arguments: str, folder: Path) -> Said:
             main()
         except SystemExit as end:
             exit_code = int(end.code or 0)
-    return Said(exit_code, out.getvalue(), err.getvalue())
+    return Said(exit_code, out.getvalue(), messages(err.getvalue()))
+
+
+def messages(err: str) -> str:
+    """What a command wrote on stderr, without the lines that say what it is doing: these depend on its speed."""
+    return re.sub(r"^\[ *[0-9:]+ (s|min|h)\] .*\n", "", err, flags=re.MULTILINE)

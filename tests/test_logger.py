@@ -1,6 +1,7 @@
 """What a run leaves for TensorBoard, read back from its event files."""
 
 import io
+import math
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Status
 
 from mlframework.base_layers import MLP
 from mlframework.evaluation.displays.by_inner_step import ByInnerStep
@@ -21,8 +23,9 @@ from mlframework.meta_layers import MAML, Exact
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.training.checkpoint import Progress, Training
-from mlframework.training.logger import TensorBoardLogger, hyperparameters
+from mlframework.training.logger import hyperparameters
 from mlframework.training.outer_loop import OuterLoop
+from mlframework.training.tensorboard_logger import TensorBoardLogger
 from mlframework.training.trainer import Trainer
 
 CONFIG = OmegaConf.create(
@@ -75,7 +78,7 @@ def hparams_of(folder):
 def described(folder, start=0, overrides=()):
     logger = TensorBoardLogger(folder, start=start)
     logger.config(CONFIG, CHOICES, overrides)
-    logger.close()
+    logger.close(finished=True)
 
 
 def test_hyperparameters_are_choices_and_leaves_as_numbers_or_as_typed():
@@ -106,7 +109,8 @@ def test_the_hparams_entry_lies_in_the_runs_own_folder(tmp_path):
     values = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
     assert values == hyperparameters(CONFIG, CHOICES)
     assert {info.name for info in experiment.hparam_infos} == set(values)
-    assert {info.name.tag for info in experiment.metric_infos} == {"validation/query_loss", "validation/query_accuracy"}
+    main = {f"{split}/{name}" for split in ("test", "best", "validation") for name in ("query_loss", "query_accuracy")}
+    assert {info.name.tag for info in experiment.metric_infos} == {*main, "best/step", "run/finished"}
 
 
 def test_what_was_typed_is_among_the_columns_shown_first(tmp_path):
@@ -120,6 +124,43 @@ def test_the_config_text_is_the_resolved_config(tmp_path):
     (text,) = events(tmp_path).Tensors("config/text_summary")
     yaml = text.tensor_proto.string_val[0].decode().removeprefix("```yaml\n").removesuffix("```")
     assert OmegaConf.create(yaml) == OmegaConf.to_container(CONFIG, resolve=True)
+
+
+def test_a_failed_run_says_so_until_it_is_resumed_and_finishes(tmp_path):
+    logger = TensorBoardLogger(tmp_path, start=0)
+    logger.config(CONFIG, CHOICES)
+    logger.scalars({"train/query_loss": 1.0}, 6)
+    logger.close("step 6: the meta-loss is not finite")
+    assert hparams_of(tmp_path)[2].status == Status.Value("STATUS_FAILURE")
+    assert points(tmp_path, "run/finished") == [(6, 0.0)]
+    (text,) = events(tmp_path).Tensors("error/text_summary")
+    assert text.tensor_proto.string_val[0] == b"step 6: the meta-loss is not finite"
+    resumed = TensorBoardLogger(tmp_path, start=4)
+    resumed.config(CONFIG, CHOICES)
+    resumed.scalars({"train/query_loss": 1.0}, 9)
+    resumed.close(finished=True)
+    assert hparams_of(tmp_path)[2].status == Status.Value("STATUS_SUCCESS")
+    assert points(tmp_path, "run/finished") == [(9, 1.0)]
+    assert "error/text_summary" not in events(tmp_path).Tags()["tensors"]
+
+
+def test_an_interrupted_run_is_neither_finished_nor_failed(tmp_path):
+    logger = TensorBoardLogger(tmp_path, start=0)
+    logger.config(CONFIG, CHOICES)
+    logger.close()
+    assert "run/finished" not in events(tmp_path).Tags()["scalars"]
+    assert "_hparams_/session_end_info" not in events(tmp_path).summary_metadata
+
+
+def test_a_histogram_leaves_out_what_is_not_finite(tmp_path):
+    logger = TensorBoardLogger(tmp_path, start=0)
+    numbers = torch.tensor([[1.0, math.nan], [3.0, math.inf]])
+    logger.histograms({"learned/rates": numbers, "learned/none": torch.tensor([math.nan])}, 5)
+    logger.close()
+    (found,) = events(tmp_path).Histograms("learned/rates")
+    value = found.histogram_value
+    assert (found.step, value.min, value.max, value.num, value.sum) == (5, 1.0, 3.0, 2, 4.0)
+    assert events(tmp_path).Tags()["histograms"] == ["learned/rates"]
 
 
 def test_a_resumed_run_is_described_once(tmp_path):

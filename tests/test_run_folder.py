@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import SHORT, call
+from commands import SHORT, call, messages
 
 from mlframework.cli import train
 from mlframework.errors import InvalidValue
@@ -81,8 +81,8 @@ def test_of_two_processes_that_found_no_run_the_second_cannot_overwrite_the_firs
         (tmp_path / "ended").touch()
         _, err = second.communicate(timeout=60)
     assert first.exit_code == 0, first.err
-    assert (second.returncode, err.count("\n")) == (2, 1)
-    assert err.startswith("run_dir=run: holds a run already: ")
+    assert (second.returncode, messages(err).count("\n")) == (2, 1)
+    assert messages(err).startswith("run_dir=run: holds a run already: ")
     assert contents(tmp_path / "run") == finished
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import SHORT, call
+from commands import SHORT, call, messages
 from omegaconf import OmegaConf
 from scipy import stats
 
@@ -345,4 +345,4 @@ def test_a_launcher_that_is_not_installed_names_the_extra(tmp_path):
         [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "launcher=joblib: needs an extra: pip install 'mlframework[sweep]'\n"
+    assert messages(done.stderr) == "launcher=joblib: needs an extra: pip install 'mlframework[sweep]'\n"

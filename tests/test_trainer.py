@@ -27,7 +27,7 @@ from mlframework.runs.run import evaluate_run, set_up, train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.training import checkpoint, trainer
-from mlframework.training.logger import TensorBoardLogger
+from mlframework.training.tensorboard_logger import TensorBoardLogger
 
 SMALL = [
     "base_layer.hidden=[8]",

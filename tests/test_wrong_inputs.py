@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commands import SHORT, call
+from commands import SHORT, call, messages
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -264,8 +264,8 @@ def test_the_table_is_long_enough():
 @pytest.mark.parametrize("typed", ["task.k_shot=0", "task=sinusod"])
 def test_a_console_script_refuses_with_exit_code_2(tmp_path, typed):
     done = console_script(tmp_path, typed)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(typed)
+    assert (done.returncode, done.stdout, messages(done.stderr).count("\n")) == (2, "", 1)
+    assert messages(done.stderr).startswith(typed)
     assert not list(tmp_path.iterdir())
 
 

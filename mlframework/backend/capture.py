@@ -28,6 +28,7 @@ from mlframework.backend.regions import NotCompiled, RegionCompiler, compile_ste
 from mlframework.backend.verify import Undecided, are_small, differences, in_float64, verify_against_eager
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue, nearest
+from mlframework.screen import stage
 
 __all__ = ["CHOICES", "Capture"]
 
@@ -122,7 +123,7 @@ class Capture:
             return None
         eager = ended(eager_gradients, end)
         try:
-            with self.cache.checked():
+            with stage("compiling the step"), self.cache.checked():
                 eager_seconds = min(timed(lambda: eager(self.meta_layer, episode)) for _ in range(2))
                 began = time.perf_counter()
                 step = as_cuda_graph(self.build(episode, end), self.meta_layer, episode)

@@ -14,6 +14,7 @@ from mlframework.backend.engine import choose_engine
 from mlframework.backend.machine import PeakMemory, fastest, fork_rng, give_back
 from mlframework.episode import Episode
 from mlframework.errors import InvalidValue
+from mlframework.screen import stage
 
 __all__ = ["ExecutionPlan", "Planner"]
 
@@ -81,7 +82,8 @@ class Planner:
         """The plan for a meta-batch, chosen if it is the first of its size; the meta layer's engine is set to it."""
         if episode.num_tasks not in self.plans and not isinstance(self.chunk, int):
             measured = self.chunk == "auto" and self.capture.wanted != "true"  # trying would mean compiling
-            self.plans[episode.num_tasks] = plan = (self.by_stopwatch if measured else self.by_rule)(episode)
+            with stage("measuring"):
+                self.plans[episode.num_tasks] = plan = (self.by_stopwatch if measured else self.by_rule)(episode)
             give_back()  # the memory of the largest plan that was tried
             if self.memory_limit is not None:
                 log.info("memory: measured %.3g MB, %s by %d", self.peak(plan, episode) / 1e6, *plan)

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import hydra
@@ -21,6 +22,7 @@ from mlframework.errors import UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
 from mlframework.runs.error_report import Fault, fault
+from mlframework.screen import showing, stage
 
 __all__ = ["command", "job"]
 
@@ -45,9 +47,11 @@ def job(
         def checked(config: DictConfig) -> float | None:
             this = sweep.Job.current() if HydraConfig.get().mode == RunMode.MULTIRUN else None
             try:
-                check_keys(config, (*settings, *required, *others))
-                check_config(config, settings=settings, required=required)
-                value = function(config)
+                with stage(f"job {this.number}") if this else nullcontext():
+                    with stage("importing torch, checking the settings"):
+                        check_keys(config, (*settings, *required, *others))
+                        check_config(config, settings=settings, required=required)
+                    value = function(config)
             except Exception as error:
                 if this is None:
                     # Not an Exception: Hydra would introduce that with lines of its own.
@@ -69,19 +73,20 @@ def command(function: Job, *, config_name: str) -> Callable[[], None]:
     def main() -> None:
         exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
         os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
-        try:
-            refuse_unknown_flags()
-            import_from_here()
-            plugins.register()
-            run()
-        except Exception as error:
-            exit_code = report(error).exit_code
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            exit_code = 130
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = before
-        of_sweep = sweep.conclude()
+        with showing():
+            try:
+                refuse_unknown_flags()
+                import_from_here()
+                plugins.register()
+                run()
+            except Exception as error:
+                exit_code = report(error).exit_code
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                exit_code = 130
+            finally:
+                os.environ["HYDRA_FULL_ERROR"] = before
+            of_sweep = sweep.conclude()
         if exit_code or of_sweep:
             raise SystemExit(exit_code or of_sweep)
 

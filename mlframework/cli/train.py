@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from mlframework.cli.command_line import command, job
 from mlframework.runs.run_folder import PARTS, RunFolder
+from mlframework.screen import stage
 
 __all__ = ["train_command"]
 
@@ -32,8 +34,9 @@ OTHERS = ("evaluation", "display", "regulariser", "suggested")
 def train_command(config: DictConfig) -> float | None:
     """One run; returns the monitored validation metric, for sweepers."""
     # Imported here, so that --help and completion do not wait for torch.
-    from mlframework.runs.run import train_run
-    from mlframework.runs.tables import show_report
+    with stage("importing"):
+        from mlframework.runs.run import train_run
+        from mlframework.runs.tables import show_report
 
     hydra_config = HydraConfig.get()
     overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
@@ -48,7 +51,14 @@ def train_command(config: DictConfig) -> float | None:
             print(f"{folder.path}: finished before")
             return monitored(folder.read_result())
         config.resume = folder.holds_run
-    result, _ = train_run(config, folder, overrides=overrides, choices=choices, show=show_report)
+    try:
+        result, _ = train_run(config, folder, overrides=overrides, choices=choices, show=show_report)
+    except KeyboardInterrupt:
+        if folder.last.exists() and not in_sweep:
+            print(f"mlframework-train run_dir={folder.path} resume=true goes on", file=sys.stderr)
+        raise
+    if not in_sweep:
+        print(f"next: mlframework-evaluate run={folder.path}, or tensorboard --logdir {folder.path}", file=sys.stderr)
     return monitored(result)
 
 

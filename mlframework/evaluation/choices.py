@@ -17,6 +17,7 @@ from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.inner_loop import SGD, Adam, InnerUpdate
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.screen import stage
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Candidate", "Choice", "Rule", "Trial", "following", "steps_by_rule", "thinned"]
@@ -86,12 +87,14 @@ class Trial(NamedTuple):
         """
         higher_is_better = self.monitor.removeprefix("query_") in self.task.higher_is_better
         best: Choice | None = None
-        for candidate in candidates:
-            means = candidate.judge(self.validation)[self.monitor].double().mean(1)
-            for row, value in enumerate(means.tolist()):
-                better = best is None or (value > best.value if higher_is_better else value < best.value)
-                if math.isfinite(value) and better:
-                    best = Choice(candidate, row, value)
+        with stage("choosing") as at:
+            for candidate in candidates:
+                at.note = candidate.setting
+                means = candidate.judge(self.validation)[self.monitor].double().mean(1)
+                for row, value in enumerate(means.tolist()):
+                    better = best is None or (value > best.value if higher_is_better else value < best.value)
+                    if math.isfinite(value) and better:
+                        best = Choice(candidate, row, value)
         if best is None:
             raise FailedRun(f"no setting has a finite {self.monitor} on the {self.validation.split} tasks")
         return best

@@ -18,6 +18,7 @@ from mlframework.evaluation.report import MethodResult, Report, difference
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, policies, task_values
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.screen import stage
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Evaluation"]
@@ -101,11 +102,16 @@ class Evaluation:
         tasks = set_of(self.split, tasks=self.tasks, seed=self.seed)
         validation = set_of("validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
         trial = Trial(meta_layer, make_base_layer, tasks, tasks.sources(), validation, self.rules, monitor, device)
-        rows, choice = self.algorithm(name, trial)
+        with stage(name):
+            rows, choice = self.algorithm(name, trial)
         for key, baseline in self.baselines.items():
-            rows += baseline.rows(key, trial)
+            with stage(key):
+                rows += baseline.rows(key, trial)
+        found = {}
         with following(meta_layer, choice.candidate.rule):
-            found = {key: m.measure(meta_layer, self.split, choice.steps) for key, m in self.measures.items()}
+            for key, measure in self.measures.items():
+                with stage(key):
+                    found[key] = measure.measure(meta_layer, self.split, choice.steps)
         compared = [row._replace(difference=difference(row, rows[0], trial.sources)) for row in rows[1:]]
         measured = {key: each for key, each in found.items() if each is not None}
         drawn = tasks.hash(), self.split, self.tasks, self.seed, self.validation_tasks

@@ -12,6 +12,7 @@ from mlframework.episode import Episode, Split
 from mlframework.evaluation.interval import Sources
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
+from mlframework.screen import stage
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "policies", "task_values"]
@@ -40,9 +41,11 @@ class TaskSet:
 
     def __iter__(self) -> Iterator[Episode]:
         generator = torch.Generator().manual_seed(self.seed)
-        for start in range(0, self.tasks, self.chunk):
-            count = min(self.chunk, self.tasks - start)
-            yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
+        with stage("tasks", self.tasks) as at:
+            for start in range(0, self.tasks, self.chunk):
+                count = min(self.chunk, self.tasks - start)
+                yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
+                at.done += count
 
     def first(self, tasks: int) -> TaskSet:
         """The set of its first tasks."""

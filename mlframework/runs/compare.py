@@ -12,8 +12,6 @@ import torch
 from hydra import compose
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.evaluation.baselines.pretraining import Pretrained
@@ -37,6 +35,7 @@ from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import cause
 from mlframework.runs.run import load_run, prepare_process
 from mlframework.runs.run_folder import RunFolder
+from mlframework.screen import stage
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["Compared", "Plan", "compare_run"]
@@ -241,9 +240,10 @@ def crossings_of(curve: Mapping[int, Comparison]) -> dict[str, Crossing]:
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over methods; the function that it gives ends one and names the next."""
-    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[now]}"), console=Console(stderr=True)) as bar:
-        row = bar.add_task("methods", total=total, now="", completed=-1)
-        yield lambda now: bar.update(row, advance=1, now=now)
-        bar.update(row, completed=total, now="")
+    """A stage over methods; the function that it gives ends one and names the next."""
+    with stage("comparing", total, -1) as at:
+
+        def advance(now: str) -> None:
+            at.done, at.note = at.done + 1, now
+
+        yield advance

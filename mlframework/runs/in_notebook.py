@@ -14,8 +14,8 @@ from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import Report
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.screen import showing, stage
 from mlframework.training.outer_loop import OuterLoop
-from mlframework.training.progress import TrainingProgress
 
 __all__ = ["evaluate", "train"]
 
@@ -49,11 +49,11 @@ def train(
     task, device = meta_layer.task, next(meta_layer.parameters()).device
     outer.prepare(task.sample(2, "train", torch.Generator().manual_seed(seed)).to(device))
     losses, generator = [], torch.Generator().manual_seed(seed)
-    with TrainingProgress(steps, 0) as bar:
-        for step in range(1, steps + 1):
+    with showing(), stage("meta-training", steps) as at:
+        for _ in range(steps):
             metrics = outer.step(task.sample(meta_batch, "train", generator).to(device))
             losses.append(metrics["query_loss"])
-            bar.update(bar.row, completed=step)
+            at.done += 1
     return torch.stack(losses).tolist()
 
 
@@ -82,7 +82,8 @@ def evaluate(
     evaluation = Evaluation(tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks, baseline=baseline)
     device = next(meta_layer.parameters()).device
     make = make_base_layer or no_base_layer
-    return evaluation.run(type(meta_layer).__name__, meta_layer, make, device, monitor=monitor)
+    with showing(), stage("evaluating"):
+        return evaluation.run(type(meta_layer).__name__, meta_layer, make, device, monitor=monitor)
 
 
 def no_base_layer() -> BaseLayer:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,14 @@ from mlframework.errors import FailedRun, InvalidValue
 from mlframework.files import write_json
 from mlframework.runs import build
 from mlframework.runs.check_config import check_episodes
+from mlframework.runs.error_report import fault
 from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.runs.try_out import try_out
+from mlframework.screen import stage
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
-from mlframework.training.logger import TensorBoardLogger
+from mlframework.training.logger import Logger
 from mlframework.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from mlframework.evaluation.report import Report
 
 __all__ = ["evaluate_run", "load_run", "train_run"]
+
+log = logging.getLogger(__name__)
 
 #: Torch's own number of threads; an earlier job of a sweep may have changed the present one.
 THREADS = torch.get_num_threads()
@@ -69,16 +75,46 @@ def train_run(
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
         if run is not None:
             run.record(folder, progress.step)
-        logger = instantiate(config.logger)(folder.path, start=progress.step)
-        logger.config(config, choices, overrides)
-        progress = meta_train(training, trainer, logger, progress)
-        report = evaluate(evaluation, config, training, choices) if evaluation is not None else None
-        result: dict[str, Any] = {"status": "finished", "overrides": list(overrides), "choices": dict(choices)}
-        result |= {**outcome(training, trainer, progress), "evaluation": report and report.to_json()}
-        if show is not None and report is not None:
-            show(report, trainer.monitor)
-        write_json(folder.result, result)
+        log.info("run folder %s: %s", folder.path, " ".join(overrides) or "the defaults")
+        with logging_to(config, folder, progress.step) as logger:
+            logger.config(config, choices, overrides)
+            progress = meta_train(training, trainer, logger, progress)
+            report = evaluate(evaluation, config, training, choices) if evaluation is not None else None
+            result: dict[str, Any] = {"status": "finished", "overrides": list(overrides), "choices": dict(choices)}
+            result |= {**outcome(training, trainer, progress), "evaluation": report and report.to_json()}
+            log_outcome(logger, trainer, progress, result, report)
+            if show is not None and report is not None:
+                show(report, trainer.monitor)
+            write_json(folder.result, result)
     return result, report
+
+
+@contextmanager
+def logging_to(config: DictConfig, folder: RunFolder, start: int) -> Iterator[Logger]:
+    """The logger of a run, which learns how the run ends."""
+    logger: Logger = instantiate(config.logger)(folder.path, start=start)
+    try:
+        yield logger
+    except Exception as error:
+        logger.close(fault(error, config).line)
+        raise
+    except BaseException:
+        logger.close()
+        raise
+    logger.close(finished=True)
+
+
+def log_outcome(
+    logger: Logger, trainer: Trainer, progress: Progress, result: Mapping[str, Any], report: Report | None
+) -> None:
+    """The metrics of the best weights, at their step, and the algorithm's test metrics, at the last one."""
+    assert progress.best_step is not None
+    best = {name: value["mean"] for name, value in result["validation"].items()}
+    scalars = {f"best/{name}": value for name, value in best.items()}
+    logger.scalars({**scalars, "best/step": progress.best_step}, progress.best_step)
+    if report is not None and report.split == "test":  # another split has curves of its own
+        row = report.rows[0]
+        logger.intervals(report.split, {name: row.interval(name) for name in row.metrics}, progress.step)
 
 
 def check_process(config: DictConfig) -> None:
@@ -101,7 +137,8 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     """Builds all parts of a run and tries each of them once, so that no mistake comes to light after the training."""
     if config.resume and folder.last.exists():
         config.init = None  # the checkpoint holds the weights
-    training = set_up(config, folder)
+    with stage("building"):
+        training = set_up(config, folder)
     training = training._replace(displays=build.build_displays(config, training.task))
     trainer: Trainer = instantiate(config.trainer)
     evaluation = build.build_evaluation(config)
@@ -110,17 +147,15 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     check_episodes(config, training.task.spec)
     anew = config.copy()
     anew.init = None
-    metrics = try_out(training, partial(build.build_meta_layer, anew, training.task))
+    with stage("trying each part once"):
+        metrics = try_out(training, partial(build.build_meta_layer, anew, training.task))
     trainer.check(training.meta_layer, metrics)
     return training, trainer, evaluation
 
 
-def meta_train(training: Training, trainer: Trainer, logger: TensorBoardLogger, progress: Progress) -> Progress:
+def meta_train(training: Training, trainer: Trainer, logger: Logger, progress: Progress) -> Progress:
     """Trains to the end, checks the last parameters, and loads the best ones."""
-    try:
-        progress = trainer.run(training, logger, progress)
-    finally:
-        logger.close()
+    progress = trainer.run(training, logger, progress)
     for name, parameter in training.meta_layer.named_parameters():
         if not torch.isfinite(parameter).all():  # the last step made it so: no later loss would show it
             why = f"{name} is not finite after step {progress.step}"
@@ -168,7 +203,8 @@ def start(training: Training, config: DictConfig, record: Callable[[], None]) ->
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
     name = choices.get("algorithm", type(training.meta_layer).__name__)
     make = partial(build.build_base_layer, config, training.task)
-    return evaluation.run(name, training.meta_layer, make, training.device, monitor=config.trainer.monitor)
+    with stage("evaluating"):
+        return evaluation.run(name, training.meta_layer, make, training.device, monitor=config.trainer.monitor)
 
 
 def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:

@@ -24,6 +24,7 @@ from mlframework.runs.check_config import located
 from mlframework.runs.error_report import Fault
 from mlframework.runs.run_folder import RunFolder, locked_folder
 from mlframework.runs.tables import print_table, titled
+from mlframework.screen import Screen
 
 __all__ = ["Job", "JobRow", "RememberFolder", "conclude", "grouped", "read_rows"]
 
@@ -76,6 +77,8 @@ class RememberFolder(Callback):
             print(error, file=sys.stderr)
             raise SystemExit(error.exit_code) from None  # Hydra would make a warning of an Exception
         RememberFolder.running = folder, lock
+        if Screen.current is not None:
+            Screen.current.idle = f"sweep in {folder}"
         for path in folder.glob(REFUSED.format("*")):
             path.unlink()
 

@@ -18,13 +18,13 @@ from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_value
 from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
+from mlframework.screen import Stage, stage
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.interrupt import DeferredInterrupt
-from mlframework.training.logger import TensorBoardLogger
+from mlframework.training.logger import Logger
 from mlframework.training.outer_loop import NotFinite
-from mlframework.training.progress import TrainingProgress
 
 __all__ = ["Trainer"]
 
@@ -66,7 +66,7 @@ class Trainer:
             why = "must be at least 0, or null for the steps that are trained"
             raise InvalidValue("monitor_step", self.monitor_step, why)
 
-    def run(self, training: Training, logger: TensorBoardLogger, progress: Progress) -> Progress:
+    def run(self, training: Training, logger: Logger, progress: Progress) -> Progress:
         """Trains from where `progress` stands to the last step.
 
         Raises:
@@ -75,25 +75,25 @@ class Trainer:
         """
         if progress.step == 0:
             self.save(training, progress)
-        with TrainingProgress(self.steps, progress.step) as bar, DeferredInterrupt() as interrupt:
+        with stage("meta-training", self.steps, progress.step) as training_stage, DeferredInterrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
             spent, reported = progress.seconds, progress.step
             for step in range(progress.step + 1, self.steps + 1):
                 metrics = self.outer_step(training, step)
+                training_stage.done = step
                 if step % self.log_every == 0 or step == self.steps:
                     rate = self.meta_batch * (step - reported) / (time.perf_counter() - clock)
-                    self.tell(metrics, logger, bar, step, rate)
+                    self.tell(metrics, logger, training_stage, step, rate)
                     clock, reported = time.perf_counter(), step
                 progress = progress._replace(step=step, seconds=spent + time.perf_counter() - resumed)
                 if step % self.validate_every == 0 or step == self.steps:
-                    progress = self.validate(training, logger, bar, progress)
+                    progress = self.validate(training, logger, progress)
                     clock, reported = time.perf_counter(), step
                 interrupted = interrupt.asked
                 if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
                     logger.flush()  # a resumed run does not take the steps before its checkpoint again
                     self.save(training, progress)
-                bar.update(bar.row, completed=step)
                 if interrupted:
                     raise KeyboardInterrupt
         if interrupt.asked:  # after the last step
@@ -133,16 +133,14 @@ class Trainer:
             why = f"{error} ({who}); the last good checkpoint is {training.last}"
             raise FailedRun(f"step {step}: {why}") from error
 
-    def tell(self, metrics: Metrics, logger: TensorBoardLogger, bar: TrainingProgress, step: int, rate: float) -> None:
-        """A point of each training curve, and the end of the progress bar, which tell the tasks per second as well."""
+    def tell(self, metrics: Metrics, logger: Logger, at: Stage, step: int, rate: float) -> None:
+        """A point of each training curve, and the note on the screen, which tell the tasks per second as well."""
         values = {f"train/{name}": value.item() for name, value in metrics.items()}
         values["train/tasks_per_second"] = rate
         logger.scalars(values, step)
-        bar.update(bar.row, note=f"query loss {shown(values['train/query_loss'])}, {shown(rate)} tasks/s")
+        at.note = f"query loss {shown(values['train/query_loss'])}, {shown(rate)} tasks/s"
 
-    def validate(
-        self, training: Training, logger: TensorBoardLogger, bar: TrainingProgress, progress: Progress
-    ) -> Progress:
+    def validate(self, training: Training, logger: Logger, progress: Progress) -> Progress:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
         metrics, by_step = self.validation(training)
         logger.intervals("validation", metrics, progress.step)
@@ -154,7 +152,7 @@ class Trainer:
         if logger.figures and (doubled or progress.step == self.steps):
             self.show(training, logger, shown, progress.step)
         said = ", ".join(f"{name} {metrics[name]}" for name in shown)
-        bar.console.print(f"step {progress.step}: validation {said}", highlight=False)
+        log.info("step %d: validation %s", progress.step, said)
         value = metrics[self.monitor].mean
         if not self.better(training.task, value, progress.best):
             return progress
@@ -165,21 +163,21 @@ class Trainer:
         """The metrics of the frozen validation tasks after the inner steps that select weights, and after 0, 1, ..."""
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
-        values = task_values(layer, tasks, layer.test_inner_steps, device=training.device)
+        with stage("validating"):
+            values = task_values(layer, tasks, layer.test_inner_steps, device=training.device)
         by_step = {name: [Interval.of(row) for row in rows] for name, rows in values.items()}
         inner_steps = self.selecting_step(layer)
         # An algorithm without inner steps has one row.
         return {name: rows[min(inner_steps, len(rows) - 1)] for name, rows in by_step.items()}, by_step
 
-    def show(
-        self, training: Training, logger: TensorBoardLogger, by_step: Mapping[str, list[Interval]], step: int
-    ) -> None:
+    def show(self, training: Training, logger: Logger, by_step: Mapping[str, list[Interval]], step: int) -> None:
         """Lets the displays show a validation; one that fails is left out, for no figure is worth a training."""
         episode = next(iter(TaskSet(training.task, "validation", tasks=SHOWN_TASKS, seed=VALIDATION_SEED)))
         validated = Validated(training.meta_layer, episode.to(training.device), by_step, step)
         for name, display in training.displays.items():
             try:
-                display.show(validated, logger)
+                with stage(f"drawing {name}"):
+                    display.show(validated, logger)
             except Exception as error:  # whatever a user's own display may raise
                 log.warning("display.%s is left out at step %d: %s: %s", name, step, type(error).__name__, error)
 
