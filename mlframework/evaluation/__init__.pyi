@@ -15,11 +15,15 @@ from .baselines.rating_regression import OnAllUsers as OnAllUsers, OnEachUser as
 from .baselines.scikit_learn import OnFeatures as OnFeatures, ScikitLearn as ScikitLearn
 from .choices import Candidate as Candidate, Trial as Trial
 from .displays.by_inner_step import ByInnerStep as ByInnerStep
+from .displays.confusion import Confusion as Confusion
 from .displays.contact_sheet import ContactSheet as ContactSheet
 from .displays.fits import Fits as Fits
+from .displays.inner_steps import InnerSteps as InnerSteps
+from .displays.learned import Learned as Learned
 from .displays.predictions import Predictions as Predictions
 from .displays.reliability import Reliability as Reliability
 from .displays.samples import Samples as Samples
+from .displays.support_influence import SupportInfluence as SupportInfluence
 from .displays.text_quality import TextQuality as TextQuality
 from .evaluation import Evaluation as Evaluation
 from .interval import Interval as Interval

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
+from torch import Tensor
+
 from mlframework.episode import Episode, Kind, Split
 from mlframework.errors import UserError
 from mlframework.evaluation.choices import Trial
@@ -57,6 +59,8 @@ class Log(Protocol):
     def text(self, tag: str, text: str, step: int | None = None) -> None: ...
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def histograms(self, values: Mapping[str, Tensor], step: int) -> None: ...
 
 
 class Validated(NamedTuple):

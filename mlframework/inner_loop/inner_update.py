@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlframework.episode import Params
 from mlframework.errors import InvalidValue
@@ -26,6 +26,10 @@ class InnerUpdate(nn.Module, ABC):
     def init(self, params: Params) -> Any:
         """The state before the first step; empty for a rule without memory."""
         return ()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Its learned numbers, detached, to be reported; by the names of the parameters that they move."""
+        return {name: p.detach() for name, p in self.named_parameters()}
 
     @abstractmethod
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:

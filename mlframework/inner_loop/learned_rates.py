@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate, at_least, positive
@@ -27,6 +27,10 @@ class LearnedRates(InnerUpdate):
         self.names = tuple(params)
         self.rates = nn.ParameterList(torch.full_like(p, positive("lr", lr)) for p in params.values())
 
+    def learned(self) -> dict[str, Tensor]:
+        """The rates by parameter: one for each entry."""
+        return {name: rates.detach() for name, rates in zip(self.names, self.rates, strict=True)}
+
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         rates = dict(zip(self.names, self.rates, strict=True))
         return {name: p - rates[name] * grads[name] for name, p in params.items()}, state
@@ -47,6 +51,10 @@ class LayerStepRates(InnerUpdate):
         super().__init__()
         self.names, self.steps = tuple(params), at_least("steps", steps, 1)
         self.rates = nn.Parameter(torch.full((len(params), steps), positive("lr", lr)))
+
+    def learned(self) -> dict[str, Tensor]:
+        """The rates by parameter: one for each inner step `[steps]`."""
+        return {name: rates.detach() for name, rates in zip(self.names, self.rates, strict=True)}
 
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         rates = dict(zip(self.names, self.rates[:, min(step, self.steps - 1)], strict=True))

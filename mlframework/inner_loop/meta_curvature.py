@@ -36,6 +36,11 @@ class MetaCurvature(InnerUpdate):
         self.axes = {name: len(identities(p)) for name, p in params.items()}
         self.matrices = nn.ParameterList(matrix for p in params.values() for matrix in identities(p))
 
+    def learned(self) -> dict[str, Tensor]:
+        """The matrices by parameter and axis."""
+        names = [f"{name}/axis_{axis}" for name, count in self.axes.items() for axis in range(count)]
+        return {name: matrix.detach() for name, matrix in zip(names, self.matrices, strict=True)}
+
     def forward(self, params: Params, grads: Params, state: Any, step: int) -> tuple[Params, Any]:
         matrices = iter(self.matrices)
         of = {name: list(islice(matrices, count)) for name, count in self.axes.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from mlframework.episode import Params
 from mlframework.inner_loop.inner_update import InnerUpdate, positive
 
@@ -27,6 +29,9 @@ class Proximal(InnerUpdate):
 
     def init(self, params: Params) -> tuple[Params, Any]:
         return params, self.rule.init(params)
+
+    def learned(self) -> dict[str, Tensor]:
+        return self.rule.learned()
 
     def forward(self, params: Params, grads: Params, state: tuple[Params, Any], step: int) -> tuple[Params, Any]:
         start, inner = state

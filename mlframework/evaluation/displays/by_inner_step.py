@@ -26,9 +26,11 @@ def by_step_figure(metrics: Mapping[str, Sequence[Interval]]) -> Figure:
     """Each metric after 0, 1, ... inner steps: the mean over tasks with its 95 % interval."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(4.6 * len(metrics), 3.4)
+    columns = 1 if len(metrics) < 3 else 2
+    rows = -(-len(metrics) // columns)
+    figure = new_figure(4.6 if columns == 1 else 5.6, 2.5 * rows)
     for i, (name, intervals) in enumerate(metrics.items()):
-        axes = figure.add_subplot(1, len(metrics), i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1)
         steps, tasks = range(len(intervals)), intervals[0].values
         low, high = ([each.mean + sign * each.half_width for each in intervals] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
@@ -36,5 +38,5 @@ def by_step_figure(metrics: Mapping[str, Sequence[Interval]]) -> Figure:
         axes.plot(steps, mean, "-o", color=BLUE, linewidth=2, markersize=4.5, label=f"mean of {tasks} tasks")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axes, "inner steps", name.replace("_", " "))
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=9)
     return figure

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ContactSheet", "contact_sheet"]
 
 #: The most classes of a contact sheet, and the most images of each class in the support set and in the query set.
-MOST_CLASSES, MOST_SHOTS, MOST_QUERIES = 10, 5, 8
+MOST_CLASSES, MOST_SHOTS, MOST_QUERIES = 10, 3, 5
 
 
 class ContactSheet(Display):
@@ -52,14 +52,14 @@ def contact_sheet(meta_layer: MetaLayer, episode: Episode) -> Figure:
     k_shot, k_query = (max(len(images) for images in part) for part in (support, query))
     shots = (min(MOST_SHOTS, k_shot), min(MOST_QUERIES, k_query))
     rows = min(MOST_CLASSES, len(support))
-    figure = drawing.new_figure(0.85 * sum(shots) + 1.5, 1.0 * rows + 1.0)
+    figure = drawing.new_figure(0.6 * sum(shots) + 0.8, 0.72 * rows + 0.8)
     left, right = figure.subplots(1, 2, width_ratios=shots)
     draw_support(left, episode.support, support[:rows], shots[0])
     draw_queries(right, episode.query, query[:rows], shots[1], after.softmax(-1))
     title = f"{len(support)}-way {k_shot}-shot: query accuracy {accuracy(after, episode.query):.2f}"
     if last:
-        title += f" {drawing.after_steps(last, last)}, {accuracy(before, episode.query):.2f} before"
-    figure.suptitle(title, fontsize=11)
+        title += f"\n{drawing.after_steps(last, last)}, {accuracy(before, episode.query):.2f} before"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -76,9 +76,9 @@ def accuracy(logits: Tensor, query: Examples) -> float:
 
 
 def draw_support(axes: Axes, examples: Examples, rows: Sequence[Sequence[int]], columns: int) -> None:
-    prepare_sheet(axes, "support", len(rows), columns)
+    prepare_sheet(axes, "class, support", len(rows), columns)
     for label, images in enumerate(rows):
-        axes.text(-0.2, label + 0.5, f"class {label}", ha="right", va="center", fontsize=9)
+        axes.text(-0.2, label + 0.5, str(label), ha="right", va="center", fontsize=9)
         for column, image in enumerate(images[:columns]):
             draw_image(axes, examples.x[0], image, (column, label), drawing.INK)
 
@@ -87,14 +87,14 @@ def draw_queries(
     axes: Axes, examples: Examples, rows: Sequence[Sequence[int]], columns: int, probabilities: Tensor
 ) -> None:
     """Query images with their predictions; `probabilities` `[n, classes]`."""
-    prepare_sheet(axes, "query: predicted class, its probability", len(rows), columns)
+    prepare_sheet(axes, "query: prediction", len(rows), columns)
     for label, images in enumerate(rows):
         for column, image in enumerate(images[:columns]):
             predicted = int(probabilities[image].argmax())
             colour = drawing.GREEN if predicted == label else drawing.RED
             draw_image(axes, examples.x[0], image, (column, label), colour)
-            text = f"{predicted}   {float(probabilities[image, predicted]):.0%}"
-            axes.text(column + 0.4, label + 0.9, text, color=colour, ha="center", va="center", fontsize=7.5)
+            text = f"{predicted}  {float(probabilities[image, predicted]):.0%}"
+            axes.text(column + 0.4, label + 0.9, text, color=colour, ha="center", va="center", fontsize=9)
 
 
 def prepare_sheet(axes: Axes, title: str, rows: int, columns: int) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["after_steps", "new_figure", "predictions", "some_models", "tidy"]
 
+#: The most inches of a figure's width: TensorBoard shows it as a thumbnail of some 400 pixels, which must be legible.
+WIDEST = 5.6
+
 INK, GREY, LIGHT, BLUE = "#222222", "#8a8f98", "#86b6e8", "#1558a8"
 GREEN, RED = "#1f9447", "#d03027"
 #: Of the outputs after the first.
@@ -23,7 +26,7 @@ OTHERS = ("#c2570c", "#7a3fb0", "#1f9447")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of some inches."""
+    """An empty figure of some inches; one wider than `WIDEST` is no longer legible as a thumbnail."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")

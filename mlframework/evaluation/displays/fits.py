@@ -48,7 +48,7 @@ def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
         losses = [meta_layer.query_metrics(models[step], episode)["query_loss"] for step in (0, last)]  # [tasks] each
     columns = min(2, episode.num_tasks)
     rows = -(-episode.num_tasks // columns)
-    figure = drawing.new_figure(4.6 * columns, 2.9 * rows + 0.6)
+    figure = drawing.new_figure(2.8 * columns, 2.2 * rows + 0.7)
     for i in range(episode.num_tasks):
         axes = figure.add_subplot(rows, columns, i + 1)
         for step, y in curves.items():
@@ -61,7 +61,8 @@ def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
         before, after = (float(loss[i]) for loss in losses)
         axes.set_title(f"query loss {before:.3g} → {after:.3g}" if last else f"query loss {after:.3g}", fontsize=10)
         drawing.tidy(axes, "x", "y")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

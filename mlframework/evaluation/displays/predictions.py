@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode
 from mlframework.evaluation.displays import drawing
+from mlframework.evaluation.displays.confusion import confusion, draw_confusion
 from mlframework.evaluation.part import Display, Log, Validated
 from mlframework.meta_layers.meta_layer import MetaLayer
 
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Predictions", "confusion", "predicted_against_true"]
-
-#: The most classes with a name and a number in each cell.
-MOST_CLASSES = 20
+__all__ = ["Predictions", "predicted_against_true"]
 
 
 class Predictions(Display):
@@ -41,11 +39,14 @@ def predicted_against_true(meta_layer: MetaLayer, episode: Episode) -> Figure:
     models = drawing.some_models(meta_layer, episode)
     last = max(models)
     shown = dict.fromkeys((0, last))
-    figure = drawing.new_figure(4.2 * len(shown), 4.2)
-    draw = draw_classes if meta_layer.task.spec.kind == "classification" else draw_values
+    figure = drawing.new_figure(2.8 * len(shown), 3.0)
     for number, step in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1)
-        draw(axes, drawing.predictions(meta_layer, models[step], episode), episode)
+        found = drawing.predictions(meta_layer, models[step], episode)
+        if meta_layer.task.spec.kind == "classification":
+            draw_confusion(axes, confusion(found, episode))
+        else:
+            draw_values(axes, found, episode)
         drawing.tidy(axes, "true", "predicted")
         axes.set_title(drawing.after_steps(step, last), fontsize=10)
     return figure
@@ -57,23 +58,3 @@ def draw_values(axes: Axes, predicted: Tensor, episode: Episode) -> None:
         axes.scatter(y[counts, 0], found[counts, 0], s=14, alpha=0.7)
     low, high = (float(bound) for bound in torch.aminmax(episode.query.y[episode.query.mask > 0][:, 0]))
     axes.plot([low, high], [low, high], "--", color=drawing.GREY, linewidth=1)
-
-
-def draw_classes(axes: Axes, logits: Tensor, episode: Episode) -> None:
-    """A table whose columns are the true classes; `logits` are `[tasks, n, classes]`."""
-    counts = confusion(logits, episode)
-    axes.imshow((counts / counts.sum(0).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
-    if len(counts) > MOST_CLASSES:
-        return
-    axes.set_xticks(range(len(counts)))
-    axes.set_yticks(range(len(counts)))
-    for predicted, row in enumerate(counts.tolist()):
-        for true, count in enumerate(row):
-            axes.text(true, predicted, str(count), ha="center", va="center", color=drawing.INK, fontsize=8)
-
-
-def confusion(logits: Tensor, episode: Episode) -> Tensor:
-    """How many queries of each true class (columns) have each prediction (rows), `[classes, classes]`, on the CPU."""
-    kept, classes = episode.query.mask > 0, logits.shape[-1]
-    pairs = logits.argmax(-1)[kept] * classes + episode.query.y[kept]
-    return torch.bincount(pairs.cpu(), minlength=classes**2).view(classes, classes)

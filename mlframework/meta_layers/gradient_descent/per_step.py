@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.normalisation import BatchStatistics
@@ -113,6 +113,10 @@ class PerStepNorm(NormWeights):
         self.weights = nn.ParameterList(p.detach().expand(steps, *p.shape).clone() for p in own.values())
         for p in own.values():
             p.requires_grad_(False)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Scales and shifts by their names in the base layer, `[steps, channels]` each."""
+        return {name: weight.detach() for name, weight in zip(self.names, self.weights, strict=True)}
 
     def forward(self, step: int, num_tasks: int) -> Params:
         chosen = (weight[min(step, self.steps - 1)] for weight in self.weights)
