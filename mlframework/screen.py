@@ -21,12 +21,12 @@ SILENCE, SHARE = 5.0, 0.02
 class Stage:
     """A piece of work with its count, such as `validating 50/100`; `note` stands behind it."""
 
-    def __init__(self, name: str, total: int | None = None, done: int = 0) -> None:
+    def __init__(self, name: str, total: int | None = None, done: float = 0) -> None:
         self.name, self.total, self.done, self.note = name, total, done, ""
         self.first, self.began = done, time.perf_counter()
 
     def __str__(self) -> str:
-        count = "" if self.total is None else f" {self.done}/{self.total}"
+        count = "" if self.total is None else f" {self.done:.0f}/{self.total}"
         return ", ".join(filter(None, [self.name + count, self.note, self.time_left()]))
 
     def time_left(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, call
+from commands import SHORT, call, messages
 
 from mlframework.cli import evaluate, train
 from mlframework.cli.command_line import command, job
@@ -30,7 +30,6 @@ def test_help_shows_groups_options_examples_and_how_to_add_ones_own(tmp_path):
     assert said.exit_code == 0
     for group in (
         "task",
-        "algorithm",
         "algorithm/update",
         "algorithm/meta_gradient",
         "launcher",
@@ -38,6 +37,7 @@ def test_help_shows_groups_options_examples_and_how_to_add_ones_own(tmp_path):
         "experiment",
     ):
         assert f"\n{options(group)}" in said.out
+    assert "\nalgorithm, Meta-SVM: deep_kernel, logistic, ridge, " in said.out
     for words in ("--config-dir my_conf task=my_task", "hydra.searchpath=", "entry point", "trainer.steps=2000"):
         assert words in said.out
 
@@ -188,7 +188,8 @@ def test_ctrl_c_stops_a_training_that_can_be_resumed(tmp_path):
             time.sleep(0.1)
         process.send_signal(2)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
+    goes_on = "mlframework-train run_dir=run resume=true goes on"
+    assert (process.returncode, messages(err).splitlines()[-2:]) == (130, [goes_on, "interrupted"])
     done = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"]
     said = call(train.main, "run_dir=run", "resume=true", f"trainer.steps={done + 2}", folder=tmp_path)
     assert said.exit_code == 0, said.err

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 import hydra
@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mlframework.cli import plugins
-from mlframework.cli.private import get_args_parser, list_options_quickly
+from mlframework.cli.private import explain_help, get_args_parser
 from mlframework.errors import UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
@@ -57,7 +57,9 @@ def job(
                     # Not an Exception: Hydra would introduce that with lines of its own.
                     raise SystemExit(report(error, config).exit_code) from None
                 prefix = f"job {this.number} ({' '.join(this.overrides)}): "
-                this.record_failure(report(error, config, prefix=prefix))
+                found = report(error, config, prefix=prefix)
+                this.record_failure(found)
+                log_failed_job(config, this, found)
                 return None
             return value if value is not None and math.isfinite(value) else None
 
@@ -93,6 +95,15 @@ def command(function: Job, *, config_name: str) -> Callable[[], None]:
     return main
 
 
+def log_failed_job(config: DictConfig, job: sweep.Job, found: Fault) -> None:
+    """Shows a job that failed before it had a logger among the runs of the logger."""
+    from mlframework.runs.run import log_failure
+
+    choices = {g: o for g, o in HydraConfig.get().runtime.choices.items() if not g.startswith("hydra/")}
+    with suppress(Exception):  # the settings of the logger may be those that are wrong
+        log_failure(config, job.run, overrides=job.overrides, choices=choices, error=found.line)
+
+
 def report(error: Exception, config: DictConfig | None = None, *, prefix: str = "") -> Fault:
     """Prints the line of an error on stderr, after a traceback if the user asked for one."""
     if os.environ.get(TRACEBACKS) == "1":
@@ -111,7 +122,7 @@ def refuse_unknown_flags() -> None:
 
     parser.error = refuse  # type: ignore[method-assign]
     if parser.parse_args().help:
-        list_options_quickly()
+        explain_help()
 
 
 def import_from_here() -> None:

@@ -6,22 +6,57 @@ hydra-core 1.3.8.
 
 from __future__ import annotations
 
+import string
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser  # without it an unknown flag prints a page of usage before its line
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
-__all__ = ["get_args_parser", "list_options_quickly"]
+from mlframework.cli.help import explained, groups_of
+
+__all__ = ["explain_help", "get_args_parser"]
 
 
-def list_options_quickly() -> None:
-    """A patch for `--help`: for every group Hydra copies all configs it knows, two thirds of the time it takes.
+def explain_help() -> None:
+    """A patch for `--help`: keys stand with their comments, and algorithms by family.
 
-    hydra-core 1.3.8 does so still. Without the patch `--help` is slower, and prints the same.
+    Without it `--help` shows bare keys. It also takes a third of the time, as Hydra copies all configs for every group.
     """
+    Hydra.get_help = get_help  # type: ignore[method-assign]
 
-    def quick(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG, **_: Any) -> Any:
-        return loader.repository.get_group_options(group_name, results_filter)
 
-    ConfigLoaderImpl.get_group_options = quick  # type: ignore[assignment, method-assign]
+def get_help(self: Hydra, help_cfg: DictConfig, cfg: DictConfig, args_parser: Any, resolve: bool) -> str:
+    """In place of Hydra's own method."""
+    loader, chosen = self.config_loader, HydraConfig.get()
+    assert isinstance(loader, ConfigLoaderImpl)
+    names = [group for group in self.list_all_config_groups() if not f"{group}/".startswith("hydra/")]
+    options = {g: sorted(loader.repository.get_group_options(g, ObjectType.CONFIG)) for g in sorted(names)}
+    algorithms = {name: text_of(loader, f"algorithm/{name}") for name in options.get("algorithm", [])}
+    defaults = loader.compute_defaults_list(chosen.job.config_name, list(chosen.overrides.task), RunMode.RUN).defaults
+    texts = [(each.package or "", text_of(loader, each.config_path or "")) for each in defaults]
+    return string.Template(help_cfg.template).substitute(
+        FLAGS_HELP=self.format_args_help(args_parser),
+        APP_CONFIG_GROUPS=groups_of(options, algorithms),
+        CONFIG=explained(cfg, [(package, text) for package, text in texts if text], resolve=resolve),
+    )
+
+
+def text_of(loader: ConfigLoaderImpl, name: str) -> str:
+    """The yaml of a config in one of our folders, a plug-in's or the user's; '' for one of Hydra's."""
+    for source in loader.get_sources():
+        if source.scheme() == "pkg" and not source.path.startswith("hydra"):
+            place = files(source.path).joinpath(f"{name}.yaml")
+        elif source.scheme() == "file":
+            place = Path(source.path) / f"{name}.yaml"
+        else:
+            continue
+        if place.is_file():
+            return place.read_text(encoding="utf-8")
+    return ""

@@ -104,6 +104,16 @@ def logging_to(config: DictConfig, folder: RunFolder, start: int) -> Iterator[Lo
     logger.close(finished=True)
 
 
+def log_failure(
+    config: DictConfig, folder: RunFolder, *, overrides: Sequence[str], choices: Mapping[str, str], error: str
+) -> None:
+    """Tells the logger of a run that failed before it began; of others it knows already."""
+    if not folder.holds_run:
+        logger: Logger = instantiate(config.logger)(folder.path, start=0)
+        logger.config(config, choices, overrides)
+        logger.close(error)
+
+
 def log_outcome(
     logger: Logger, trainer: Trainer, progress: Progress, result: Mapping[str, Any], report: Report | None
 ) -> None:
@@ -141,6 +151,8 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
         training = set_up(config, folder)
     training = training._replace(displays=build.build_displays(config, training.task))
     trainer: Trainer = instantiate(config.trainer)
+    logger = instantiate(config.logger)
+    logger.func.check(**logger.keywords)
     evaluation = build.build_evaluation(config)
     if evaluation is not None:
         evaluation.check(training.task)

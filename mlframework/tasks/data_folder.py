@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import shutil
 import unicodedata
 import urllib.error
 import urllib.request
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from rich.progress import wrap_file
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.files import atomic, cache_folder
+from mlframework.screen import stage
 
 __all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders", "visible"]
 
@@ -109,8 +108,9 @@ def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:
         with atomic(path) as part:
             with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
                 length = int(response.headers.get("Content-Length") or 0)
-                with wrap_file(response, length, description=url.rsplit("/", 1)[-1]) as source:
-                    shutil.copyfileobj(source, file)
+                with stage(f"downloading {url.rsplit('/', 1)[-1]}, kilobytes", length // 1000 or None) as at:
+                    while chunk := response.read(1 << 16):
+                        at.done += file.write(chunk) / 1000
             found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
             if found != md5:
                 raise UserError(f"{url}: came with md5 {found} instead of {md5}: try again, or {otherwise}")

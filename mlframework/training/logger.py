@@ -35,6 +35,10 @@ class Logger(ABC):
     def __init__(self, folder: Path, *, start: int, figures: bool = True) -> None:
         self.folder, self.start, self.figures = folder, start, figures
 
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuses settings by which nothing can be written, before a run begins; they are the constructor's keywords."""
+
     @abstractmethod
     def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
         """The settings of a run at its start; `choices` are the options by group, `overrides` those that were typed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import write_json
+from mlframework.screen import stage
 from mlframework.training.logger import Logger, finite, hyperparameters
 
 if TYPE_CHECKING:
@@ -43,17 +45,17 @@ class MLflowLogger(Logger):
         super().__init__(folder, start=start, figures=figures)
         self.client, self.points = client_of(uri), list[Any]()
         record = folder / "mlflow.json"
-        try:
-            if start and record.is_file():
-                self.run = str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
-                self.client.update_run(self.run, status="RUNNING")
-            else:
-                found = self.client.get_experiment_by_name(experiment)
-                number = found.experiment_id if found else self.client.create_experiment(experiment)
-                self.run = self.client.create_run(number, run_name=str(folder)).info.run_id
-                write_json(record, {"uri": uri, "experiment": experiment, "run_id": self.run})
-        except Exception as error:  # its stores raise what their databases do
-            raise InvalidValue("uri", uri, f"MLflow cannot write there ({str(error).splitlines()[0]})") from error
+        if start and record.is_file():
+            self.run = str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
+            self.client.update_run(self.run, status="RUNNING")
+        else:
+            number = experiment_id(self.client, experiment)
+            self.run = self.client.create_run(number, run_name=str(folder)).info.run_id
+            write_json(record, {"uri": uri, "experiment": experiment, "run_id": self.run})
+
+    @classmethod
+    def check(cls, *, uri: str, **settings: Any) -> None:
+        client_of(uri)
 
     def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
         from mlflow.entities import Param
@@ -98,12 +100,28 @@ class MLflowLogger(Logger):
 
 
 def client_of(uri: str) -> Any:
-    """MLflow's client, which takes seconds to import."""
+    """MLflow's client, which takes seconds to import; a `UserError` if it is not installed, or cannot write there."""
     try:
-        from mlflow import MlflowClient
+        with stage("importing MLflow"):
+            from mlflow import MlflowClient
     except ImportError as error:
         raise UserError(f"logger=mlflow: needs an extra: pip install 'mlframework[mlflow]' ({error})") from error
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it creates
     try:
-        return MlflowClient(tracking_uri=uri)
-    except Exception as error:
-        raise InvalidValue("uri", uri, f"MLflow cannot write there ({str(error).splitlines()[0]})") from error
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # its stores raise what their databases do
+        raise InvalidValue("uri", uri, f"MLflow cannot write there ({str(error).strip().splitlines()[0]})") from error
+    return client
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The id of the experiment of a name, which is made if need be; another process may make it at the same time."""
+    found = client.get_experiment_by_name(name)
+    try:
+        return str(found.experiment_id if found else client.create_experiment(name))
+    except Exception:  # as many kinds as it has stores
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
