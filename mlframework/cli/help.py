@@ -107,8 +107,9 @@ def keys_in(text: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
 
     def walk(node: yaml.Node, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            yield f"{prefix}{name.value}", name, value
-            yield from walk(value, f"{prefix}{name.value}.")
+            key = f"{prefix}{name.value!s}"
+            yield key, name, value
+            yield from walk(value, f"{key}.")
 
     yield from walk(yaml.compose(text), "")
 
@@ -155,7 +156,7 @@ def arguments_in(docstring: str) -> dict[str, str]:
     """
     part = re.search(r"^Args:\n((?:    .*\n|\n)*)", f"{docstring}\n", re.MULTILINE)
     entries = re.split(r"^    (?=\S)", part[1], flags=re.MULTILINE) if part else []
-    found = {}
+    found: dict[str, str] = {}
     for names, _, text in (" ".join(entry.split()).partition(": ") for entry in entries):
         first = re.split(r"\.(?: |$)", text)[0]
         found |= {name: first for name in names.split(", ") if re.fullmatch(r"\w+", name) and first}
@@ -176,7 +177,8 @@ def place_of(module: str, name: str) -> tuple[Path, str] | None:
             return imported(folder / "__init__.pyi", name)
         return (folder.with_suffix(".py"), name) if folder.with_suffix(".py").is_file() else None
     spec = find_spec(module) if len(own) == 1 and module else None  # a file beside the user
-    return (Path(spec.origin), name) if spec and (spec.origin or "").endswith(".py") else None
+    origin = (spec and spec.origin) or ""
+    return (Path(origin), name) if origin.endswith(".py") else None
 
 
 def imported(path: Path, name: str) -> tuple[Path, str] | None:

@@ -37,7 +37,8 @@ class Logger(ABC):
 
     @classmethod
     def check(cls, **settings: Any) -> None:
-        """Refuses settings by which nothing can be written, before a run begins; they are the constructor's keywords."""
+        """Refuses settings by which nothing can be written, before a run begins: the constructor's keywords."""
+        return
 
     @abstractmethod
     def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
