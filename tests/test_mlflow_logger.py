@@ -74,6 +74,7 @@ def maker(folder):
     return make
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path, logger):
     killed = logger()
     killed.scalars({"train/query_loss": 3.0}, 1)
@@ -96,6 +97,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path, logger):
     ]
 
 
+@pytest.mark.slow
 def test_a_place_that_mlflow_cannot_write_to_is_named(tmp_path):
     from mlframework.training.mlflow_logger import MLflowLogger
 

@@ -54,8 +54,8 @@ class MLflowLogger(Logger):
             write_json(record, {"uri": uri, "experiment": experiment, "run_id": self.run})
 
     @classmethod
-    def check(cls, *, uri: str, **settings: Any) -> None:
-        client_of(uri)
+    def check(cls, **settings: Any) -> None:
+        client_of(settings["uri"])
 
     def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
         from mlflow.entities import Param
