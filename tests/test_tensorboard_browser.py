@@ -1,8 +1,10 @@
-"""A sweep in TensorBoard as a person sees it: in a real browser, without a window."""
+"""A sweep in TensorBoard as a person sees it: in a real browser, without a window.
+
+`MLFRAMEWORK_SCREENSHOTS=<folder>` keeps pictures of the pages; those of docs/tensorboard.md are made so.
+"""
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -26,37 +28,53 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 
-ALGORITHMS, TASKS = ("anil", "maml"), ("digits", "sinusoid")
-SHORT = ("trainer.steps=4", "trainer.meta_batch=2", "trainer.validate_every=2", "trainer.log_every=1")
+#: Jobs of the last algorithm fail: it takes no classes.
+ALGORITHMS, SHOTS = ("maml", "meta_sgd", "ridge_shared_head"), (1, 5)
+SWEEP = (
+    *("task=digits", "trainer.steps=60", "trainer.meta_batch=4", "trainer.validate_every=20", "trainer.log_every=2"),
+    *("trainer.validation_tasks=20", "evaluation.tasks=20", "evaluation.validation_tasks=4", "evaluation/baseline=[]"),
+    "display=[by_inner_step,contact_sheet,confusion,learned,inner_steps,support_influence]",
+)
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=1600,2400"),
 )
 PATIENCE = 60
 
-#: All elements that a selector finds, within shadow roots too, by their visible text.
-DEEP_TEXTS = """
+#: All elements that a selector finds, within shadow roots too.
+DEEP = """
 const found = [];
 const search = root => {
   found.push(...root.querySelectorAll(arguments[0]));
   root.querySelectorAll("*").forEach(each => each.shadowRoot && search(each.shadowRoot));
 };
 search(document);
-return found.filter(each => each.checkVisibility()).map(each => each.textContent.trim());
+"""
+#: Their visible texts, each with the place of its left upper corner.
+DEEP_TEXTS = f"""{DEEP}
+return found.filter(each => each.checkVisibility()).map(each => {{
+  const place = each.getBoundingClientRect();
+  return [each.textContent.trim(), place.left, place.top];
+}});
+"""
+#: Clicks on the first of them that is visible, if its text or its label is the second argument.
+DEEP_CLICK = f"""{DEEP}
+const named = each => [each.textContent.trim(), each.getAttribute("label")].includes(arguments[1]);
+const one = found.find(each => each.checkVisibility() && named(each));
+if (one) one.click();
+return Boolean(one);
 """
 
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory):
-    """The folder of a real sweep of two algorithms over two tasks."""
+    """The folder of a real sweep of three algorithms at two numbers of shots."""
     folder = tmp_path_factory.mktemp("multirun")
     command = [sys.executable, "-m", "mlframework.cli.train", "-m", f"hydra.sweep.dir={folder}"]
-    chosen = [f"algorithm={','.join(ALGORITHMS)}", f"task={','.join(TASKS)}", "evaluation=none", *SHORT]
+    chosen = [f"algorithm={','.join(ALGORITHMS)}", f"task.k_shot={','.join(map(str, SHOTS))}", *SWEEP]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [*command, *chosen, "trainer.validation_tasks=4"], env=environment, cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([*command, *chosen], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr  # as jobs have failed
     return folder
 
 
@@ -81,7 +99,7 @@ def tensorboard(sweep):
         server = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log)
     try:
         until = time.monotonic() + PATIENCE
-        while len(answer(f"{address}/data/runs") or ()) < len(ALGORITHMS) * len(TASKS):
+        while len(answer(f"{address}/data/runs") or ()) < len(ALGORITHMS) * len(SHOTS):
             assert server.poll() is None, (sweep / "tensorboard.log").read_text()
             assert time.monotonic() < until, "TensorBoard does not list the runs"
             time.sleep(0.3)
@@ -111,9 +129,40 @@ def eventually(browser, condition):
     )
 
 
-def show(browser, address, tab):
+def show(browser, address, tab, size=(1600, 2400)):
+    browser.set_window_size(*size)
     browser.get("about:blank")  # a change of the fragment alone would not load the page
     browser.get(f"{address}/#{tab}")
+
+
+def keep(browser, name):
+    """Keeps a picture of the page where pictures are wanted."""
+    if folder := os.environ.get("MLFRAMEWORK_SCREENSHOTS"):
+        time.sleep(2)  # until what moves on the page has come to rest
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def texts(browser, selector):
+    return [text for text, *_ in browser.execute_script(DEEP_TEXTS, selector)]
+
+
+def runs_of(sweep):
+    """The names of all runs, and of those that were trained."""
+    folders = sorted({events.parent for events in sweep.rglob("events.*")})
+    names = {str(folder.relative_to(sweep)): folder for folder in folders}
+    return names, {name: folder for name, folder in names.items() if (folder / "result.json").exists()}
+
+
+def filtered(browser, tags):
+    """Shows the cards of some tags alone."""
+    box = eventually(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "input[placeholder^='Filter tags']"))[0]
+    box.clear()
+    box.send_keys(tags)
+
+
+def cards(browser, kind):
+    """The cards to be seen; TensorBoard keeps others hidden in the page."""
+    return [card for card in browser.find_elements(By.CSS_SELECTOR, kind) if card.is_displayed()]
 
 
 def rows_of(card):
@@ -121,39 +170,66 @@ def rows_of(card):
     return card.find_elements(By.CSS_SELECTOR, "tb-data-table-content-row")
 
 
-def test_time_series_shows_a_curve_of_every_run_and_the_figures(browser, tensorboard):
+def test_time_series_shows_a_curve_of_every_run_by_its_name(browser, tensorboard, sweep):
     show(browser, tensorboard, "timeseries")
-    box = eventually(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "input[placeholder^='Filter tags']"))[0]
-    box.send_keys("^validation/(query_loss|query_accuracy|tasks)$")
-
-    def cards(kind):
-        """The cards to be seen, by tag; TensorBoard keeps others hidden in the page."""
-        shown = [card for card in browser.find_elements(By.CSS_SELECTOR, kind) if card.is_displayed()]
-        return {"".join(card.text.split()[:2]): card for card in shown}
-
-    eventually(browser, lambda: cards("scalar-card").keys() == {"validation/query_accuracy", "validation/query_loss"})
-    for tag, runs in {"validation/query_loss": 4, "validation/query_accuracy": 2}.items():
-        eventually(browser, lambda tag=tag, runs=runs: len(rows_of(cards("scalar-card")[tag])) == runs)
-        assert cards("scalar-card")[tag].find_element(By.CSS_SELECTOR, "line-chart canvas").is_displayed()
-
-    def picture_widths():
-        pictures = browser.find_elements(By.CSS_SELECTOR, "image-card img")
-        return [int(each.get_property("naturalWidth")) for each in pictures if each.is_displayed()]
-
-    eventually(browser, lambda: [width > 300 for width in picture_widths()] == [True] * 4)
+    every, trained = runs_of(sweep)
+    assert (len(every), len(trained)) == (6, 4)
+    eventually(browser, lambda: set(every) <= {text.strip() for text in texts(browser, "tb-data-table-content-cell")})
+    filtered(browser, "^validation/(query_loss|query_accuracy)$")
+    eventually(browser, lambda: len(cards(browser, "scalar-card")) == 2)
+    for number in range(2):
+        eventually(browser, lambda number=number: len(rows_of(cards(browser, "scalar-card")[number])) == len(trained))
+        assert cards(browser, "scalar-card")[number].find_element(By.CSS_SELECTOR, "line-chart canvas").is_displayed()
 
 
-def test_hparams_shows_every_run_with_what_was_swept_and_what_it_reached(browser, tensorboard, sweep):
-    show(browser, tensorboard, "hparams")
+def test_time_series_shows_figures_that_can_be_read(browser, tensorboard):
+    show(browser, tensorboard, "timeseries")
+    filtered(browser, "^validation/(tasks|confusion|support_influence)$|by_step_and_layer")
 
-    def texts(kind):
-        return browser.execute_script(DEEP_TEXTS, f"tf-hparams-table-view {kind}, vaadin-grid {kind}")
+    def widths():
+        pictures = [card.find_element(By.CSS_SELECTOR, "img") for card in cards(browser, "image-card")]
+        return [(int(p.get_property("naturalWidth")), p.size["width"]) for p in pictures if p.is_displayed()]
 
-    eventually(browser, lambda: {"digits", "sinusoid"} <= set(texts(".table-cell")))
-    headers, cells = texts(".table-header"), texts(".table-cell")
-    assert {"algorithm", "task", "validation/query_loss", "validation/query_accuracy"} <= set(headers)
-    assert all(cells.count(option) == 2 for option in (*ALGORITHMS, *TASKS))
-    numbers = [float(cell) for cell in cells if re.fullmatch(r"[0-9.]+", cell)]
-    for run in (events.parent for events in sweep.glob("*/events*")):
-        last = EventAccumulator(str(run)).Reload().Scalars("validation/query_loss")[-1].value
-        assert any(number == pytest.approx(last, rel=1e-3) for number in numbers), run
+    # Three figures of each of the four runs that were trained, and one of inner steps.
+    eventually(browser, lambda: len(widths()) == 16 and all(natural > 100 for natural, _ in widths()))
+    shares = [shown / natural for natural, shown in widths()]
+    assert min(shares) > 0.45, "figures are shrunk to thumbnails whose letters cannot be read"
+
+
+def test_time_series_shows_histograms(browser, tensorboard):
+    show(browser, tensorboard, "timeseries", size=(1600, 1300))
+    filtered(browser, "^learned/update/features.*weight|confusion|inner_loop/(by_step|support_loss/step_[02])")
+    found = eventually(browser, lambda: len(cards(browser, "histogram-card")) >= 2 and cards(browser, "histogram-card"))
+    eventually(browser, lambda: all(card.find_elements(By.CSS_SELECTOR, "tb-histogram svg path") for card in found))
+    keep(browser, "tensorboard")
+
+
+def test_hparams_sorts_runs_by_test_accuracy_and_shows_failed_ones(browser, tensorboard, sweep):
+    show(browser, tensorboard, "hparams", size=(1600, 800))
+
+    def column(name):
+        """The cells below a heading, from above: number or text."""
+        cells = browser.execute_script(DEEP_TEXTS, "tf-hparams-table-view .table-cell, vaadin-grid .table-cell")
+        heads = browser.execute_script(DEEP_TEXTS, "tf-hparams-table-view .table-header, vaadin-grid .table-header")
+        left = next((left for text, left, _ in heads if text == name), None)
+        below = sorted((top, text) for text, x, top in cells if left is not None and abs(x - left) < 2)
+        return [text for _, text in below]
+
+    eventually(browser, lambda: sorted(column("algorithm")) == sorted(ALGORITHMS * 2))
+    assert sorted(column("task.k_shot")) == sorted([f"{float(shots):.4f}" for shots in SHOTS] * 3)
+    for menu, choice in {"Sort by": "test/query_accuracy", "Direction": "Descending"}.items():
+        eventually(browser, lambda menu=menu: browser.execute_script(DEEP_CLICK, "paper-dropdown-menu", menu))
+        eventually(browser, lambda choice=choice: browser.execute_script(DEEP_CLICK, "paper-item", choice))
+    _, trained = runs_of(sweep)
+    reached = [
+        EventAccumulator(str(folder)).Reload().Scalars("test/query_accuracy")[-1].value for folder in trained.values()
+    ]
+    wanted = [pytest.approx(value, rel=1e-3) for value in sorted(reached, reverse=True)]
+    eventually(browser, lambda: [float(cell) for cell in column("test/query_accuracy") if cell] == wanted)
+    assert sorted(float(cell) for cell in column("run/finished")) == [0, 0, 1, 1, 1, 1]
+    keep(browser, "tensorboard_hparams")
+
+
+def test_the_error_of_a_failed_job_is_a_text(browser, tensorboard):
+    show(browser, tensorboard, "text")
+    eventually(browser, lambda: any("takes regression tasks" in text for text in texts(browser, "tf-markdown-view")))
