@@ -101,9 +101,7 @@ def table(content: dict[str, object]) -> str:
         cells = [f"{column[name]:.2f}" if name in column else "" for column in found.values()]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     how = f"`{content['command']}` at commit {str(content['commit'])[:7]}, medians of {content['repeats']}, one thread"
-    return "\n".join(
-        [*lines, "", f"{how}, torch {content['torch']}. Which of them are on is a matter of the task's yaml."]
-    )
+    return "\n".join([*lines, "", f"{how}, torch {content['torch']}. The task's yaml says which are on."])
 
 
 if __name__ == "__main__":
