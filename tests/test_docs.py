@@ -51,7 +51,7 @@ def run_as_written(page: str, folder: Path) -> list[subprocess.CompletedProcess[
 def test_a_task_distribution_in_three_ways(tmp_path):
     _, folder, _, package = run_as_written("add-a-task.md", tmp_path)
     assert "query loss on 20 test tasks" in folder.stdout
-    assert re.search(r"^algorithm: .*\bpatient\b", package.stdout, re.MULTILINE)
+    assert re.search(r"^algorithm, .*\bpatient\b", package.stdout, re.MULTILINE)
     assert re.search(r"^task: blobs, .*\bdigits\b", package.stdout, re.MULTILINE)
     assert "query accuracy on 20 test tasks" in package.stdout
 
