@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from mlframework.cli.help import comments_in, explained, family_of, meaning, meanings
+from mlframework.cli.help import commented, comments_in, family_of, meaning, meanings
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -94,7 +94,7 @@ def test_a_class_of_the_users_own_explains_its_settings(tmp_path, monkeypatch):
 
 def test_the_page_is_the_config_with_comments_as_it_can_be_typed():
     config = OmegaConf.create({"seed": 3, "a": {"_target_": "x.Y", "_partial_": True, "sizes": [4, 4], "b": "${seed}"}})
-    page = explained(config, [("", "seed: 0 # of all draws"), ("a", "sizes: [1] # of layers")])
+    page = commented(config, [("", "seed: 0 # of all draws"), ("a", "sizes: [1] # of layers")])
     assert [" ".join(line.split()) for line in page.splitlines()] == [
         "seed: 3 # of all draws",
         "a:",
@@ -102,7 +102,7 @@ def test_the_page_is_the_config_with_comments_as_it_can_be_typed():
         "sizes: [4, 4] # of layers",
         "b: ${seed}",
     ]
-    assert "b: 3" in explained(config, [], resolve=True)
+    assert "b: 3" in commented(config, [], resolve=True)
 
 
 def test_an_algorithm_belongs_to_the_family_of_its_class():

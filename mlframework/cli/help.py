@@ -15,11 +15,9 @@ from typing import Any, cast
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
-import mlframework
+__all__ = ["commented", "comments_in", "family_of", "groups_of", "meanings"]
 
-__all__ = ["comments_in", "explained", "family_of", "groups_of", "meanings"]
-
-PACKAGE = Path(mlframework.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 #: The families of algorithms, by their folder in `meta_layers/`.
 FAMILIES = {
@@ -33,7 +31,7 @@ FAMILIES = {
 KEYS, WIDTHS = 44, (100, 140)
 
 
-def explained(config: DictConfig, texts: Iterable[tuple[str, str]], *, resolve: bool = False) -> str:
+def commented(config: DictConfig, texts: Iterable[tuple[str, str]], *, resolve: bool = False) -> str:
     """A config as yaml, with the comment of each key.
 
     A comment is that of the last yaml that has one; else the constructor's docstring says what the key means.

@@ -19,7 +19,7 @@ from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlframework.cli.help import explained, groups_of
+from mlframework.cli.help import commented, groups_of
 
 __all__ = ["explain_help", "get_args_parser"]
 
@@ -44,7 +44,7 @@ def get_help(self: Hydra, help_cfg: DictConfig, cfg: DictConfig, args_parser: An
     return string.Template(help_cfg.template).substitute(
         FLAGS_HELP=self.format_args_help(args_parser),
         APP_CONFIG_GROUPS=groups_of(options, algorithms),
-        CONFIG=explained(cfg, [(package, text) for package, text in texts if text], resolve=resolve),
+        CONFIG=commented(cfg, [(package, text) for package, text in texts if text], resolve=resolve),
     )
 
 

@@ -40,8 +40,8 @@ class TaskSet:
         at_least("chunk", self.chunk, 1)
 
     def __iter__(self) -> Iterator[Episode]:
-        generator = torch.Generator().manual_seed(self.seed)
         with stage("tasks", self.tasks) as at:
+            generator = torch.Generator().manual_seed(self.seed)
             for start in range(0, self.tasks, self.chunk):
                 count = min(self.chunk, self.tasks - start)
                 yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])

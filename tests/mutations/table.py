@@ -544,8 +544,8 @@ EVALUATION = (
     ),
     judging(
         "task sets ignore their seed",
-        "generator = torch.Generator().manual_seed(self.seed)\n        for start",
-        "generator = torch.Generator().manual_seed(0)\n        for start",
+        "generator = torch.Generator().manual_seed(self.seed)\n            for start",
+        "generator = torch.Generator().manual_seed(0)\n            for start",
         "test_the_hash_tells_seeds_apart_and_nothing_else",
     ),
     judging(
