@@ -105,7 +105,7 @@ def keys_in(text: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
 
     def walk(node: yaml.Node, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            key = f"{prefix}{name.value!s}"
+            key = prefix + str(name.value)
             yield key, name, value
             yield from walk(value, f"{key}.")
 
