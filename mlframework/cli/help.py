@@ -116,9 +116,9 @@ def meanings(config: DictConfig, prefix: str = "") -> dict[str, str]:
     """What the docstrings of the constructors that a config names say about its keys."""
     found: dict[str, str] = {}
     target = config.get("_target_")
-    for name, value in config.items_ex(resolve=False):
-        if isinstance(target, str) and not str(name).startswith("_"):
-            found[f"{prefix}{name}"] = meaning(target, str(name))
+    for name, value in ((str(key), value) for key, value in config.items_ex(resolve=False)):
+        if isinstance(target, str) and not name.startswith("_"):
+            found[prefix + name] = meaning(target, name)
         if isinstance(value, DictConfig):
             found |= meanings(value, f"{prefix}{name}.")
     return {key: text for key, text in found.items() if text}
