@@ -19,8 +19,7 @@ from mlframework.evaluation import Conventional, Pooled, Predictions
 from mlframework.evaluation.baselines.conventional import settings_of
 from mlframework.evaluation.baselines.pooled import AddedRows, Shifted, as_rows, training_rows
 from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, raw_inputs
-from mlframework.evaluation.displays.confusion import confusion
-from mlframework.evaluation.displays.predictions import predicted_against_true
+from mlframework.evaluation.displays.predictions import confusion, predicted_against_true
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.runs import build
 from mlframework.tasks import Sinusoid
