@@ -7,6 +7,7 @@ inputs too. Without a folder it draws what was collected.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -20,7 +21,7 @@ import torch
 from seeds import read_runs
 
 from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, default_estimator, grid, raw_inputs
-from mlframework.evaluation.calibration import LEVELS, Answers, binned, coverage, mse, predicted_queries
+from mlframework.evaluation.calibration import LEVELS, Answers, binned, coverage, mse, nll, predicted_queries
 from mlframework.evaluation.displays.drawing import BLUE, GREY, RED, tidy
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.predictors.predictor import with_variance
@@ -28,6 +29,8 @@ from mlframework.evaluation.predictors.temperature import Temperature
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
 from mlframework.evaluation.uncertainty import Uncertainty
 from mlframework.files import write_json, write_part
+from mlframework.meta_layers import DeepKernel, MetaLayer
+from mlframework.meta_layers.svm.kernels import RBFKernel
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.tasks import Sinusoid
@@ -87,23 +90,51 @@ def recorded(result: Mapping[str, Any]) -> Row:
     }
 
 
+def judged_layer(layer: MetaLayer, named: str) -> Row:
+    """The record of a method that is not meta-trained, on the test tasks of sinusoids."""
+    found = Uncertainty(tasks=600, predictor={"temperature": Temperature()}).measure(layer, "test", 0)
+    return {
+        "command": "scripts/uncertainty.py",
+        "algorithm": named,
+        "commit": git_state()["commit"],
+        "outer_steps": 0,
+        "seconds": 0.0,
+        "task_hash": TaskSet(layer.task, "test", tasks=600, seed=0).hash(),
+        "chosen": 0,
+        "uncertainty": found.to_json(),
+    }
+
+
 def kernel_ridge() -> Row:
     """Kernel ridge regression of the inputs of sinusoids, tuned on validation tasks, as conventional learning."""
     task, estimators = Sinusoid(), grid(default_estimator("regression"))
     validation = TaskSet(task, "validation", tasks=100, seed=VALIDATION_SEED)
     fitted = [FittedEstimators(raw_inputs(), task, estimator=estimator) for _, estimator in estimators]
     best = min(fitted, key=lambda layer: float(mse(predicted_queries(layer, validation, 0)).mean()))
-    found = Uncertainty(tasks=600, predictor={"temperature": Temperature()}).measure(best, "test", 0)
-    return {
-        "command": "scripts/uncertainty.py",
-        "algorithm": f"{best.estimator}",
-        "commit": git_state()["commit"],
-        "outer_steps": 0,
-        "seconds": 0.0,
-        "task_hash": TaskSet(task, "test", tasks=600, seed=0).hash(),
-        "chosen": 0,
-        "uncertainty": found.to_json(),
-    }
+    return judged_layer(best, f"{best.estimator}")
+
+
+#: Length, noise and variance of the Gaussian process of the inputs.
+PROCESSES = ((1, 2, 3, 4, 5, 6), (1e-10, 1e-8, 1e-6, 1e-4), (16, 256, 1024, 4096, 16384))
+
+
+def gaussian_process() -> Row:
+    """A Gaussian process of the inputs with an RBF kernel; validation tasks choose its numbers by the likelihood."""
+    task = Sinusoid()
+    validation = TaskSet(task, "validation", tasks=100, seed=VALIDATION_SEED)
+
+    def process(length: float, noise: float, variance: float) -> DeepKernel:
+        kernel = RBFKernel(gamma=1 / (2 * length**2), learn=False)
+        layer = DeepKernel(
+            raw_inputs(), task, kernel=kernel, variance=float(variance), noise=1e-12, least_noise=noise, learn=()
+        )
+        return layer.eval()
+
+    def cost(numbers: tuple[float, float, float]) -> float:
+        return float(nll(predicted_queries(process(*numbers), validation, 0)).mean())
+
+    best = min(itertools.product(*PROCESSES), key=cost)
+    return judged_layer(process(*best), "length {}, noise {}, variance {}".format(*best))
 
 
 def curves_of(run: Path, steps: int) -> Row:
@@ -261,6 +292,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1]))
         write_json(FOLDER / "sinusoid_kernel_ridge_of_inputs_0.json", kernel_ridge())
+        write_json(FOLDER / "sinusoid_gaussian_process_of_inputs_0.json", gaussian_process())
     for name in COLUMNS:
         if methods := rows_of(name):
             text = f"{table(name)}\n\n{about(record for rows in methods.values() for record in rows)}"

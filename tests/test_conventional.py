@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
@@ -353,8 +353,19 @@ def test_nothing_is_chosen_on_test_tasks(trial, name):
         list(baseline.rows(name, watched))
 
 
+def test_a_constant_among_the_inputs_shrinks_as_they_do():
+    ((named, estimator),) = settings_of(Ridge(fit_intercept=False), {"alpha": [2.0], "constant": [True]})
+    x, y = np.random.default_rng(0).normal(size=(8, 2)), np.arange(8.0)
+    wide = np.column_stack([np.ones(8), x])
+    weights = np.linalg.solve(wide.T @ wide + 2 * np.eye(3), wide.T @ y)
+    assert named == "alpha=2.0, constant=True"
+    assert np.allclose(estimator.fit(x, y).predict(x), wide @ weights)
+
+
 @pytest.mark.parametrize("trial", [image_trial, wave_trial])
-@pytest.mark.parametrize("name", ["nearest_neighbours", "support_vectors", "gradient_boosting", "random_forest"])
+@pytest.mark.parametrize(
+    "name", ["linear", "nearest_neighbours", "support_vectors", "gradient_boosting", "random_forest"]
+)
 def test_every_option_of_an_estimator_judges_both_kinds_of_task(trial, name):
     from hydra import compose, initialize_config_module
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -17,7 +18,7 @@ from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation import Conventional, Pooled, Predictions
 from mlframework.evaluation.baselines.conventional import settings_of
-from mlframework.evaluation.baselines.pooled import AddedRows, Shifted, as_rows, training_rows
+from mlframework.evaluation.baselines.pooled import AddedRows, Shifted, Sloped, as_rows, logistic_around, training_rows
 from mlframework.evaluation.baselines.scikit_learn import FittedEstimators, raw_inputs
 from mlframework.evaluation.displays.predictions import confusion, predicted_against_true
 from mlframework.evaluation.task_set import TaskSet
@@ -163,7 +164,7 @@ def test_added_rows_are_weighed_beside_all_training_rows(good):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"support": ["shft"]}, r"support=\['shft'\]: must hold none, shift, added \(did you mean shift\?\)"),
+        ({"support": ["shft"]}, r"support=\['shft'\]: must hold none, shift, slopes, added \(did you mean shift\?\)"),
         ({"strengths": [0]}, "strengths=.0.: must hold numbers above 0"),
         ({"weights": []}, r"weights=\[\]: must hold numbers above 0"),
         ({"classifier": KNeighborsClassifier()}, "classifier=KNeighborsClassifier: takes no weights of rows"),
@@ -240,3 +241,31 @@ def test_predictions_are_for_numbers_and_classes():
 
     with pytest.raises(UserError, match="is for a classification or a regression, and TextLists is a sequence"):
         Predictions().check(TextLists(k_shot=1, k_query=1, length=8))
+
+
+def test_logistic_regression_around_pooled_logits_is_at_its_minimum():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 9, 4, generator=generator, dtype=torch.float64)
+    offset = 2 * torch.randn(3, 9, 3, generator=generator, dtype=torch.float64)
+    targets = F.one_hot(torch.randint(3, (3, 9), generator=generator), 3).double()
+    mask = (torch.arange(9) < torch.tensor([9, 6, 1])[:, None]).double().unsqueeze(-1)
+    penalty = torch.tensor([0.3, 1.0, 3.0, 0.3], dtype=torch.float64)
+    found = logistic_around(offset, x, targets, mask, penalty).requires_grad_()
+    losses = (
+        -((offset + x @ found).log_softmax(-1) * targets * mask).sum() + (penalty[:, None] * found.square()).sum() / 2
+    )
+    (gradient,) = torch.autograd.grad(losses, found)
+    assert gradient.abs().max() < 1e-9
+
+
+def test_slopes_of_a_regression_are_those_of_ridge_regression_of_the_residuals():
+    task = Sinusoid(k_shot=6, k_query=4)
+    pooled = Ridge().fit(*training_rows(task, 20))
+    support, query = task.sample(2, "test", torch.Generator().manual_seed(0))
+    layer = Sloped(task, pooled, intercept=1e-9, slopes=2.0)
+    found = layer.predict(layer.adapt(support), query.x)
+    for number in range(2):
+        x, y, asked = (each[number].double().numpy() for each in (support.x, support.y, query.x))
+        own = Ridge(alpha=2.0).fit(x, y - pooled.predict(x).reshape(-1, 1))
+        wanted = pooled.predict(asked).reshape(-1, 1) + own.predict(asked).reshape(-1, 1)
+        assert np.allclose(found[number].numpy(), wanted, atol=1e-4)

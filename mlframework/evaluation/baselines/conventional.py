@@ -22,6 +22,9 @@ __all__ = ["Conventional", "Grid", "settings_of"]
 #: Values of settings by name, of which every combination is tried; or several of these, one after the other.
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 
+#: Settings of a grid that are none of an estimator's.
+OWN = ("scaled", "constant")
+
 
 class Conventional(Baseline):
     """A classifier or a regressor by the kind of task, fitted to the raw inputs of each support set.
@@ -29,8 +32,9 @@ class Conventional(Baseline):
     Args:
         classifier, regressor: estimators of scikit-learn.
         grid: values of their settings by name, or a list of such grids; validation tasks choose. A setting that only
-            one of the two has is left out for the other. `scaled` is no setting of theirs: true brings each input to
-            mean 0 and variance 1 over the support set.
+            one of the two has is left out for the other. Two are no settings of theirs: `scaled` brings each input to
+            mean 0 and variance 1 over the support set, `constant` adds an input of 1, whose coefficient a linear model
+            without an intercept shrinks as the others.
         tasks: the number of tasks on which it is judged, the first of the set; None: all.
     """
 
@@ -43,7 +47,7 @@ class Conventional(Baseline):
     def check(self, task: TaskDistribution) -> None:
         super().check(task)
         check_estimator(self.field(task), self.estimators[task.spec.kind], task)
-        has = {"scaled"} | {name for each in self.estimators.values() for name in each.get_params(deep=False)}
+        has = {*OWN} | {name for each in self.estimators.values() for name in each.get_params(deep=False)}
         for grid in grids_of(self.grid):
             if unknown := [name for name in grid if name not in has]:
                 raise InvalidValue("grid", grid, f"no estimator has {unknown[0]}")
@@ -78,12 +82,13 @@ def settings_of(estimator: Any, grid: Grid) -> Iterator[tuple[str, Any]]:
     from sklearn.base import clone
     from sklearn.model_selection import ParameterGrid
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-    has = {*estimator.get_params(deep=False), "scaled"}
+    has = {*estimator.get_params(deep=False), *OWN}
     known = [{name: values for name, values in each.items() if name in has} for each in grids_of(grid)]
     for settings in ParameterGrid(known):
         named = ", ".join(f"{name}={value}" for name, value in settings.items())
-        scaled = settings.pop("scaled", False)
+        before = [StandardScaler()] if settings.pop("scaled", False) else []
+        before += [PolynomialFeatures(1)] if settings.pop("constant", False) else []  # the inputs and a 1
         own = clone(estimator).set_params(**settings)
-        yield named, make_pipeline(StandardScaler(), own) if scaled else own
+        yield named, make_pipeline(*before, own) if before else own

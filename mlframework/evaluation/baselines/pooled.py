@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -24,10 +25,10 @@ from mlframework.meta_layers.meta_layer import MetaLayer, with_settings_of
 from mlframework.tasks.tables.table_tasks import TableTasks
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["AddedRows", "Pooled", "PooledRows", "Shifted", "training_rows"]
+__all__ = ["AddedRows", "Pooled", "PooledRows", "Shifted", "Sloped", "logistic_around", "training_rows"]
 
 #: How an estimator of all training tasks makes use of a task's support set.
-Support = Literal["none", "shift", "added"]
+Support = Literal["none", "shift", "slopes", "added"]
 
 #: The seed of the training tasks that are pooled where a task distribution has no end.
 SEED = 2
@@ -45,15 +46,17 @@ class Pooled(Conventional):
 
     `none` leaves the support set aside. `shift` moves the pooled predictions by the support set: by the residuals' sum
     over `n + strength` in a regression, which is a shrunken random intercept; by `(n_c + strength) / (e_c + strength)`
-    for each class in a classification, of which `n_c` are observed and `e_c` were expected. `added` fits the estimator
-    anew for each task, with the support rows beside the training rows, `strength` times as heavy. Each has a row of the
-    report. Validation tasks choose the settings first, and then the strength.
+    for each class in a classification, of which `n_c` are observed and `e_c` were expected. `slopes` adds a linear
+    model of each task, whose intercept and coefficients are shrunken: a random-slopes model around the pooled one, if
+    that is linear. `added` fits the estimator anew for each task, with the support rows beside the training rows,
+    `strength` times as heavy. Each has a row of the report. Validation tasks choose the settings first, and then the
+    strength.
 
     Args:
         classifier, regressor, grid: see `Conventional`.
         tasks: the first tasks on which `added` is chosen and judged, for each is a fit; None: all.
         support: the ways in which the support set is used.
-        strengths: of `shift`.
+        strengths: of `shift`; of `slopes`, for the intercept and for the coefficients each.
         weights: of a support row under `added`.
         training_tasks: how many are drawn to be pooled, from a distribution that is no table.
     """
@@ -99,6 +102,10 @@ class Pooled(Conventional):
         if "shift" in self.support:
             shifted = ((f"strength={s:g}", Shifted(trial.task, estimators[named], s)) for s in self.strengths)
             yield trial.row(f"{method}, support shift", "none", trial.choose(candidates(shifted, trial, named)))
+        if "slopes" in self.support:
+            pairs = itertools.product(self.strengths, self.strengths)
+            sloped = ((f"strengths={a:g}, {b:g}", Sloped(trial.task, estimators[named], a, b)) for a, b in pairs)
+            yield trial.row(f"{method}, support slopes", "none", trial.choose(candidates(sloped, trial, named)))
         if "added" in self.support:
             added = ((f"weight={w:g}", AddedRows(trial.task, estimators[named], rows, w)) for w in self.weights)
             choice = few.choose(candidates(added, trial, named))
@@ -137,6 +144,62 @@ class Shifted(FeatureMetaLayer):
         """The predictions `[tasks, n, out_features]` of the estimator of all tasks."""
         found = scores(self.estimator, features.flatten(0, 1).numpy(force=True), self.task.spec.out_features)
         return torch.from_numpy(found).to(features).unflatten(0, features.shape[:2])
+
+
+class Sloped(Shifted):
+    """An estimator of all training tasks, plus a penalised linear model of each task."""
+
+    def __init__(self, task: TaskDistribution, estimator: Any, intercept: float, slopes: float) -> None:
+        super().__init__(task, estimator, slopes)
+        self.intercept = intercept
+
+    def fit(self, features: Tensor, support: Examples) -> Tensor:
+        """The coefficients of each task, `[tasks, inputs + 1, out_features]`."""
+        x, mask = with_constant(features), support.mask.unsqueeze(-1).double()
+        penalty = torch.full((x.shape[-1],), self.strength, dtype=x.dtype, device=x.device)
+        penalty[-1] = self.intercept
+        pooled, targets = self.predicted(features).double(), self.targets(support).double()
+        if self.task.spec.kind == "regression":
+            inner = (x * mask).mT @ x + torch.diag(penalty)
+            return torch.linalg.solve(inner, (x * mask).mT @ (targets - pooled))
+        return logistic_around(pooled, x, targets, mask, penalty)
+
+    def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
+        return self.predicted(features) + (with_constant(features) @ adapted).to(features.dtype)
+
+
+def with_constant(features: Tensor) -> Tensor:
+    """Inputs `[tasks, n, ...]` as rows in float64, with a last input of 1."""
+    rows = features.flatten(2).double()
+    return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)
+
+
+def logistic_around(offset: Tensor, x: Tensor, targets: Tensor, mask: Tensor, penalty: Tensor) -> Tensor:
+    """The minimum of `sum cross_entropy(offset + x w, targets) + penalty w^2 / 2` over `w` `[tasks, inputs, classes]`.
+
+    By Newton's method, all tasks at once.
+
+    Args:
+        offset, targets: logits and one-hot classes, `[tasks, n, classes]`.
+        x: `[tasks, n, inputs]`.
+        mask: which rows count, `[tasks, n, 1]`.
+        penalty: of each input, above 0.
+    """
+    classes = targets.shape[-1]
+    found = x.new_zeros(len(x), x.shape[-1], classes)
+    ridge = torch.diag(penalty.repeat_interleave(classes))
+    for _ in range(NEWTON_STEPS):
+        p = (offset + x @ found).softmax(-1)
+        gradient = x.mT @ ((p - targets) * mask) + penalty.unsqueeze(-1) * found
+        curvature = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)) * mask.unsqueeze(-1)
+        hessian = torch.einsum("tni,tnab,tnj->tiajb", x, curvature, x).flatten(3, 4).flatten(1, 2) + ridge
+        step = torch.linalg.solve(hessian, gradient.flatten(1)).unflatten(1, found.shape[1:])
+        found = found - step
+    return found
+
+
+#: From 0 on, with a penalty, Newton's method is at rounding after these.
+NEWTON_STEPS = 12
 
 
 class AddedRows(FittedEstimators):
