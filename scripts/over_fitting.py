@@ -11,7 +11,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -132,23 +131,37 @@ def gaps(records: Sequence[Record]) -> Iterator[str]:
     for experiment in sorted({each["experiment"] for each in records}):
         metric = METRICS[experiment]
         rows = {label(key): group for key, group in groups.items() if key[0] == experiment}
-        without, best = (tested(rows[name], metric) for name in (("fixed", "none"), ("exclusive", "none")))
-        columns = ("train tasks", "test tasks", "minus none, by seed", "share of the gap closed", "seeds")
+        found = {key: tested(group, metric) for key, group in rows.items()}
+        gap = minus(found["exclusive", "none"], found["fixed", "none"])
+        columns = (
+            "train tasks",
+            "test tasks",
+            "minus none",
+            "minus none, exclusive tasks",
+            "share of the gap",
+            "seeds",
+        )
         yield f"| {experiment}, {metric.removeprefix('query_')} | " + " | ".join(columns) + " |"
         yield "|" + " --- |" * (len(columns) + 1)
-        for (data, regulariser), group in sorted(rows.items(), key=lambda r: (r[0][0], r[0][1] != "none", r[0][1])):
-            found, digits = tested(group, metric), DIGITS[metric]
+        shown = [key for key in rows if key[0] == "fixed" or key[1] == "none"]
+        for data, regulariser in sorted(shown, key=lambda key: (key[0], key[1] != "none", key[1])):
+            group, digits = rows[data, regulariser], DIGITS[metric]
             train = interval([measured(each, metric, "train") for each in group], digits)
-            more = [found[seed] - without[seed] for seed in sorted(found.keys() & without.keys())]
-            same = found.keys() & without.keys() & best.keys()
-            share = mean(found[seed] - without[seed] for seed in same) / mean(
-                best[seed] - without[seed] for seed in same
-            )
-            own = data == "fixed" and regulariser != "none"
-            differs = "" if found == without else interval(more, digits)
-            cells = (train, interval(list(found.values()), digits), differs, f"{share:.0%}" if own else "", len(group))
-            yield f"| {data} tasks, {regulariser} | " + " | ".join(map(str, cells)) + " |"
+            cells = [train, interval(list(found[data, regulariser].values()), digits), "", "", ""]
+            if regulariser != "none":
+                more = minus(found["fixed", regulariser], found["fixed", "none"])
+                anyway = minus(found.get(("exclusive", regulariser), {}), found["exclusive", "none"])
+                cells[2:4] = [interval(list(each.values()), digits) if each else "" for each in (more, anyway)]
+                won = minus(more, anyway)
+                same = [seed for seed in won if seed in gap]
+                cells[4] = f"{sum(won[s] for s in same) / sum(gap[s] for s in same):.0%}" if same else ""
+            yield f"| {data} tasks, {regulariser} | " + " | ".join(map(str, (*cells, len(group)))) + " |"
         yield ""
+
+
+def minus(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
+    """Differences by seed, of the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
 def tested(group: Sequence[Record], metric: str) -> dict[int, float]:
