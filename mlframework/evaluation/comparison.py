@@ -129,8 +129,14 @@ def standings(
 
 
 def verdict_of(found: Interval, p_value: float, higher_is_better: bool) -> str:
-    """`wins`, `loses` or `level` for a difference of a method minus the algorithm."""
-    if not (math.isfinite(found.mean) and abs(found.mean) > widest(found) and p_value < LEVEL):
+    """`wins`, `loses`, `level` or `undecided` for a difference of a method minus the algorithm.
+
+    The interval is of the mean difference, the test of the median: where one alone tells them apart, it is undecided.
+    """
+    told_apart = math.isfinite(found.mean) and abs(found.mean) > widest(found)
+    if told_apart is not (p_value < LEVEL):
+        return "undecided"
+    if not told_apart:
         return "level"
     return "wins" if (found.mean > 0) is higher_is_better else "loses"
 

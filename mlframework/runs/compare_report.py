@@ -70,7 +70,7 @@ def caption(found: Comparison) -> str:
     return (
         f"mean ± half width of the 95 % interval over {over}, {better} is better; (steps) and settings are chosen on "
         f"{found.validation_tasks} validation tasks; differences are paired; p: Wilcoxon's signed-rank test, corrected "
-        "by Holm; a method wins or loses if interval and test agree"
+        "by Holm; a method wins, loses or is level if interval and test agree"
     )
 
 
@@ -108,7 +108,12 @@ def comparison_page(compared: Compared, about: Mapping[str, Any]) -> str:
 def verdict_lines(compared: Compared) -> Iterator[str]:
     """One line for each verdict, with the methods that it is of."""
     first = compared.own.standings[0].row.method
-    said = {"wins": f"better than {first}", "level": f"not told apart from {first}", "loses": f"worse than {first}"}
+    said = {
+        "wins": f"better than {first}",
+        "level": f"not told apart from {first}",
+        "undecided": "interval and test disagree",
+        "loses": f"worse than {first}",
+    }
     for verdict, words in said.items():
         methods = [s.row.method for s in compared.own.standings if s.verdict == verdict]
         yield f"* {words}: {', '.join(methods) or 'none'}"
