@@ -19,7 +19,7 @@ from mlframework.tasks.task_distribution import TaskDistribution
 ROOT = Path(__file__).parents[1]
 BOARD, PAGE = ROOT / "results" / "board", ROOT / "docs" / "board.md"
 
-COLUMNS = ("method", "mean ± 95 %", "over sources", "seeds", "setting", "command", "commit", "machine")
+COLUMNS = ("method", "mean ± 95 %", "over sources", "seeds", "setting", "training", "comparison", "commit", "machine")
 
 
 def board_tables(records: Sequence[BoardRecord]) -> str:
@@ -42,7 +42,8 @@ def board_table(records: Sequence[BoardRecord]) -> str:
     for record in sorted(records, key=lambda each: -each.mean if higher else each.mean):
         over = "" if record.over_sources is None else f"± {record.over_sources:.2g}"
         value = shown_interval(record.mean, record.half_width)
-        cells = [record.method, value, over, ", ".join(map(str, record.seeds)), record.setting, f"`{record.command}`"]
+        cells = [record.method, value, over, ", ".join(map(str, record.seeds)), record.setting]
+        cells += [f"`{record.trained}`", f"`{record.command}`"]
         lines.append("| " + " | ".join([*cells, f"`{record.commit[:8]}`", record.machine]) + " |")
     return "\n".join(lines)
 

@@ -34,6 +34,8 @@ RECORD = {
     "over_sources": None,
     "seeds": [0],
     "command": "mlframework-compare",
+    "trained": "mlframework-train",
+    "is_algorithm": True,
     "commit": "0" * 40,
     "machine": "a processor",
 }
@@ -132,7 +134,7 @@ def comparison(mean: float = 0.5) -> dict:
         return {"row": {**row, "metrics": {"query_loss": [{**interval, "mean": 9.0}, interval]}}}
 
     own = {"split": "test", "tasks": 20, "seed": 0, "task_hash": RECORD["hash"], "metric": "query_loss"}
-    shared = {name: RECORD[name] for name in ("task", "task_config", "command", "commit", "machine")}
+    shared = {name: RECORD[name] for name in ("task", "task_config", "command", "trained", "commit", "machine")}
     return {**shared, "seed": 3, "own": {**own, "standings": [standing("maml", 20), standing("from scratch", 8)]}}
 
 
@@ -160,7 +162,12 @@ def test_results_of_no_commit_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_algorithm_trained_otherwise_has_a_record_of_its_own():
+    names = [BoardRecord(**{**RECORD, "trained": trained}).file_name for trained in ("one", "other", "one")]
+    assert names[0] == names[2] != names[1]
+
+
 def test_a_name_of_a_file_is_safe(tmp_path):
-    record = BoardRecord(**{**RECORD, "method": "../../5-gram of support & text (Ω)"})
+    record = BoardRecord(**{**RECORD, "method": "../../5-gram of support & text (Ω)", "is_algorithm": False})
     assert record.file_name == f"sinusoid_5_gram_of_support_text_{RECORD['hash'][:8]}_0.json"
     assert json.loads(written(tmp_path).read_text())["method"] == "maml"

@@ -100,6 +100,7 @@ def about_comparison(config: DictConfig, folder: RunFolder, typed: Sequence[str]
 
     return {
         "command": " ".join(["mlframework-compare", *typed]),
+        "trained": " ".join(["mlframework-train", *(o for o in folder.overrides() if not o.startswith("run_dir="))]),
         "commit": commit,
         "machine": machine(),
         "seed": config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -43,7 +44,9 @@ class BoardRecord:
     half_width: float  # of the 95 % interval over tasks
     over_sources: float | None  # of that over the sources of the tasks, where tasks share some
     seeds: list[int]  # of the training
-    command: str
+    command: str  # of the comparison
+    trained: str  # the command of the training
+    is_algorithm: bool  # whether the method is the algorithm that was trained
     commit: str
     machine: str
 
@@ -86,7 +89,9 @@ class BoardRecord:
                 yield name, "must be a number"
         if not (isinstance(self.seeds, list) and self.seeds and all(type(seed) is int for seed in self.seeds)):
             yield "seeds", "must be a list of the training seeds"
-        for name in ("task", "method", "metric", "command", "machine"):
+        if type(self.is_algorithm) is not bool:
+            yield "is_algorithm", "must be true or false"
+        for name in ("task", "method", "metric", "command", "trained", "machine"):
             if not (isinstance(getattr(self, name), str) and getattr(self, name)):
                 yield name, "must be text"
         if not (isinstance(self.task_config, dict) and "_target_" in self.task_config):
@@ -94,15 +99,17 @@ class BoardRecord:
 
     @property
     def file_name(self) -> str:
-        """A name that the same method on the same tasks with the same seeds has again."""
+        """A name that the same method on the same tasks with the same seeds has again; an algorithm, trained alike."""
         named = re.sub(r"[^a-z0-9]+", "_", f"{self.task} {self.method}".lower()).strip("_")
-        return f"{named}_{self.hash[:8]}_{'_'.join(map(str, self.seeds))}.json"
+        trained = [hashlib.sha256(self.trained.encode()).hexdigest()[:6]] if self.is_algorithm else []
+        return "_".join([named, self.hash[:8], *trained, *map(str, self.seeds)]) + ".json"
 
 
 def add_to_board(comparison: Mapping[str, Any], board: Path) -> list[Path]:
     """Writes a record for each method of a `comparison.json`, on the run's own tasks.
 
-    An older record of the same method on the same tasks, with the same seeds, gives way.
+    An older record of the same method on the same tasks, with the same seeds, gives way; an algorithm that was trained
+    otherwise has a record of its own.
     """
     if not re.fullmatch(r"[0-9a-f]{40}", str(comparison["commit"])):
         raise UserError(
@@ -110,7 +117,7 @@ def add_to_board(comparison: Mapping[str, Any], board: Path) -> list[Path]:
         )
     own, paths = comparison["own"], []
     task = build_task(OmegaConf.create({"task": comparison["task_config"]}))
-    shared = {name: comparison[name] for name in ("task", "task_config", "command", "commit", "machine")}
+    shared = {name: comparison[name] for name in ("task", "task_config", "command", "trained", "commit", "machine")}
     hashes = {own["tasks"]: own["task_hash"]}
     for row in (standing["row"] for standing in own["standings"]):
         if row["tasks"] not in hashes:
@@ -126,6 +133,7 @@ def add_to_board(comparison: Mapping[str, Any], board: Path) -> list[Path]:
             metric=own["metric"],
             **{name: found[name] for name in ("mean", "half_width", "over_sources")},
             seeds=[comparison["seed"]],
+            is_algorithm=row["method"] == own["standings"][0]["row"]["method"],
             **shared,
         )
         paths.append(board / record.file_name)
