@@ -34,6 +34,15 @@ class Examples(NamedTuple):
         """The same tasks with a slice of their examples."""
         return Examples(self.x[:, rows], self.y[:, rows], self.mask[:, rows])
 
+    def parts(self, size: int) -> Iterator[Examples]:
+        """The same tasks, at most `size` of their rows at a time."""
+        return (self.rows(slice(start, start + size)) for start in range(0, self.mask.shape[1], size))
+
+    def counts(self, *, ragged: bool) -> Tensor:
+        """How many examples, or positions, of each task count `[tasks]`, in 64 bits; unless tasks are ragged, all."""
+        mask = self.mask if ragged else torch.ones_like(self.mask)
+        return mask.flatten(1).double().sum(1)
+
     def minibatch(self, step: int, size: int | None) -> Examples:
         """Rows `step * size` to `(step + 1) * size`, going round; all rows if `size` is None."""
         if size is None:

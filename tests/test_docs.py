@@ -113,6 +113,13 @@ def test_a_table_that_nobody_has_cleaned_and_its_run_in_use(tmp_path):
     assert "nearest neighbours" in shipped.stdout
 
 
+@pytest.mark.slow
+def test_a_network_of_ones_own_that_is_trained_already(tmp_path):
+    (run,) = run_as_written("pretrained.md", tmp_path)
+    assert "nothing to learn" in run.stderr and "query accuracy on 20 test tasks" in run.stdout
+    assert "head.weight, head.bias start anew" in run.stderr
+
+
 def test_a_generator_of_tables_in_one_file_and_one_yaml(tmp_path):
     trained, predicted = run_as_written("priors.md", tmp_path)
     assert "step 20: validation query_loss" in trained.stderr

@@ -393,8 +393,8 @@ def test_a_run_may_start_from_the_base_layer_of_another(tmp_path):
 @pytest.mark.parametrize(
     ("init", "line"),
     [
-        ("nowhere", r"init=nowhere: .*best.safetensors: there is no such checkpoint: no run there"),
-        ("other", r"init=other: .*: a checkpoint of another architecture: features.1.bias is \(9,\) there and \(8"),
+        ("nowhere", r"init=nowhere: nowhere.*best.safetensors: there is no such checkpoint: no run there"),
+        ("other", r"init=other: weights of another architecture: features.1.weight is \(9, 1\) there and \(8"),
     ],
 )
 def test_a_start_that_is_not_there_or_does_not_fit_is_said_in_one_line(tmp_path, init, line):

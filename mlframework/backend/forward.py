@@ -11,14 +11,23 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlframework.backend import stacked
 from mlframework.backend.algorithm import Engine
 from mlframework.backend.engine import over_tasks
 from mlframework.backend.machine import fork_rng, name_of, synchronise
 from mlframework.backend.private import is_fake, swap_tensors
-from mlframework.backend.stacked import batch_norm, by_vmap, per_task, repeated, runs_in_turn, runs_parts, runs_per_task
+from mlframework.backend.stacked import (
+    batch_norm,
+    by_vmap,
+    differentiable_attention,
+    per_task,
+    repeated,
+    runs_in_turn,
+    runs_parts,
+    runs_per_task,
+    runs_together,
+)
 from mlframework.episode import Params
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "runs_in_turn",
     "runs_parts",
     "runs_per_task",
+    "runs_together",
     "swap_tensors",
     "synchronise",
     "table",
@@ -76,21 +86,6 @@ def is_tied(module: nn.Module) -> bool:
     if module not in TIED:
         TIED[module] = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
     return TIED[module]
-
-
-@contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Within this context torch's attention can be differentiated twice, in evaluation mode too.
-
-    Its fast path for evaluation mode has no derivative; the flash kernels have a first one, but no second.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def table(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -207,5 +207,6 @@ class Planner:
 
     def settings(self) -> list[Any]:
         """The settings that the choices depend on."""
-        device = next(self.meta_layer.parameters()).device.type
+        tensor = next(self.meta_layer.parameters(), None)  # of an algorithm that has any
+        device = None if tensor is None else tensor.device.type
         return [self.engine, self.chunk, self.memory_limit, self.capture.wanted, device]

@@ -5,12 +5,14 @@ A small network spends its time on the number of operations, not on their size; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlframework.backend.convolve import convolve, max_pool
 from mlframework.backend.normalise import normalise
@@ -20,8 +22,8 @@ from mlframework.backend.tracing import is_traced
 from mlframework.episode import Params
 
 __all__ = [
-    *("batch_norm", "by_vmap", "forward", "per_task", "repeated"),
-    *("runs_in_turn", "runs_parts", "runs_per_task", "supports"),
+    *("batch_norm", "by_vmap", "differentiable_attention", "forward", "per_task", "repeated"),
+    *("runs_in_turn", "runs_parts", "runs_per_task", "runs_together", "supports"),
 ]
 
 #: Applies a module to inputs `[tasks, n, ...]` with a mask `[tasks, n, ...]` or None. The parameters are the module's
@@ -30,6 +32,9 @@ Rule = Callable[[Any, Mapping[str, Tensor], Tensor, Tensor | None], Tensor]
 
 #: By the exact type of a module, its rule, and whether the rule suits a module's settings.
 RULES: dict[type[nn.Module], tuple[Rule, Callable[[Any], bool]]] = {}
+
+#: By the exact type of a module that treats each example alone, whether all tasks' examples may share a pass.
+TOGETHER: dict[type[nn.Module], Callable[[Any], bool]] = {}
 
 #: For each `forward` that only runs the module's parts: how, given the module, `run(name, x)`, `x` and the mask.
 PARTS: dict[Callable[..., Any], Callable[..., Tensor]] = {}
@@ -55,6 +60,38 @@ def runs_parts(forward: Callable[..., Any]) -> None:
     subclass that overrides `forward` runs under `vmap`.
     """
     PARTS[forward] = lambda module, run, x, mask: module.through(run, x, mask)
+
+
+def runs_together(kind: type[nn.Module], *, when: Callable[[Any], bool]) -> None:
+    """Registers a module whose output for an example depends on that example alone, `when` its settings say so.
+
+    Where no task has parameters of its own for it, all tasks' examples go through it in one pass; else it runs under
+    `vmap`. Subclasses do not inherit this.
+    """
+    TOGETHER[kind] = when
+
+
+def together(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The output `[tasks, n, ...]` of such a module, with the stacked parameters that belong to it."""
+    with differentiable_attention():
+        if params:
+            return by_vmap(module, params, x)
+        return module.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Within this context torch's attention can be differentiated twice, in evaluation mode too.
+
+    Its fast path for evaluation mode has no derivative; the flash kernels have a first one, but no second.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def runs_in_turn(forward: Callable[..., Any]) -> None:
@@ -146,7 +183,7 @@ runs_per_task(
 runs_per_task(
     nn.Flatten, lambda module, params, x, mask: x.flatten(2), when=lambda m: (m.start_dim, m.end_dim) == (1, -1)
 )
-for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Softplus):
+for kind in (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Softplus):
     runs_per_task(kind, lambda module, params, x, mask: module.forward(x))
 
 
@@ -181,6 +218,8 @@ def has_rule(module: nn.Module) -> bool:
         return False
     if type(module) in RULES:
         return RULES[type(module)][1](module)
+    if type(module) in TOGETHER:
+        return TOGETHER[type(module)](module)
     parts = (part for part in children_of(module).values() if part is not None)
     return type(module).forward in PARTS and all(map(has_rule, parts))
 
@@ -193,6 +232,9 @@ def forward(module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = 
     if type(module) in RULES:
         own = {name: params.get(prefix + name, p) for name, p in parameters_of(module).items() if p is not None}
         return RULES[type(module)][0](module, own, x, mask)
+    if type(module) in TOGETHER:
+        inside = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+        return together(module, inside, x)
 
     def run(name: str, x: Tensor) -> Tensor:
         part = cast("nn.Module", children_of(module)[name])

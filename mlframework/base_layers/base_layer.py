@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -12,8 +12,8 @@ from mlframework.errors import InvalidValue
 from mlframework.files import KeepsArguments
 
 __all__ = [
-    *("BATCH_NORMS", "BaseLayer", "Composed", "MixesExamples", "PlainLayer"),
-    *("Run", "Stack", "TakesMask", "as_base_layer"),
+    *("BATCH_NORMS", "BaseLayer", "Composed", "InEvaluation", "MixesExamples", "PlainLayer"),
+    *("Run", "Stack", "TakesMask", "as_base_layer", "mixing_parts", "unfrozen"),
 ]
 
 #: Calls the part of a module that has a name.
@@ -67,6 +67,52 @@ runs_in_turn(Stack.forward)
 MIXING: tuple[type[nn.Module], ...] = (MixesExamples, *BATCH_NORMS)
 
 
+class InEvaluation(nn.Module):
+    """A network that stays in evaluation mode: its batch norms keep the running statistics that it was trained with.
+
+    Nothing writes to these statistics, so no task sees another. Parameters may learn, unless they are `frozen`.
+    """
+
+    def __init__(self, network: nn.Module, *, frozen: bool) -> None:
+        super().__init__()
+        self.network, self.frozen = network.eval(), frozen
+        if frozen:
+            network.requires_grad_(False)
+        self.mixing = [name for name, part in mixing_parts(network) if not keeps_statistics(part)]
+
+    def train(self, mode: bool = True) -> InEvaluation:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def keeps_statistics(norm: nn.Module) -> bool:
+    """Whether a norm has running statistics, which normalise in evaluation mode."""
+    return isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
+
+
+def mixing_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts, by name, that make an example's output depend on the examples beside it."""
+    if isinstance(module, InEvaluation):
+        inside = ((f"network.{part}".rstrip("."), module.network.get_submodule(part)) for part in module.mixing)
+        yield from ((f"{name}.{part}".lstrip("."), found) for part, found in inside)
+        return
+    if isinstance(module, MIXING):
+        yield name, module
+    for own, part in module.named_children():
+        yield from mixing_parts(part, f"{name}.{own}".lstrip("."))
+
+
+def unfrozen(base_layer: BaseLayer) -> BaseLayer:
+    """Lets every parameter learn, but for those of networks that are frozen as they came."""
+    base_layer.requires_grad_()
+    for module in base_layer.modules():
+        if isinstance(module, InEvaluation) and module.frozen:
+            module.requires_grad_(False)
+    return base_layer
+
+
 class BaseLayer(KeepsArguments, Composed):
     """An ordinary network in two parts, so that algorithms can adapt, freeze or replace either.
 
@@ -90,7 +136,12 @@ class BaseLayer(KeepsArguments, Composed):
     @property
     def mixes_examples(self) -> bool:
         """Whether an example's prediction depends on the examples beside it, as with batch statistics."""
-        return any(isinstance(module, MIXING) for module in self.modules())
+        return next(mixing_parts(self), None) is not None
+
+    @property
+    def body(self) -> nn.Module:
+        """The network that files of weights know by its own names."""
+        return self.features
 
     def through(self, run: Run, x: Tensor, mask: Tensor | None) -> Tensor:
         """Predictions `[..., n, out_features]` for inputs `[..., n, *x_shape]`; `mask` `[..., n]`: which rows count."""

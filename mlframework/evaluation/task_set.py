@@ -13,6 +13,7 @@ from mlframework.evaluation.interval import Sources
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.screen import stage
+from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "policies", "task_values"]
@@ -111,7 +112,8 @@ def task_values(
     ends_only: bool = False,
 ) -> Metrics:
     """Each query metric of every task of a set by inner steps, `[steps + 1, tasks]` on the CPU; see `judge_by_step`."""
+    drawn = replace(tasks, task=on_features(tasks.task, meta_layer.base_layer))
     judged = [
-        judge_by_step(meta_layer, episode.to(device), steps, batch_norm, ends_only=ends_only) for episode in tasks
+        judge_by_step(meta_layer, episode.to(device), steps, batch_norm, ends_only=ends_only) for episode in drawn
     ]
     return {name: torch.cat([part[name].cpu() for part in judged], dim=1) for name in judged[0]}

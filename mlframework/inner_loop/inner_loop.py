@@ -30,6 +30,7 @@ def inner_loop(
     steps: int,
     *,
     data: Callable[[int], tuple[Any, ...]] = lambda step: (),
+    parts: Callable[..., Iterable[tuple[Tensor, tuple[Any, ...]]]] | None = None,
     detached_steps: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = None,
@@ -43,6 +44,8 @@ def inner_loop(
             depend on nothing else but parameters and buffers: a step is a `region`.
         params: `[tasks, *shape]` each.
         data: of each step: tensors, or nests of them.
+        parts: divides a step's data into parts, each with its share of every task's loss `[tasks]`; the gradient is
+            summed over them, part by part, in the memory of one. None: all data at once.
         detached_steps: how many of the first steps' gradients are constants, as a first-order meta-gradient takes them;
             the others can be differentiated again. Under `torch.no_grad` all are constants.
         weight_decay: share of its parameter that is added to every gradient, after clipping, as in `torch.optim.SGD`.
@@ -51,7 +54,8 @@ def inner_loop(
             memory for one step instead of `steps`, for about a third more time.
         idle: parameters that the support loss is known not to depend on. New ones are logged once, and added.
     """
-    step = region(Step(losses_of, update, weight_decay, clip, set() if idle is None else idle).take)
+    taken = Step(losses_of, update, weight_decay, clip, set() if idle is None else idle, parts).take
+    step = region(taken) if parts is None else taken
     state = update.init(params)
     yield params
     for index in range(steps):
@@ -72,6 +76,7 @@ class Step:
     weight_decay: float
     clip: float | None
     idle: set[str]
+    parts: Callable[..., Iterable[tuple[Tensor, tuple[Any, ...]]]] | None = None
 
     def take(self, params: Params, state: Any, data: tuple[Any, ...], constant: bool, index: int) -> tuple[Params, Any]:
         """The moved parameters and the rule's next state; `constant`: whether the gradient is one.
@@ -82,7 +87,7 @@ class Step:
         exact = torch.is_grad_enabled() and not constant
         params = {name: differentiable(p) for name, p in params.items()}
         with torch.enable_grad():
-            grads = gradients(self.losses_of(params, index, *data), params, create_graph=exact)
+            grads = self.gradients(params, data, exact, index)
         # A parameter that the loss does not depend on stays where it is.
         if len(grads) < len(params):
             report_idle(params.keys() - grads.keys(), self.idle)
@@ -95,6 +100,22 @@ class Step:
             grads = {name: grad + self.weight_decay * held[name] for name, grad in grads.items()}
         moved, state = self.update(moving, grads, state, index)
         return {**params, **moved}, state
+
+    def gradients(self, params: Params, data: tuple[Any, ...], exact: bool, index: int) -> Params:
+        """Each task's gradient of its loss on a step's data; `exact`: whether it can be differentiated again."""
+        if self.parts is None:
+            return gradients(self.losses_of(params, index, *data), params, create_graph=exact)
+        of_part, total = region(self.of_part), dict[str, Tensor]()
+        for share, part in self.parts(*data):
+            args = (params, share, part, exact, index)
+            found = checkpoint(of_part, *args, use_reentrant=False) if exact else of_part(*args)
+            total = {name: total[name] + grad if total else grad for name, grad in found.items()}
+        return total
+
+    def of_part(self, params: Params, share: Tensor, part: tuple[Any, ...], exact: bool, index: int) -> Params:
+        """A part's share of each task's gradient."""
+        losses = self.losses_of(params, index, *part)
+        return gradients(losses * share.to(losses.dtype), params, create_graph=exact)
 
 
 def differentiable(p: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,11 @@ class FeatureMetaLayer(MetaLayer):
 
         If examples mix, the support set's statistics normalise all of them.
         """
-        (support, query), both = episode, episode.joined()
-        mixes = self.base_layer.mixes_examples
+        (support, query), mixes = episode, self.base_layer.mixes_examples
+        if self.support_chunk is not None:  # both in one pass would need a copy of a large support set
+            of_support, of_query = (self.features_of(part.x, self.mask_or_none(part.mask)) for part in episode)
+            return of_support, of_query
+        both = episode.joined()
         mask = torch.cat([support.mask, torch.zeros_like(query.mask)], dim=1) if mixes else self.mask_or_none(both.mask)
         of_support, of_query = self.features_of(both.x, mask).split([support.x.shape[1], query.x.shape[1]], dim=1)
         return of_support, of_query
@@ -104,4 +108,4 @@ class FeatureMetaLayer(MetaLayer):
     def features_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `[tasks, n, d]` of inputs `[tasks, n, *x_shape]`; of sequences `[tasks, n, length, d]`."""
         # Once per step: computing them anew in the backward pass would make that twice as slow.
-        return region(self.call_base_layer, recompute=False)({}, x, mask)
+        return self.in_parts(partial(region(self.call_base_layer, recompute=False), {}), x, mask)

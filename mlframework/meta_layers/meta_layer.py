@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mlframework.backend.forward import Engine, call_per_task
-from mlframework.base_layers.base_layer import BATCH_NORMS, BaseLayer, PlainLayer, as_base_layer
+from mlframework.base_layers.base_layer import BATCH_NORMS, BaseLayer, PlainLayer, as_base_layer, mixing_parts
 from mlframework.episode import Episode, Examples, Kind, Params, masked_mean
 from mlframework.errors import IncompatibleKind, InvalidValue, UserError, part_of
 from mlframework.files import KeepsArguments
@@ -84,6 +85,8 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     outer_step: int = 0
     #: How the base layer runs over tasks; see `mlframework.backend.forward.over_tasks`.
     engine: Engine = "vectorised"
+    #: How many examples of a support set are adapted to at a time; None: all of them. See `take_support_by`.
+    support_chunk: int | None = None
 
     def __init__(
         self,
@@ -103,7 +106,10 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         self.check_policy(batch_norm)
         running = [name for name, norm in torch_norms(base_layer).items() if norm.track_running_stats]
         if running:  # accuracies collapse where evaluation uses the averages
-            why = "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics"
+            why = (
+                "keeps running statistics, which mix tasks: give it track_running_stats=False, or use BatchStatistics; "
+                "base_layer=pretrained keeps those of a network that is trained already"
+            )
             raise InvalidValue("base_layer", running[0], why)
         if frozen is not None:
             for name in matching(frozen, dict(base_layer.named_parameters(remove_duplicate=False)), field="frozen"):
@@ -116,6 +122,35 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         if batch_norm == "support" and (norms := torch_norms(self.base_layer)):
             why = f"{next(iter(norms))} takes no mask: use BatchStatistics, or another policy"
             raise InvalidValue("batch_norm", batch_norm, why)
+
+    def take_support_by(self, chunk: int | None) -> None:
+        """Lets a support set larger than memory be adapted to in parts of so many examples; None: all at once.
+
+        Results are those of the whole support set but for rounding: inner gradients are summed over the parts, and
+        features are computed part by part. A backward pass computes each part anew. The memory is that of one part.
+
+        Raises:
+            InvalidValue: the algorithm needs all examples at once.
+        """
+        if chunk is not None and (type(chunk) is not int or chunk < 1):
+            raise InvalidValue("support_chunk", chunk, "must be at least 1, or null for all examples at once")
+        if chunk is not None and self.base_layer.mixes_examples:
+            why = f"{next(mixing_parts(self.base_layer))[0]} mixes examples, so it needs all of a support set"
+            raise InvalidValue("support_chunk", chunk, f"{why}: use base_layer.norm=group, or a frozen network")
+        self.support_chunk = chunk
+
+    def in_parts(self, run: Callable[..., Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+        """The outputs `[tasks, n, ...]` of `run(x, mask)`, `support_chunk` examples at a time."""
+        size, n = self.support_chunk, x.shape[1]
+        if size is None or n <= size:
+            return run(x, mask)
+        found = []
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            args = (x[:, rows], None if mask is None else mask[:, rows])
+            graph = torch.is_grad_enabled()
+            found.append(checkpoint(run, *args, use_reentrant=False) if graph else run(*args))
+        return torch.cat(found, dim=1)
 
     @property
     def trained_inner_steps(self) -> int:
@@ -266,8 +301,8 @@ def learned_names(pattern: str, module: nn.Module, *, field: str) -> list[str]:
 
 
 def torch_norms(module: nn.Module) -> dict[str, nn.Module]:
-    """Torch's batch norms in a module, by what messages call them."""
-    norms = {name: part for name, part in module.named_modules() if isinstance(part, BATCH_NORMS)}
+    """Torch's batch norms in a module that mix examples, by what messages call them."""
+    norms = {name: part for name, part in mixing_parts(module) if isinstance(part, BATCH_NORMS)}
     return {f"{type(part).__name__} ({name})": part for name, part in norms.items()}
 
 
@@ -282,4 +317,4 @@ def call_features(meta_layer: MetaLayer, params: Params, x: Tensor, mask: Tensor
     require_features(meta_layer.base_layer, type(meta_layer).__name__)
     network = BaseLayer(meta_layer.base_layer.features, nn.Identity())
     own = {name: p for name, p in params.items() if name.startswith("features.")}
-    return call_per_task(network, own, x, mask, engine=meta_layer.engine)
+    return meta_layer.in_parts(partial(call_per_task, network, own, engine=meta_layer.engine), x, mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
+from mlframework.base_layers.weight_files import SUFFIXES, load_base_layer
 from mlframework.errors import InvalidValue, UserError, part_of
 from mlframework.evaluation.part import Display
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -17,7 +20,6 @@ from mlframework.runs.check_config import is_part
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks.fixed_train_tasks import fix_train_tasks
 from mlframework.tasks.task_distribution import TaskDistribution
-from mlframework.training import checkpoint
 from mlframework.training.outer_loop import OuterLoop
 
 if TYPE_CHECKING:  # its imports are slow; a run without evaluation does without them
@@ -27,6 +29,8 @@ __all__ = [
     *("build_base_layer", "build_device", "build_displays", "build_evaluation"),
     *("build_meta_layer", "build_outer_loop", "build_task"),
 ]
+
+log = logging.getLogger(__name__)
 
 
 def build_task(config: DictConfig) -> TaskDistribution:
@@ -43,20 +47,32 @@ def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
 
 def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
     base_layer = build_base_layer(config, task)
-    if config.get("init"):
-        run = RunFolder(config.init, key="init")
-        try:  # before the algorithm, which may put modules of its own between those of the base layer
-            checkpoint.load_weights(run.best, base_layer, prefix="base_layer.")
-        except UserError as error:
-            raise InvalidValue("init", run.path, str(error)) from error
+    if config.get("init"):  # before the algorithm, which may put modules of its own between those of the base layer
+        start_from(config.init, base_layer)
     meta_layer = instantiate(config.algorithm, _partial_=True)(base_layer, task)
     meta_layer.regularise(build_named(config.get("regulariser")))
     return meta_layer
 
 
+def start_from(init: str, base_layer: BaseLayer) -> None:
+    """Loads the best weights of a run folder, or a file of weights, into a base layer, or into its body alone."""
+    path = Path(init).expanduser()
+    if path.suffix not in SUFFIXES and not path.is_file():
+        path = RunFolder(init, key="init").best
+        if not path.is_file():
+            why = f"{path}: there is no such checkpoint: no run there, or none that has come to a validation"
+            raise InvalidValue("init", init, f"{why}; or name a file of weights ({', '.join(SUFFIXES)})")
+    try:
+        left = load_base_layer(base_layer, path)
+    except UserError as error:
+        raise InvalidValue("init", init, str(error)) from error
+    if left:
+        log.info("init=%s: %s start anew or are left out: no such weights fit", init, ", ".join(left))
+
+
 def build_outer_loop(config: DictConfig, meta_layer: MetaLayer) -> OuterLoop:
     learned, schedule = [p for p in meta_layer.parameters() if p.requires_grad], config.schedule
-    optimizer = instantiate(config.optimizer)(learned)
+    optimizer = instantiate(config.optimizer)([{"params": learned}])  # of which there may be none
     # Settings that torch's schedules accept and that make a rate rise or fall below zero.
     for name, least in {"T_max": 1, "total_iters": 1, "eta_min": 0}.items():
         if name not in schedule or OmegaConf.is_interpolation(schedule, name):  # the key referred to is checked

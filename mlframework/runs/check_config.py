@@ -152,7 +152,7 @@ def located(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         owner, _, last = name.rpartition(".")
-        if error.name != name or not owner:
+        if not owner or not f"{name}.".startswith(f"{error.name}."):  # a module that the named one imports
             raise
     return getattr(located(owner), last)
 

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from mlframework.errors import FailedRun, InvalidValue, UserError
-from mlframework.evaluation.baselines.pretraining import Pretrained
+from mlframework.evaluation.baselines.pretraining import AfterPretraining
 from mlframework.evaluation.comparison import (
     ClockedTrial,
     Comparison,
@@ -180,7 +180,7 @@ def judged(key: str, baseline: Baseline, trial: ClockedTrial) -> Iterator[tuple[
     """The rows of a contender with their costs; one that fails on these tasks is left out with a warning."""
     try:
         for row in baseline.rows(key, trial):
-            seconds = baseline.training_seconds(trial) if isinstance(baseline, Pretrained) else None
+            seconds = baseline.training_seconds(trial) if isinstance(baseline, AfterPretraining) else None
             yield row, Cost(seconds, trial.tuning, trial.adapting[row.method, row.batch_norm])
     except (UserError, FailedRun) as error:
         log.warning("%s is left out: %s", key, error)

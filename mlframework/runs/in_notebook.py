@@ -8,13 +8,14 @@ import torch
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Split
-from mlframework.errors import InvalidValue
+from mlframework.errors import InvalidValue, UserError
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.part import Baseline
 from mlframework.evaluation.report import Report
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.screen import showing, stage
+from mlframework.tasks.on_features import on_features
 from mlframework.training.outer_loop import OuterLoop
 
 __all__ = ["evaluate", "train"]
@@ -43,10 +44,13 @@ def train(
     """
     at_least("steps", steps, 1)
     at_least("meta_batch", meta_batch, 1)
-    optimizer = torch.optim.Adam([p for p in meta_layer.parameters() if p.requires_grad], lr=lr, fused=True)
+    learned = [p for p in meta_layer.parameters() if p.requires_grad]
+    if not learned:
+        raise UserError("there is nothing to learn: evaluate(meta_layer) judges the algorithm as it is")
+    optimizer = torch.optim.Adam(learned, lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     outer = OuterLoop(meta_layer, optimizer, schedule, clip=clip, capture=capture)
-    task, device = meta_layer.task, next(meta_layer.parameters()).device
+    task, device = on_features(meta_layer.task, meta_layer.base_layer), learned[0].device
     outer.prepare(task.sample(2, "train", torch.Generator().manual_seed(seed)).to(device))
     losses, generator = [], torch.Generator().manual_seed(seed)
     with showing(), stage("meta-training", steps) as at:
@@ -80,7 +84,7 @@ def evaluate(
         The report; `report.rows[0].interval("query_loss")` is the algorithm's mean with its 95 % interval.
     """
     evaluation = Evaluation(tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks, baseline=baseline)
-    device = next(meta_layer.parameters()).device
+    device = next(meta_layer.parameters(), torch.empty(0)).device
     make = make_base_layer or no_base_layer
     with showing(), stage("evaluating"):
         return evaluation.run(type(meta_layer).__name__, meta_layer, make, device, monitor=monitor)

@@ -22,7 +22,7 @@ __all__ = ["Resumed", "resumed"]
 #: Settings that may change: length, intervals, place and output; not the learning, nor the choice of the best weights.
 CHANGEABLE = (
     *("trainer.steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every"),
-    *("outer.capture", "outer.engine", "outer.chunk", "outer.memory_limit"),
+    *("outer.capture", "outer.engine", "outer.chunk", "outer.memory_limit", "outer.support_chunk"),
     *("evaluation", "logger", "display", "device", "threads", "allocator"),
 )
 

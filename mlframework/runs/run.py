@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mlframework.backend.step import import_compiler, tune
+from mlframework.base_layers.base_layer import BaseLayer, InEvaluation
+from mlframework.base_layers.weight_files import weights_follow
 from mlframework.errors import FailedRun, InvalidValue
 from mlframework.files import write_json
+from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
 from mlframework.runs.check_config import check_episodes
 from mlframework.runs.error_report import fault
@@ -23,6 +26,8 @@ from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.runs.try_out import try_out
 from mlframework.screen import stage
+from mlframework.tasks.on_features import on_features
+from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.logger import Logger
@@ -145,10 +150,13 @@ def prepare_process(config: DictConfig) -> None:
 
 def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trainer, Evaluation | None]:
     """Builds all parts of a run and tries each of them once, so that no mistake comes to light after the training."""
-    if config.resume and folder.last.exists():
+    resumes = config.resume and folder.last.exists()
+    if resumes:
         config.init = None  # the checkpoint holds the weights
-    with stage("building"):
+    with stage("building"), weights_follow() if resumes else nullcontext():
         training = set_up(config, folder)
+    if resumes:
+        checkpoint.restore(training)  # what is tried is what goes on
     training = training._replace(displays=build.build_displays(config, training.task))
     trainer: Trainer = instantiate(config.trainer)
     logger = instantiate(config.logger)
@@ -157,12 +165,18 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     if evaluation is not None:
         evaluation.check(training.task)
     check_episodes(config, training.task.spec)
-    anew = config.copy()
-    anew.init = None
     with stage("trying each part once"):
-        metrics = try_out(training, partial(build.build_meta_layer, anew, training.task))
+        metrics = try_out(training, partial(build_anew, config, training.task))
     trainer.check(training.meta_layer, metrics)
     return training, trainer, evaluation
+
+
+def build_anew(config: DictConfig, task: TaskDistribution) -> MetaLayer:
+    """A newly initialised algorithm whose weights follow."""
+    config = config.copy()
+    config.init = None
+    with weights_follow():
+        return build.build_meta_layer(config, task)
 
 
 def meta_train(training: Training, trainer: Trainer, logger: Logger, progress: Progress) -> Progress:
@@ -214,16 +228,26 @@ def start(training: Training, config: DictConfig, record: Callable[[], None]) ->
 
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:
     name = choices.get("algorithm", type(training.meta_layer).__name__)
-    make = partial(build.build_base_layer, config, training.task)
+    make = partial(make_base_layer, config, training)
     with stage("evaluating"):
         return evaluation.run(name, training.meta_layer, make, training.device, monitor=config.trainer.monitor)
+
+
+def make_base_layer(config: DictConfig, training: Training) -> BaseLayer:
+    """A newly initialised base layer, but for a frozen network, which has the weights that it came with."""
+    with weights_follow():
+        made = build.build_base_layer(config, training.task)
+    if isinstance(made.features, InEvaluation) and made.features.frozen:
+        made.features.load_state_dict(training.meta_layer.base_layer.features.state_dict())
+    return made
 
 
 def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:
     """Evaluates the run in a folder, as composed from `conf/evaluation`, with its `best` or `last` weights."""
     training, config = load_run(folder, weights=weights, device=device), folder.config()
     config.evaluation = evaluation
-    training.outer.prepare(training.task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
+    task = on_features(training.task, training.meta_layer.base_layer)
+    training.outer.prepare(task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
     built = build.build_evaluation(config)
     assert built is not None
     return evaluate(built, config, training, folder.choices())
@@ -235,7 +259,8 @@ def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
     if weights not in ("best", "last"):
         raise InvalidValue("weights", weights, "must be best or last")
     config.device, config.init = device, None
-    training = set_up(config, folder)
+    with weights_follow():
+        training = set_up(config, folder)
     if weights == "best":
         checkpoint.load_weights(folder.best, training.meta_layer)
     else:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.weight_files import weights_follow
 from mlframework.episode import Episode, Split, TaskSpec
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments, as_json
@@ -122,7 +123,8 @@ def read(path: Path, classes: Sequence[type] = ()) -> MetaLayer:
     if parts["task"]["_target_"] == "SpecOnly":
         parts["task"]["spec"] = TaskSpec(*parts["task"]["spec"])
     task = built(parts["task"], own)
-    base_layer = built(parts["base_layer"], own, task.spec)
+    with weights_follow():
+        base_layer = built(parts["base_layer"], own, task.spec)
     meta_layer: MetaLayer = built(parts["algorithm"], own, base_layer, task)
     checkpoint.load_weights(path, meta_layer)
     return meta_layer

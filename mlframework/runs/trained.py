@@ -46,9 +46,11 @@ class Trained:
     def __init__(self, meta_layer: MetaLayer) -> None:
         self.meta_layer = meta_layer.eval()
         self.meta_layer.engine = "loop"  # takes any module; there is one task at a time
-        self.device = next(meta_layer.parameters()).device
+        self.device = next(meta_layer.parameters(), torch.empty(0)).device
 
-    def adapt(self, x: Any, y: Any = None, *, inner_steps: int | None = None) -> TaskModel:
+    def adapt(
+        self, x: Any, y: Any = None, *, inner_steps: int | None = None, support_chunk: int | None = None
+    ) -> TaskModel:
         """The model of one new task, from its support set.
 
         Args:
@@ -56,11 +58,14 @@ class Trained:
                 `Examples` of one task, leaves `[1, n, ...]`.
             y: targets: values `[n, out_features]`, or class ids `[n]`.
             inner_steps: None: the algorithm's own number at test, which is 0 without an inner loop.
+            support_chunk: examples at a time, for a support set larger than memory; None: as the run was trained.
         """
         support = self.support_set(x, y).to(self.device)
         steps = self.meta_layer.test_inner_steps if inner_steps is None else inner_steps
         if steps < 0:
             raise InvalidValue("inner_steps", steps, "must be at least 0, or null for the algorithm's own number")
+        if support_chunk is not None:
+            self.meta_layer.take_support_by(support_chunk)
         with torch.no_grad():
             adapted = last(self.meta_layer.trajectory(support, steps))
         return TaskModel(self.meta_layer, adapted, support)
@@ -70,7 +75,7 @@ class Trained:
             return x if isinstance(x, Examples) else as_text(self.meta_layer.task).encode(x)
         spec = self.meta_layer.task.spec
         y_shape = {"regression": (spec.out_features,), "classification": (), "sequence": spec.x_shape}[spec.kind]
-        numbers = next(self.meta_layer.parameters()).dtype
+        numbers = next(self.meta_layer.parameters(), torch.empty(0)).dtype
         inputs = as_tensor("x", x, spec.x_shape, torch.long if spec.kind == "sequence" else numbers)
         targets = as_tensor("y", y, y_shape, numbers if spec.kind == "regression" else torch.long)
         if len(inputs) != len(targets):

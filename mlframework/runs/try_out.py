@@ -18,6 +18,7 @@ from mlframework.evaluation.task_set import judge_by_step, policies
 from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.tasks.check_episode import check_episode
+from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
@@ -35,7 +36,8 @@ def try_out(training: Training, make_meta_layer: Callable[[], MetaLayer]) -> Met
     Parameters, buffers and random numbers stay as they are. Saved weights are loaded into a new meta layer. A
     `UserError` names the task, or the module, at fault.
     """
-    task, meta_layer, device = training.task, training.meta_layer, training.device
+    meta_layer, device = training.meta_layer, training.device
+    task = on_features(training.task, meta_layer.base_layer)
     with fork_rng(device):
         drawn = {split: draw(task, split).to(device) for split in get_args(Split)}
         few = first_queries(drawn["validation"])

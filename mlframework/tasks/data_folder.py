@@ -74,7 +74,14 @@ def composed_parts(path: Path) -> tuple[str, ...]:
     return tuple(composed(part) for part in path.parts)
 
 
-def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: str) -> Arrays:
+def cached(
+    name: str,
+    settings: object,
+    build: Callable[[], Arrays],
+    *,
+    source: str,
+    accept: Callable[[Arrays], bool] = lambda arrays: True,
+) -> Arrays:
     """The arrays that `build` returns, read from the cache when they were built before.
 
     They are stored contiguous: sums over another memory layout are rounded in another order.
@@ -82,13 +89,15 @@ def cached(name: str, settings: object, build: Callable[[], Arrays], *, source: 
     Args:
         settings: all that they depend on; another `repr` builds them anew.
         source: the file of `build`, `__file__`; a change of it builds them anew as well.
+        accept: whether arrays from the cache are what `build` would return.
     """
     key = hashlib.sha256(repr(settings).encode() + Path(source).read_bytes()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            return dict(file)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+            if accept(found := dict(file)):
+                return found
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         pass  # not there, or damaged by something outside: built below
     arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:

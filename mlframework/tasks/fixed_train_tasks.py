@@ -11,7 +11,7 @@ from mlframework.episode import Episode, Split
 from mlframework.errors import InvalidValue
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["fix_train_tasks"]
+__all__ = ["FixedTrainTasks", "fix_train_tasks"]
 
 Task = TypeVar("Task", bound=TaskDistribution)
 
@@ -26,11 +26,11 @@ def fix_train_tasks(task: Task, count: int, *, seed: int) -> Task:
         raise InvalidValue("train_tasks", count, "must be at least 1, or null for new tasks in every step")
     # In the copy's own attributes: its class, by which baselines and displays know a task, stays what it is.
     same = copy.copy(task)
-    vars(same)["sample"] = Sample(task, count, seed)
+    vars(same)["sample"] = FixedTrainTasks(task, count, seed)
     return same
 
 
-class Sample:
+class FixedTrainTasks:
     """`sample` of a task distribution with a fixed number of training tasks; these are drawn when first asked for."""
 
     def __init__(self, task: TaskDistribution, count: int, seed: int) -> None:
@@ -46,4 +46,4 @@ class Sample:
         return self.fixed.tasks(torch.randint(self.count, (num_tasks,), generator=generator).tolist())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sample, (self.task, self.count, self.seed)  # without the tasks, which are drawn again
+        return FixedTrainTasks, (self.task, self.count, self.seed)  # without the tasks, which are drawn again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mlframework.base_layers.weight_files import from_bytes
 from mlframework.errors import UserError
 from mlframework.evaluation.part import Display
 from mlframework.files import atomic
@@ -117,15 +117,6 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
     with safetensors_errors(path):
         tensors = from_bytes(path.read_bytes())
     load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
-
-
-def from_bytes(content: bytes) -> dict[str, torch.Tensor]:
-    """The tensors in what `to_bytes` returned, under all their names."""
-    tensors = safetensors.torch.load(content)
-    # The format: the length of the header in eight bytes, the header as JSON, the tensors.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    others = header.get("__metadata__", {})
-    return {**tensors, **{name: tensors[first] for name, first in others.items() if first in tensors}}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -36,7 +36,7 @@ def meta_gradient(
         learned: the meta-parameters by name; finding them takes a good part of a small step.
 
     Returns:
-        The meta-loss of each task `[tasks]` and the metrics, detached.
+        The meta-loss of each task `[tasks]` and the metrics, detached. Without meta-parameters that is all.
 
     Raises:
         MissingGradient: a meta-parameter took no part: it would never be learned, in silence.
@@ -46,9 +46,10 @@ def meta_gradient(
         p.grad = None
     parts = []
     for part in episode.chunks(chunk or episode.num_tasks):
-        if gradients_of is None:
+        if gradients_of is None or not learned:
             losses, metrics = meta_layer.training_loss(part)
-            losses.backward(torch.full_like(losses, 1 / episode.num_tasks))
+            if learned:
+                losses.backward(torch.full_like(losses, 1 / episode.num_tasks))
         else:
             losses, metrics, by_name, _ = averaged(gradients_of(part), episode.num_tasks)
             for name, grad in by_name.items():

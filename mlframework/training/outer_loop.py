@@ -37,6 +37,7 @@ class OuterLoop:
         clip: the largest norm of the meta-gradient; None leaves it as it is.
         capture: `auto`, `true` or `false`: whether the step is compiled.
         engine, chunk, memory_limit: how a meta-batch is gone through; see `mlframework.backend.plan.Planner`.
+        support_chunk: examples of a support set at a time; see `MetaLayer.take_support_by`.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class OuterLoop:
         clip: float | None = None,
         capture: str | bool = "false",
         memory_limit: float | None = None,
+        support_chunk: int | None = None,
     ) -> None:
         if clip is not None and not clip > 0:
             raise InvalidValue("clip", clip, "must be above 0, or null for no clipping")
         self.meta_layer, self.optimizer, self.scheduler, self.clip = meta_layer, optimizer, scheduler, clip
+        meta_layer.take_support_by(support_chunk)
         self.capture = Capture(meta_layer, str(capture).lower(), ClippedMean(clip))
         self.captures = self.capture.wanted != "false"
         gradient = functools.partial(meta_gradient, meta_layer)

@@ -19,6 +19,7 @@ from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.screen import Stage, stage
+from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
@@ -67,7 +68,7 @@ class Trainer:
             raise InvalidValue("monitor_step", self.monitor_step, why)
 
     def run(self, training: Training, logger: Logger, progress: Progress) -> Progress:
-        """Trains from where `progress` stands to the last step.
+        """Trains from where `progress` stands to the last step; where there is nothing to learn, only validates.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint, unless a compiler was at work.
@@ -75,6 +76,9 @@ class Trainer:
         """
         if progress.step == 0:
             self.save(training, progress)
+        if not training.outer.learned:
+            log.info("nothing to learn: no outer step is taken")
+            return self.without_steps(training, logger, progress)
         with stage("meta-training", self.steps, progress.step) as training_stage, DeferredInterrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
             clock = resumed = time.perf_counter()
@@ -104,6 +108,14 @@ class Trainer:
             raise FailedRun(f"{why}; the last ones are in {training.last}")
         return progress
 
+    def without_steps(self, training: Training, logger: Logger, progress: Progress) -> Progress:
+        """The validation of an algorithm that has nothing to learn; its weights are the best ones."""
+        progress = self.validate(training, logger, progress)
+        self.save(training, progress)
+        if progress.best is None:
+            raise FailedRun(f"{self.monitor} is not finite on the validation tasks")
+        return progress
+
     def selecting_step(self, meta_layer: MetaLayer) -> int:
         """The number of inner steps after which the monitored metric selects weights."""
         if self.monitor_step is None:
@@ -122,7 +134,8 @@ class Trainer:
 
     def outer_step(self, training: Training, step: int) -> Metrics:
         """Steps on the next meta-batch; where the loss is not finite, says which step and which tasks."""
-        episode = training.task.sample(self.meta_batch, "train", training.generator)
+        task = on_features(training.task, training.meta_layer.base_layer)
+        episode = task.sample(self.meta_batch, "train", training.generator)
         episode = training.meta_layer.before_step(episode, training.generator).to(training.device)
         training.outer.capture.steps_left = self.steps - step
         try:

@@ -928,4 +928,42 @@ TABLES = (
     ),
 )
 
-MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES, *TABLES)
+in_evaluation = File("base_layers/base_layer.py", "test_pretrained.py")
+weight_files = File("base_layers/weight_files.py", "test_pretrained.py")
+features = File("tasks/on_features.py", "test_pretrained.py")
+
+PRETRAINED = (
+    inner_loop(
+        "parts of unequal tasks count alike",
+        "losses * share.to(losses.dtype)",
+        "losses * share.mean().to(losses.dtype)",
+        "test_support_chunk.py::"
+        "test_an_algorithm_in_parts_has_the_losses_the_meta_gradient_and_the_predictions_of_the_whole",
+    ),
+    in_evaluation(
+        "a trained network goes into training mode",
+        "return super().train(False)",
+        "return super().train(mode)",
+        "test_the_network_predicts_as_in_evaluation_mode_whatever_mode_is_asked_for",
+    ),
+    weight_files(
+        "a file of weights runs code",
+        "weights_only=True",
+        "weights_only=False",
+        "test_a_file_that_cannot_be_used_is_said_in_one_line_and_runs_no_code",
+    ),
+    features(
+        "new weights keep old features",
+        "KNOWN.get(module, []).clear()",
+        "KNOWN.get(module, []).copy()",
+        "test_new_weights_make_new_features",
+    ),
+    features(
+        "features of other code are taken",
+        "accept=agrees",
+        "accept=lambda arrays: True",
+        "test_kept_features_are_refused_when_the_code_of_the_network_has_changed",
+    ),
+)
+
+MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES, *TABLES, *PRETRAINED)

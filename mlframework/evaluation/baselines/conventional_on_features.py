@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlframework.evaluation.baselines.conventional import Conventional, Grid
-from mlframework.evaluation.baselines.pretraining import Pretrained, Pretraining
+from mlframework.evaluation.baselines.pretraining import AfterPretraining, Pretraining
 from mlframework.evaluation.choices import Trial
 from mlframework.evaluation.report import MethodResult
 from mlframework.tasks.task_distribution import TaskDistribution
@@ -14,7 +14,7 @@ from mlframework.tasks.task_distribution import TaskDistribution
 __all__ = ["ConventionalOnFeatures"]
 
 
-class ConventionalOnFeatures(Pretrained):
+class ConventionalOnFeatures(AfterPretraining):
     """A classifier or a regressor, fitted to the features of each support set; validation tasks choose the network too.
 
     Args:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 
 from mlframework.episode import Examples, Params
-from mlframework.evaluation.baselines.pretraining import Pretrained, PretrainedNetwork, Pretraining
+from mlframework.evaluation.baselines.pretraining import AfterPretraining, PretrainedNetwork, Pretraining
 from mlframework.evaluation.choices import Candidate, Rule, Trial, thinned
 from mlframework.evaluation.report import MethodResult
 from mlframework.evaluation.task_set import TaskSet, task_values
@@ -18,7 +18,7 @@ from mlframework.meta_layers.meta_layer import Metrics
 __all__ = ["FineTuned", "fine_tuned"]
 
 
-class FineTuned(Pretrained):
+class FineTuned(AfterPretraining):
     """All parameters of a conventionally trained network, fine-tuned on each support set.
 
     Validation tasks choose the network, the rule, the rate, and the number of steps.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from mlframework.backend.forward import fork_rng
-from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.base_layer import BaseLayer, InEvaluation, unfrozen
 from mlframework.episode import Examples, Params
 from mlframework.evaluation.choices import Candidate, Rule, Trial, thinned
 from mlframework.evaluation.part import Baseline
@@ -26,6 +26,8 @@ __all__ = ["FromScratch", "TrainedFromScratch"]
 class FromScratch(Baseline):
     """The same network, trained on each support set from random parameters; rule, rate and steps are tuned.
 
+    A frozen network that came trained stays as it is: then the head alone is trained.
+
     Args:
         tasks: the number of tasks on which it is judged, the first of the set, for training takes long.
         steps: training steps at most.
@@ -36,7 +38,10 @@ class FromScratch(Baseline):
 
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         choice = trial.choose(self.candidate(rule, trial) for rule in trial.rules)
-        yield trial.row("from scratch", trial.shown("transductive"), choice, tasks=self.tasks)
+        features = trial.meta_layer.base_layer.features
+        keeps = isinstance(features, InEvaluation) and features.frozen
+        name = "head from scratch" if keeps else "from scratch"
+        yield trial.row(name, trial.shown("transductive"), choice, tasks=self.tasks)
 
     def candidate(self, rule: Rule, trial: Trial) -> Candidate:
         """Training by one rule; every rule starts from the same random parameters."""
@@ -62,14 +67,17 @@ class TrainedFromScratch(MAML):
         update: Callable[[Params], InnerUpdate],
         steps: int,
     ) -> None:
-        network = make_base_layer().requires_grad_()  # all of it is trained, also what is frozen elsewhere
+        network = unfrozen(make_base_layer())  # all of it is trained, also what the algorithm freezes
         super().__init__(network, task, update=update, meta_gradient=FirstOrder(), inner_steps=steps)
         self.make_base_layer = make_base_layer
 
     def initial(self, support: Examples) -> Params:
         """Stacked parameters of one new network per task."""
         networks = [dict(self.make_base_layer().named_parameters()) for _ in range(len(support.mask))]
-        return {name: torch.stack([n[name].detach() for n in networks]).to(support.mask.device) for name in networks[0]}
+        return {
+            name: torch.stack([network[name].detach() for network in networks]).to(support.mask.device)
+            for name in self.adapted_names
+        }
 
     def trajectory(self, support: Examples, steps: int, *, batch_size: int | None = None) -> Iterator[Params]:
         """Parameters after each of the `thinned` numbers of steps."""

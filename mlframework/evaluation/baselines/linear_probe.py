@@ -7,7 +7,7 @@ from typing import Any
 
 from mlframework.episode import Kind
 from mlframework.evaluation.baselines.fine_tuning import fine_tuned
-from mlframework.evaluation.baselines.pretraining import Pretrained, Pretraining
+from mlframework.evaluation.baselines.pretraining import AfterPretraining, Pretraining
 from mlframework.evaluation.baselines.scikit_learn import candidates, grid
 from mlframework.evaluation.choices import Candidate, Trial
 from mlframework.evaluation.report import MethodResult
@@ -16,7 +16,7 @@ from mlframework.inner_loop.inner_update import at_least
 __all__ = ["LinearProbe"]
 
 
-class LinearProbe(Pretrained):
+class LinearProbe(AfterPretraining):
     """Logistic or ridge regression on frozen features; of sequences, gradient steps of the head alone.
 
     Validation tasks choose the network and the penalty, or the rule, its rate and the number of steps.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlframework.backend.forward import Engine, call_per_task, fork_rng
-from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.base_layer import BaseLayer, unfrozen
 from mlframework.base_layers.normalisation import with_fixed_statistics
 from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
@@ -21,9 +21,10 @@ from mlframework.evaluation.part import Baseline
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.feature_meta_layer import require_features
 from mlframework.tasks.few_shot import FewShotClassification
+from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Pretrained", "PretrainedNetwork", "Pretraining", "of_all_classes"]
+__all__ = ["AfterPretraining", "PretrainedNetwork", "Pretraining", "of_all_classes"]
 
 
 class PretrainedNetwork(NamedTuple):
@@ -76,21 +77,20 @@ class Pretraining:
         began, task, engine = time.perf_counter(), trial.task, trial.meta_layer.engine
         with fork_rng(trial.device):
             torch.manual_seed(0)
-            network = trial.make_base_layer().requires_grad_()
+            network = unfrozen(trial.make_base_layer())
             pool = class_pool(task)
             trained = network if pool is None else with_head(network, len(pool.classes("train").sizes), task)
-        trained = trained.to(trial.device).train()
-        optimizer = torch.optim.Adam(trained.parameters(), rate)
+        trained, seen = trained.to(trial.device).train(), on_features(task, trained)
+        optimizer = torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = torch.Generator().manual_seed(0)
         for _ in range(self.steps):
             optimizer.zero_grad()
-            if pool is None:
-                losses = task_losses(trained, task.sample(self.meta_batch, "train", generator).to(trial.device), trial)
+            if (seen_pool := class_pool(seen)) is None:
+                losses = task_losses(trained, seen.sample(self.meta_batch, "train", generator).to(trial.device), trial)
             else:
-                losses = class_losses(
-                    trained, of_all_classes(pool, self.meta_batch, generator).to(trial.device), engine
-                )
+                examples = of_all_classes(seen_pool, self.meta_batch, generator).to(trial.device)
+                losses = class_losses(trained, examples, engine)
             losses.mean().backward()
             optimizer.step()
             schedule.step()
@@ -105,7 +105,7 @@ class Pretraining:
         return made
 
 
-class Pretrained(Baseline):
+class AfterPretraining(Baseline):
     """A baseline that starts from a network of a `Pretraining`."""
 
     def __init__(self, pretraining: Pretraining) -> None:

@@ -46,7 +46,7 @@ class OverFitting(Measure):
 
     def scores(self, meta_layer: MetaLayer, tasks: TaskSet, steps: int) -> dict[str, Tensor]:
         """Each score of each task by inner steps, `[steps + 1, tasks]`."""
-        device = next(meta_layer.parameters()).device
+        device = next(meta_layer.parameters(), torch.empty(0)).device
         meta_layer.eval()
         with torch.no_grad():
             found = [list(scores_by_step(meta_layer, episode.to(device), steps)) for episode in tasks]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.mlp import check_hidden
 from mlframework.episode import Examples, Params, masked_mean
+from mlframework.errors import InvalidValue
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.neural_network.networks import fully_connected
 from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["InnerLoss", "LearnedLoss", "SupportLoss"]
+
+#: Parts of a support set, each with its share of every task's loss.
+Parts = Iterator[tuple[Tensor, tuple[Examples]]]
 
 
 class InnerLoss(nn.Module, ABC):
@@ -29,6 +34,10 @@ class InnerLoss(nn.Module, ABC):
     ...         return super().forward(prediction, support, params, step) + 0.01 * decay
     """
 
+    #: Whether it is a mean over the examples that count, plus terms without examples: then a large support set can be
+    #: gone through in parts.
+    is_mean: bool = True
+
     def __init__(self, task: TaskDistribution) -> None:
         super().__init__()
         self.task = task
@@ -41,9 +50,24 @@ class InnerLoss(nn.Module, ABC):
         the adapted parameters, `[tasks, *shape]` each.
         """
 
+    def parts(self, size: int | None) -> Callable[[Examples], Parts] | None:
+        """Divides a support set into parts of `size` examples, for `inner_loop`; None: all at once.
+
+        Each part comes with its share `[tasks]` of every task's loss.
+        """
+        if size is not None and not self.is_mean:
+            why = f"{type(self).__name__} is no mean over examples, so it needs all of them at once: must be null"
+            raise InvalidValue("support_chunk", size, why)
+        return None if size is None else functools.partial(divided, size=size, ragged=self.task.spec.ragged)
+
     def mean(self, losses: Tensor, support: Examples) -> Tensor:
         """The mean `[tasks]` of losses `[tasks, n, ...]` over the examples that count."""
         return masked_mean(losses, support.mask if self.task.spec.ragged else None)
+
+
+def divided(support: Examples, *, size: int, ragged: bool) -> Parts:
+    total = support.counts(ragged=ragged).clamp(min=1)
+    return ((part.counts(ragged=ragged) / total, (part,)) for part in support.parts(size))
 
 
 class SupportLoss(InnerLoss):

@@ -112,6 +112,7 @@ class MAML(MetaLayer):
             self.update,
             steps,
             data=lambda step: (support.minibatch(step, batch_size),),
+            parts=self.inner_loss.parts(self.support_chunk),
             detached_steps=self.meta_gradient.detached_steps(steps, self.outer_step),
             weight_decay=self.inner_weight_decay,
             clip=self.inner_clip,

@@ -22,6 +22,8 @@ class StoppedLoss(SupportLoss):
         limit: the support loss below which a task stops.
     """
 
+    is_mean = False  # whether a task stops depends on the loss of all its examples
+
     def __init__(self, task: TaskDistribution, limit: float) -> None:
         super().__init__(task)
         self.limit = at_least("limit", limit, 0)

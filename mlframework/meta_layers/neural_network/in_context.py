@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,8 @@ class InContext(MetaLayer):
         if self.rows is None:
             return Prompt(support.x.flatten(1), support.mask.flatten(1))
         mask = self.mask_or_none(support.mask)
-        return self.rows.read(self.call_base_layer({}, support.x, mask), self.targets(support), mask)
+        features = self.in_parts(partial(self.call_base_layer, {}), support.x, mask)
+        return self.rows.read(features, self.targets(support), mask)
 
     def predict(self, adapted: Prompt | Context, x: Tensor, mask: Tensor | None = None) -> Tensor:
         answers = self.answers(adapted, x, mask)
