@@ -141,7 +141,8 @@ def frozen(task: ImageFolder) -> Pretrained:
 def algorithm_of(name: str, base_layer: BaseLayer, task: ImageFolder) -> MetaLayer:
     """A preset, with the inner rate and steps that `task=image_folder` suggests."""
     with initialize_config_module("mlframework.conf", version_base="1.3"):
-        config = compose("train", [f"algorithm={name}", "task=image_folder"])
+        where = ["algorithm.modulates=features"] if name.startswith("cavia") else []
+        config = compose("train", [f"algorithm={name}", "task=image_folder", *where])
     torch.manual_seed(0)
     return instantiate(config.algorithm, _partial_=True)(base_layer, task)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mlframework.base_layers.base_layer import Stack
 from mlframework.base_layers.pretrained import PretrainedFeatures
 from mlframework.episode import Split
 from mlframework.screen import stage
@@ -38,6 +39,8 @@ def on_features(task: TaskDistribution, base_layer: nn.Module) -> TaskDistributi
     the network again. Any other base layer gets the task itself.
     """
     network = getattr(base_layer, "features", None)
+    while isinstance(network, Stack):  # an algorithm may have put a module of its own behind
+        network = network[0]
     if not isinstance(network, PretrainedFeatures) or not network.caches:
         return task
     if network not in KNOWN:
