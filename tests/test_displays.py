@@ -234,7 +234,7 @@ def figures():
     """A figure of every display that draws, of tasks that fill it."""
     waves, digits = Sinusoid(k_shot=7, k_query=9), Digits(n_way=2, k_shot=5, k_query=15)
     x, y = torch.rand(20 * 20, 1, 16, 16), torch.arange(20).repeat(20)
-    images = ArrayTasks({"validation": ClassIndexed.from_labels(x, y)}, n_way=10, k_shot=3, k_query=5)
+    images = ArrayTasks({"validation": ClassIndexed.from_labels(x, y)}, n_way=5, k_shot=2, k_query=5)
     on_waves = maml(MLP(waves.spec, hidden=[8, 8], norm="none"), waves)
     on_digits = maml(MLP(digits.spec, hidden=[8], norm="none"), digits)
     on_images = maml(Conv4(images.spec, filters=4, downsample="stride", norm="batch"), images)
@@ -251,14 +251,15 @@ def figures():
     }
 
 
-#: TensorBoard's thumbnail of a figure is as wide as its card, and so many pixels of a letter can be read.
-THUMBNAIL, LEGIBLE = 400, 8
+#: TensorBoard's thumbnail of a figure in pixels, as its cards are in a window of 1600, and the least size of a letter.
+THUMBNAIL, LEGIBLE = (475, 215), 7.5
 
 
 def test_figures_are_legible_as_thumbnails():
     for name, figure in figures().items():
         FigureCanvasAgg(figure).draw()
-        width = figure.get_size_inches()[0] * figure.dpi
+        size = figure.get_size_inches() * figure.dpi
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         smallest = min(text.get_fontsize() for text in texts) * figure.dpi / 72
-        assert smallest * min(1, THUMBNAIL / width) >= LEGIBLE, (name, width)
+        scale = min(1, *(most / own for most, own in zip(THUMBNAIL, size, strict=True)))
+        assert smallest * scale >= LEGIBLE, (name, smallest * scale)

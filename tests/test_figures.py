@@ -110,7 +110,7 @@ def test_titles_state_the_query_loss_before_and_after(waves):
             meta_layer.query_metrics(adapted_after(meta_layer, episode, n), episode)["query_loss"] for n in (0, 3)
         )
     titles = [axes.get_title() for axes in fits(meta_layer, episode).axes]
-    assert titles == [f"query loss {b:.3g} → {a:.3g}" for b, a in zip(before, after, strict=True)]
+    assert titles == [f"query loss\n{b:.3g} → {a:.3g}" for b, a in zip(before, after, strict=True)]
 
 
 def frames(axes):

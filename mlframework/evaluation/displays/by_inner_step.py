@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mlframework.evaluation.displays.drawing import BLUE, new_figure, tidy
+from mlframework.evaluation.displays.drawing import BLUE, WIDEST, new_figure, tidy
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.part import Display, Log, Validated
 
@@ -26,11 +26,9 @@ def by_step_figure(metrics: Mapping[str, Sequence[Interval]]) -> Figure:
     """Each metric after 0, 1, ... inner steps: the mean over tasks with its 95 % interval."""
     from matplotlib.ticker import MaxNLocator
 
-    columns = 1 if len(metrics) < 3 else 2
-    rows = -(-len(metrics) // columns)
-    figure = new_figure(4.6 if columns == 1 else 5.6, 2.5 * rows)
+    figure = new_figure(min(2.9 * len(metrics), WIDEST), 2.4)
     for i, (name, intervals) in enumerate(metrics.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
+        axes = figure.add_subplot(1, len(metrics), i + 1)
         steps, tasks = range(len(intervals)), intervals[0].values
         low, high = ([each.mean + sign * each.half_width for each in intervals] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")

@@ -52,7 +52,7 @@ def contact_sheet(meta_layer: MetaLayer, episode: Episode) -> Figure:
     k_shot, k_query = (max(len(images) for images in part) for part in (support, query))
     shots = (min(MOST_SHOTS, k_shot), min(MOST_QUERIES, k_query))
     rows = min(MOST_CLASSES, len(support))
-    figure = drawing.new_figure(0.6 * sum(shots) + 0.8, 0.72 * rows + 0.8)
+    figure = drawing.new_figure(0.55 * sum(shots) + 0.8, 0.5 * rows + 0.7)
     left, right = figure.subplots(1, 2, width_ratios=shots)
     draw_support(left, episode.support, support[:rows], shots[0])
     draw_queries(right, episode.query, query[:rows], shots[1], after.softmax(-1))

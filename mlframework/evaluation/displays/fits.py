@@ -46,11 +46,10 @@ def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
     curves = {step: drawing.predictions(meta_layer, model, on_grid) for step, model in models.items()}
     with torch.no_grad():
         losses = [meta_layer.query_metrics(models[step], episode)["query_loss"] for step in (0, last)]  # [tasks] each
-    columns = min(2, episode.num_tasks)
-    rows = -(-episode.num_tasks // columns)
-    figure = drawing.new_figure(2.8 * columns, 2.2 * rows + 0.7)
+    columns = episode.num_tasks
+    figure = drawing.new_figure(min(2.6 * columns, drawing.WIDEST), 2.5)
     for i in range(episode.num_tasks):
-        axes = figure.add_subplot(rows, columns, i + 1)
+        axes = figure.add_subplot(1, columns, i + 1)
         for step, y in curves.items():
             draw_curve(axes, on_grid.query.x[i, :, 0], y[i, :, 0], step, last)
         for output in range(1, curves[last].shape[-1]):
@@ -59,10 +58,10 @@ def fits(meta_layer: MetaLayer, episode: Episode) -> Figure:
             draw_points(axes, episode.tasks(slice(i, i + 1)), output, colour)
         draw_points(axes, episode.tasks(slice(i, i + 1)))
         before, after = (float(loss[i]) for loss in losses)
-        axes.set_title(f"query loss {before:.3g} → {after:.3g}" if last else f"query loss {after:.3g}", fontsize=10)
-        drawing.tidy(axes, "x", "y")
+        axes.set_title(f"query loss\n{before:.3g} → {after:.3g}" if last else f"query loss\n{after:.3g}", fontsize=10)
+        drawing.tidy(axes, "x", "" if i else "y")
     handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 

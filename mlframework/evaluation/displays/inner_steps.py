@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Params
-from mlframework.evaluation.displays.drawing import BLUE, GREY, new_figure, tidy
+from mlframework.evaluation.displays.drawing import BLUE, GREY, WIDEST, new_figure, tidy
 from mlframework.evaluation.part import Display, Log, Validated
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
 from mlframework.inner_loop.inner_loop import gradients
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["InnerStep", "InnerSteps", "inner_steps", "inner_steps_figure"]
+
+#: The most names of parameters that stand beside a table; of more, every second or third one does.
+MOST_NAMES = 10
 
 
 class InnerStep(NamedTuple):
@@ -89,9 +92,8 @@ def inner_steps_figure(steps: list[InnerStep]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     names = list(steps[0].grad_norms)
-    figure = new_figure(5.6, 2.4 + 2 * (0.9 + 0.26 * len(names)))
-    rows = figure.add_gridspec(3, 1, height_ratios=(2.4, *[0.9 + 0.26 * len(names)] * 2))
-    axes = figure.add_subplot(rows[0])
+    figure = new_figure(WIDEST, 2.6)
+    axes, of_norms, of_rates = figure.subplots(1, 3)
     losses = torch.stack([step.losses for step in steps]).cpu()  # [steps + 1, tasks]
     axes.plot(losses.numpy(), color=GREY, alpha=0.35, linewidth=0.8)
     axes.plot(losses.mean(1).numpy(), "-o", color=BLUE, linewidth=2.2, markersize=4.5)
@@ -99,8 +101,8 @@ def inner_steps_figure(steps: list[InnerStep]) -> Figure:
     tidy(axes, "inner steps", "support loss")
     grad_norms = [[float(step.grad_norms[name].median()) for step in steps] for name in names]
     rates = [[float((s.lengths[n] / s.grad_norms[n].clamp(min=1e-12)).median()) for s in steps[:-1]] for n in names]
-    draw_table(figure.add_subplot(rows[1]), grad_norms, names, "gradient norm before step")
-    draw_table(figure.add_subplot(rows[2]), rates, names, "step length / gradient norm")
+    draw_table(of_norms, grad_norms, names, "gradient norm")
+    draw_table(of_rates, rates, [""] * len(names), "length / gradient norm")
     return figure
 
 
@@ -109,12 +111,10 @@ def draw_table(axes: Axes, values: list[list[float]], names: list[str], title: s
     table = torch.tensor(values)
     axes.imshow(table.clamp(min=1e-12).log().numpy(), cmap="Blues", aspect="auto", alpha=0.6)
     axes.set_title(title, fontsize=10)
-    axes.set_yticks(range(len(names)), [shortened(name) for name in names], fontsize=9)
+    shown = range(0, len(names), -(-len(names) // MOST_NAMES))
+    axes.set_yticks(shown, [shortened(names[row]) for row in shown], fontsize=9)
     axes.set_xticks(range(table.shape[1]), [str(step + 1) for step in range(table.shape[1])], fontsize=9)
-    if table.shape[1] <= 6:
-        for row, of_layer in enumerate(values):
-            for column, value in enumerate(of_layer):
-                axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=9)
+    axes.set_xlabel("inner step")
 
 
 def shortened(name: str, most: int = 18) -> str:

@@ -39,7 +39,7 @@ def predicted_against_true(meta_layer: MetaLayer, episode: Episode) -> Figure:
     models = drawing.some_models(meta_layer, episode)
     last = max(models)
     shown = dict.fromkeys((0, last))
-    figure = drawing.new_figure(2.8 * len(shown), 3.0)
+    figure = drawing.new_figure(2.6 * len(shown), 2.6)
     for number, step in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1)
         found = drawing.predictions(meta_layer, models[step], episode)

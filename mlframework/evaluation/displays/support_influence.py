@@ -108,7 +108,7 @@ def influence_figure(moved: Tensor, episode: Episode) -> Figure:
         order = torch.argsort(episode.support.y[0].cpu()[rows], stable=True)
         moved, rows, labels = moved[order], rows[order], [labels[i] for i in order.tolist()]
         moved = moved[:, torch.argsort(episode.query.y[0].cpu()[columns], stable=True)]
-    figure = drawing.new_figure(5.6, 1.2 + max(1.8, 0.32 * len(rows)))
+    figure = drawing.new_figure(5.6, 0.8 + max(1.6, 0.17 * len(rows)))
     bars, table = figure.subplots(1, 2, width_ratios=(1, 1.3))
     bars.barh(range(len(rows)), moved.mean(1).tolist(), color=drawing.BLUE)
     bars.set_ylim(len(rows) - 0.5, -0.5)
@@ -117,7 +117,7 @@ def influence_figure(moved: Tensor, episode: Episode) -> Figure:
     table.imshow(moved.numpy(), cmap="Blues", vmin=0, aspect="auto")
     table.set(xlabel="queries", yticks=[])
     figure.suptitle("change of predictions without each example", fontsize=10)
-    if is_image(episode.support.x) and len(rows) <= 25:
+    if is_image(episode.support.x) and len(rows) <= 10:
         strip = bars.inset_axes((-0.42, 0, 0.16, 1))
         strip.set(xlim=(0, 0.8), ylim=(len(rows), 0))
         strip.set_axis_off()
