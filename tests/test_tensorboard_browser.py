@@ -207,7 +207,7 @@ def test_time_series_shows_histograms(browser, tensorboard):
 
 
 def test_hparams_sorts_runs_by_test_accuracy_and_shows_failed_ones(browser, tensorboard, sweep):
-    show(browser, tensorboard, "hparams", size=(3200, 800))
+    show(browser, tensorboard, "hparams", size=(2600, 800))
 
     def column(name):
         """The cells below a heading, from above: number or text."""
@@ -229,11 +229,11 @@ def test_hparams_sorts_runs_by_test_accuracy_and_shows_failed_ones(browser, tens
     wanted = [pytest.approx(value, rel=1e-3) for value in sorted(reached, reverse=True)]
     eventually(browser, lambda: [float(cell) for cell in column("test/query_accuracy") if cell] == wanted)
     assert sorted(float(cell) for cell in column("run/finished")) == [0, 0, 1, 1, 1, 1]
-    browser.set_window_size(2000, 520)
+    browser.set_window_size(1900, 520)
     keep(browser, "tensorboard_hparams")
 
 
 def test_the_error_of_a_failed_job_is_a_text(browser, tensorboard):
     show(browser, tensorboard, "text")
     eventually(browser, lambda: browser.execute_script(DEEP_CLICK, "button", "error"))
-    eventually(browser, lambda: any("takes regression tasks" in text for text in texts(browser, "tf-markdown-view")))
+    eventually(browser, lambda: any("takes regression tasks" in text for text in texts(browser, "p")))

@@ -61,9 +61,10 @@ class TensorBoardLogger(Logger):
         """
         monitored = dict.fromkeys(("query_loss", str(config.trainer.monitor)))
         names = dict.fromkeys((*monitored, *HPARAMS_METRICS))
-        columns = [*(f"{split}/{name}" for split in ("test", "best", "validation") for name in names), "best/step"]
+        # TensorBoard shows the first five, unless others are ticked.
+        metrics = [f"{split}/{name}" for split in ("test", "best", "validation") for name in names]
         # Not SummaryWriter.add_hparams: it makes a run of its own beside this one.
-        entry = hparams(hyperparameters(config, choices), dict.fromkeys((*columns, FINISHED), 0.0))
+        entry = hparams(hyperparameters(config, choices), dict.fromkeys((FINISHED, *metrics, "best/step"), 0.0))
         experiment, begin, self.ends = entry
         if self.start:
             return
