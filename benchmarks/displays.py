@@ -41,9 +41,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "tensorboard.md"
 ANY = {"by_inner_step": ByInnerStep(), "learned": Learned(), "inner_steps": InnerSteps()}
 ANY |= {"support_influence": SupportInfluence()}
 TASKS: dict[str, tuple[TaskDistribution, dict[str, Display]]] = {
-    "sinusoid, MLP": (Sinusoid(), {**ANY, "fits": Fits(), "predictions": Predictions()}),
+    "sinusoid, MLP": (Sinusoid(k_shot=10, k_query=10), {**ANY, "fits": Fits(), "predictions": Predictions()}),
     "glyphs 5-way 5-shot, Conv4": (
-        Glyphs(n_way=5, k_shot=5),
+        Glyphs(n_way=5, k_shot=5, k_query=5),
         {**ANY, "contact_sheet": ContactSheet(), "confusion": Confusion(), "predictions": Predictions()},
     ),
 }
