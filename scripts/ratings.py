@@ -22,6 +22,7 @@ import torch
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown_interval
 from mlframework.files import write_json, write_part
+from mlframework.runs.sweep_table import read_rows
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "results" / "ratings"
@@ -103,7 +104,7 @@ def record(folder: Path) -> dict[str, Any]:
     Of a seed's runs the one counts whose validation tasks have the smallest error.
     """
     finished = defaultdict(list)
-    for path in sorted(folder.glob("*/result.json"), key=lambda path: int(path.parent.name)):
+    for path in (folder / row.job / "result.json" for row in read_rows(folder) if row.status == "finished"):
         result = json.loads(path.read_text(encoding="utf-8"))
         finished[int(typed(result, "seed"))].append((result, path))
         left_out = ("seed=", "optimizer.lr=")

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlframework.files import as_json, atomic
+from mlframework.runs.overrides import identity
+from mlframework.runs.sweep_table import read_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,10 +93,11 @@ def tune(table: str, algorithm: str, folder: Path) -> list[dict[str, Any]]:
         place = folder / "tuning" / algorithm / str(number)
         overrides = [f"algorithm={algorithm}", *setting.split(), *TABLES[table].tuned_at]
         subprocess.run(command(table, place, *overrides), check=False)
-        results = list(place.rglob("result.json"))
-        record = json.loads(results[0].read_text(encoding="utf-8")) if results else None
+        asked = identity([f"experiment={table}", "logger.figures=false", *overrides])
+        row = next((row for row in read_rows(place) if row.identity == asked and row.status == "finished"), None)
+        record = row and json.loads((place / row.job / "result.json").read_text(encoding="utf-8"))
         value = record and record["evaluation"]["rows"][0]["validation"]
-        found.append({"setting": setting, "validation": value, "commit": record and commit(results[0].parent)})
+        found.append({"setting": setting, "validation": value, "commit": row and commit(place / row.job)})
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown, shown_interval
 from mlframework.evaluation.report import MethodResult, Report
-from mlframework.runs.sweep import JobRow, table
+from mlframework.runs.sweep_table import JobRow, sweep_table
 from mlframework.runs.tables import print_table, show_report
 
 
@@ -80,14 +80,14 @@ def printed(width: int, monkeypatch, show, *arguments) -> str:
 def test_a_diverged_job_empties_no_column_of_the_sweeps_table(monkeypatch, width):
     keys = ("algorithm", "task", "optimizer.lr", "algorithm.inner_steps", "base_layer.hidden")
     rows = [
-        JobRow("0", "finished", dict.fromkeys(keys, "first"), "query_loss", 3.6e24, 1.2e24, 1.0),
-        JobRow("1", "finished", dict.fromkeys(keys, "second"), "query_loss", 0.00031, 0.00002, 123456.0),
+        JobRow("0", "finished", dict.fromkeys(keys, "first"), "query_loss", 3.6e24, 1.2e24, 2.0, 0.5, 1.0),
+        JobRow("1", "finished", dict.fromkeys(keys, "second"), "query_loss", 0.00031, 0.00002, 7.0, 0.5, 123456.0),
     ]
-    found = printed(width, monkeypatch, print_table, table(Path("sweep"), rows))
+    found = printed(width, monkeypatch, print_table, sweep_table(Path("sweep"), rows))
     first, second = (next(line for line in found.splitlines() if f" {word} " in line) for word in ("first", "second"))
     assert re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", first) == [
         *("0", *["first"] * 5),
-        *("query loss", "(3.6 ± 1.2)e+24", "1.000", "finished"),
+        *("query loss", "(3.6 ± 1.2)e+24", "2.00 ± 0.50", "1.000", "finished"),
     ]
     assert "0.000310 ± 0.000020" in second and "123456" in second
 

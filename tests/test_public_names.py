@@ -41,7 +41,7 @@ TARGETS = [
 @pytest.mark.parametrize(("file", "target"), TARGETS)
 def test_every_target_is_a_public_name_of_a_room(file, target):
     if not target.startswith("mlframework."):
-        assert target.split(".")[0] in {"torch", "sklearn"}
+        assert target.split(".")[0] in {"torch", "sklearn", "optuna"}
         return
     found = TARGET.fullmatch(target)
     assert found, f"{file}: must be mlframework.<room>.<Name>"

@@ -1,11 +1,14 @@
 """The tables of docs/ratings.md are those of the records."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+
+from mlframework.runs.overrides import job_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,3 +50,29 @@ def test_where_a_seed_moves_all_of_its_users_seeds_are_what_counts(script):
 
     width = float(script.paired(rows([0, 1, 2, 3, 4, 5]), rows([0] * 6)).split(" ± ")[1])
     assert width == pytest.approx(stats.t(5).ppf(0.975) * np.std(range(6), ddof=1) / 6**0.5, rel=0.2)
+
+
+def write_job(folder: Path, seed: int, rate: str, validation: float, metrics) -> None:
+    """What the ratings' records are made from, of one job of a sweep."""
+    interval = {"mean": validation, "half_width": 0.1, "over_sources": None}
+    row = {"method": "maml", "setting": "", "chosen": 0, "steps": [0], "validation": validation}
+    row |= {"metrics": {name: [interval] for name in metrics}, "values": {key: [1.0, 2.0] for key in metrics}}
+    content = {"status": "finished", "overrides": [f"optimizer.lr={rate}", f"seed={seed}"], "seconds": 1.0}
+    content |= {"monitor": "query_mae", "validation": {"query_mae": interval}}
+    content |= {"evaluation": {"rows": [row], "sources": [["ann"], ["bob"]], "task_hash": "0" * 16}}
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "environment.json").write_text(json.dumps({"git": {"commit": "f" * 40}, "machine": "a machine"}))
+
+
+def test_a_sweep_is_read_with_numbered_folders_and_with_named_ones(script, tmp_path):
+    jobs = [(seed, rate) for seed in range(4) for rate in ("0.001", "0.003", "0.01")]
+    for number, (seed, rate) in enumerate(jobs):
+        validation = (number * 7 % 12) / 10
+        named = job_name([f"optimizer.lr={rate}", f"seed={seed}"])
+        for folder in (tmp_path / "old" / str(number), tmp_path / "new" / named):
+            write_job(folder, seed, rate, validation, script.METRICS)
+    old, new = script.record(tmp_path / "old"), script.record(tmp_path / "new")
+    assert old == new and [run["seed"] for run in old["runs"]] == [0, 1, 2, 3]
+    for run in old["runs"]:
+        assert run["rate"] == min(run["validation_mae_by_rate"], key=run["validation_mae_by_rate"].get)

@@ -1,4 +1,4 @@
-"""Sweeps: every job as if it ran alone, a table at the end, failures that stay with their job."""
+"""Sweeps: every job as if it ran alone, a table at the end, failures that stay with their job, nothing done twice."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pydoc import locate
 
 import pytest
-from commands import SHORT, call, messages
-from omegaconf import OmegaConf
+import yaml
+from commands import SHORT, call
 from scipy import stats
 
-from mlframework.cli import train
-from mlframework.runs.run_folder import RunFolder
-from mlframework.runs.sweep import JobRow, direction, grouped, read_rows
+from mlframework.cli import table as table_command, train
+from mlframework.runs.launchers.with_submitit import SlurmLauncher
+from mlframework.runs.overrides import job_name
+from mlframework.runs.run_folder import RunFolder, locked_folder
+from mlframework.runs.sweep import direction
+from mlframework.runs.sweep_figure import sweep_figure
+from mlframework.runs.sweep_report import write_sweep
+from mlframework.runs.sweep_table import JobRow, grouped, read_rows
 
+CONF = Path(__file__).parents[1] / "conf"
 #: One thread, as the workers of joblib have: other threads add up in another order.
 SMALL = (*SHORT, "threads=1", "evaluation=none", "base_layer=mlp", "base_layer.hidden=[8]")
-#: The optuna that hydra-optuna-sweeper 1.3.0 brings uses what SQLAlchemy 2 has moved.
-OLD_OPTUNA = pytest.mark.filterwarnings("ignore")
 EIGHT = ("algorithm=maml,fomaml,anil,reptile", "task=sinusoid,glyphs")
+#: An evaluation of a moment.
+TESTED = ("evaluation=default", "evaluation.tasks=5", "evaluation.validation_tasks=4", "evaluation/baseline=[]")
 
 
 def sweep(folder: Path, *typed: str):
@@ -40,9 +47,15 @@ def results(folder: Path) -> dict[tuple[str, ...], dict]:
     return found
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "sweep.csv").open(newline="") as file:
+def table(folder: Path, name: str = "sweep.csv") -> list[dict[str, str]]:
+    with (folder / name).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def job(folder: Path, **settings: str) -> Path:
+    """The folder of the one job with these settings."""
+    (found,) = (row for row in read_rows(folder) if settings.items() <= row.overrides.items())
+    return folder / found.job
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +75,29 @@ def test_every_combination_runs_and_stands_in_the_table(eight):
     assert {row["metric"] for row in rows if row["task"] == "glyphs"} == {"query_accuracy"}
     for row in rows:
         interval = json.loads((folder / row["job"] / "result.json").read_text())["validation"][row["metric"]]
-        assert (float(row["mean"]), float(row["half_width"])) == (interval["mean"], interval["half_width"])
-        assert (row["status"], row["trainer.steps"]) == ("finished", "2")
+        found = float(row["validation"]), float(row["validation_half_width"])
+        assert found == (interval["mean"], interval["half_width"])
+        assert (row["test"], row["status"], row["trainer.steps"]) == ("", "finished", "2")
         assert float(row["seconds"]) > 0
-        assert re.search(rf"{row['job']} │ {row['algorithm']} +│ {row['task']}", said.out)
+        assert re.search(rf"{row['job'][-8:]} │ {row['algorithm']} +│ {row['task']}", said.out)
+
+
+def test_a_jobs_folder_is_named_by_what_was_asked_for(eight):
+    for row in table(eight[0]):
+        assert row["job"].startswith(f"{row['algorithm']}-{row['task']}-")
+        assert row["job"] == job_name(RunFolder(eight[0] / row["job"]).overrides())
+
+
+def test_the_test_metric_stands_beside_the_validation_metric(tmp_path):
+    said = sweep(tmp_path / "sweep", "task=sinusoid", "optimizer.lr=0.1,0.2", *TESTED)
+    assert said.exit_code == 0, said.err
+    for row in table(tmp_path / "sweep"):
+        result = json.loads((tmp_path / "sweep" / row["job"] / "result.json").read_text())
+        ours = result["evaluation"]["rows"][0]
+        interval = ours["metrics"]["query_loss"][ours["steps"].index(ours["chosen"])]
+        assert (float(row["test"]), float(row["test_half_width"])) == (interval["mean"], interval["half_width"])
+        assert float(row["validation"]) == result["validation"]["query_loss"]["mean"] != float(row["test"])
+    assert re.search(r"validation +┃ +test ┃", said.out)
 
 
 @pytest.mark.slow
@@ -85,25 +117,27 @@ def test_a_job_of_a_sweep_gives_the_numbers_of_the_same_job_alone(eight, tmp_pat
 
 
 def test_a_job_of_a_sweep_can_be_resumed_by_itself(eight, tmp_path):
-    folder = eight[0] / "2"
+    folder, original = tmp_path / "job", job(eight[0], algorithm="fomaml", task="sinusoid")
+    assert RunFolder(original).config().run_dir == str(original)
+    shutil.copytree(original, folder)
     said = call(train.main, f"run_dir={folder}", "resume=true", "trainer.steps=4", "schedule.T_max=2", folder=tmp_path)
     assert said.exit_code == 0, said.err
     assert json.loads((folder / "result.json").read_text())["step"] == 4
-    assert RunFolder(folder).config().run_dir == str(folder)
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path):
-    folder = tmp_path / "sweep"
-    typed = ("task=sinusoid", "trainer.meta_batch=2,3,4")
-    whole = sweep(folder, *typed)
+@pytest.mark.parametrize("typed", [[], ["resume=true"]], ids=str)
+def test_an_interrupted_sweep_goes_on(tmp_path, typed):
+    folder, meta_batches = tmp_path / "sweep", ("task=sinusoid", "trainer.meta_batch=2,3,4")
+    whole = sweep(folder, *meta_batches)
     assert whole.exit_code == 0, whole.err
     before = table(folder)
-    finished, cut_off, never_started = (folder / str(number) for number in range(3))
+    finished, cut_off, never_started = (folder / row["job"] for row in before)
     written = (finished / "result.json").stat().st_mtime_ns
     (cut_off / "result.json").unlink()
     shutil.rmtree(never_started)
+    assert [row.status for row in read_rows(folder)] == ["finished", "interrupted", "not started"]
 
-    said = sweep(folder, *typed, "resume=true")
+    said = sweep(folder, *meta_batches, *typed)
     assert said.exit_code == 0, said.err
     assert f"{finished}: finished before" in said.out and f"{cut_off}: finished before" not in said.out
     assert (finished / "result.json").stat().st_mtime_ns == written
@@ -112,38 +146,9 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     assert [row | {"seconds": ""} for row in table(folder)] == [row | {"seconds": ""} for row in before]
 
 
-def test_a_sweep_that_is_resumed_as_another_says_so(tmp_path):
-    folder = tmp_path / "sweep"
-    assert sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2").exit_code == 0
-    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.3", "resume=true")
-    assert said.exit_code == 1
-    assert "optimizer.lr=0.3: this run was started with 0.2; resume=true cannot change it" in said.err
-
-
 def kept(folder: Path) -> dict[Path, bytes]:
-    """What the jobs and the table of a sweep came to."""
-    return {path: path.read_bytes() for pattern in ("*/*.json", "*.csv") for path in folder.glob(pattern)}
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        ("optimizer.lr=0.1,0.2"),
-        ("optimizer.lr=0.1,0.3", "resume=true"),
-        ("optimizer.lr=0.5,0.6"),
-        ("optimizer.lr=0.1,0.2", "task.k_shot=0"),
-        ("optimizer.lr=0.1,0.2", "launcher=joblib"),
-    ],
-    ids=str,
-)
-def test_a_second_sweep_in_a_folder_leaves_finished_jobs_and_their_table_as_they_are(two, typed):
-    folder, before = two
-    typed = (typed,) if isinstance(typed, str) else typed
-    said = sweep(folder, "task=sinusoid", *typed)
-    assert said.exit_code == 1
-    assert "Traceback" not in said.err
-    assert kept(folder) == before
-    assert not list(folder.rglob("refused.*"))
+    """What the jobs of a sweep came to."""
+    return {path: path.read_bytes() for path in folder.glob("*/*.json")}
 
 
 @pytest.fixture(scope="module")
@@ -155,30 +160,118 @@ def two(tmp_path_factory):
     return folder, kept(folder)
 
 
-@pytest.mark.slow
-def test_a_second_sweep_is_refused_while_another_runs_in_the_same_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("typed", "rates"),
+    [
+        (["optimizer.lr=0.1,0.2"], ["0.1", "0.2"]),
+        (["optimizer.lr=0.2,1e-1", "launcher=joblib"], ["0.2", "0.1"]),
+        (["optimizer.lr=0.3,0.1"], ["0.3", "0.1", "0.2"]),
+        (["optimizer.lr=0.3", "seed=0"], ["0.3", "0.1", "0.2"]),
+    ],
+    ids=str,
+)
+def test_the_same_sweep_with_other_values_runs_what_is_missing(two, tmp_path, typed, rates):
     folder = tmp_path / "sweep"
-    folder.mkdir()
-    hold = f"lock = locked_folder('', __import__('pathlib').Path({str(folder)!r}), '')"
-    code = f"import sys; from mlframework.runs.run_folder import locked_folder; {hold}; print('held', flush=True)"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{code}; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    shutil.copytree(two[0], folder)
+    before = kept(folder)
+    said = sweep(folder, "task=sinusoid", *typed)
+    assert said.exit_code == 0, said.err
+    assert said.err.count("step 2: validation") == len(rates) - 2
+    assert before.items() <= kept(folder).items()
+    assert [(row["optimizer.lr"], row["status"]) for row in table(folder)] == [(rate, "finished") for rate in rates]
+
+
+def test_numbered_folders_of_an_older_version_are_known(two, tmp_path):
+    folder = tmp_path / "sweep"
+    for number, row in enumerate(read_rows(two[0])):
+        shutil.copytree(two[0] / row.job, folder / str(number))
+    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.2,0.1,0.3")
+    assert said.exit_code == 0, said.err
+    assert [row["job"][:1] for row in table(folder)] == ["1", "0", "s"]
+
+
+def test_two_jobs_of_one_folder_are_refused_and_the_first_is_kept(tmp_path):
+    folder = tmp_path / "sweep"
+    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2", "hydra.sweep.subdir=one")
+    assert said.exit_code == 1
+    assert "holds a run already" in said.err
+    assert [(row["optimizer.lr"], row["status"]) for row in table(folder)] == [
+        ("0.1", "finished"),
+        ("0.2", "not started"),
+    ]
+    assert not (folder / "one" / "failed.json").exists()
+
+
+def test_a_finished_job_whose_defaults_have_changed_says_so(two, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(two[0], folder)
+    path = job(folder, **{"optimizer.lr": "0.1"}) / "config.yaml"
+    path.write_text(path.read_text().replace("k_query: 10", "k_query: 5"))
+    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1")
+    assert said.exit_code == 0
+    assert re.search(r"runs with task.k_query=5, which is 10 now", said.err)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from pydoc import locate
+from mlframework.runs.run_folder import locked_folder
+lock = locked_folder("", Path(sys.argv[1]), "")
+print("held", flush=True)
+while len(list(Path(sys.argv[1]).parent.glob("*/result.json"))) < 1:
+    pass
+"""
+
+
+def test_a_job_that_another_process_runs_comes_last_and_is_waited_for(tmp_path):
+    folder = tmp_path / "sweep"
+    taken = folder / job_name([*SMALL, "task=sinusoid", "optimizer.lr=0.1"])
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(taken)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        said = sweep(folder, "seed=0,1")
-        other.communicate()
-    assert (said.exit_code, said.out) == (2, "")
-    assert said.err == f"hydra.sweep.dir={folder}: another sweep is running in this folder\n"
-    assert [path.name for path in folder.iterdir()] == [".lock"]
+        assert [row.status for row in read_rows(folder)] == []
+        said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2")
+    assert said.exit_code == 0, said.err
+    assert [row["status"] for row in table(folder)] == ["finished", "finished"]
+    first, second = (job(folder, **{"optimizer.lr": rate}) / "result.json" for rate in ("0.2", "0.1"))
+    assert first.stat().st_mtime_ns < second.stat().st_mtime_ns
 
 
-def test_a_job_that_failed_before_runs_again_and_its_failure_is_gone(tmp_path):
-    folder = tmp_path / "sweep"
-    assert sweep(folder, "optimizer.lr=0.1", "task.k_shot=0").exit_code == 1
-    assert (folder / "0" / "failed.json").exists()
-    said = sweep(folder, "optimizer.lr=0.1", "resume=true")
+def test_a_job_that_runs_is_called_running(two, tmp_path):
+    shutil.copytree(two[0], tmp_path / "sweep")
+    taken = job(tmp_path / "sweep", **{"optimizer.lr": "0.1"})
+    (taken / "result.json").unlink()
+    with locked_folder("", taken, ""):
+        assert [row.status for row in read_rows(tmp_path / "sweep")] == ["running", "finished"]
+    assert [row.status for row in read_rows(tmp_path / "sweep")] == ["interrupted", "finished"]
+
+
+def test_a_job_that_failed_before_runs_again_and_its_failure_is_gone(two, tmp_path):
+    folder, base = tmp_path / "sweep", tmp_path / "base"
+    typed = ("task=sinusoid", "optimizer.lr=0.1", f"init={base}")
+    assert sweep(folder, *typed).exit_code == 1
+    (failed,) = folder.glob("*/failed.json")
+    assert [(row["status"], row["error"]) for row in table(folder)] == [
+        ("failed", json.loads(failed.read_text())["error"])
+    ]
+    shutil.copytree(two[0] / read_rows(two[0])[0].job, base)
+    said = sweep(folder, *typed)
     assert said.exit_code == 0, said.err
     assert [row["status"] for row in table(folder)] == ["finished"]
+    assert not failed.exists()
+
+
+def test_a_job_that_diverged_is_not_tried_again(tmp_path):
+    folder, typed = tmp_path / "sweep", ("task=sinusoid", "algorithm.update.lr=1e30")
+    first = sweep(folder, *typed)
+    before, (checkpoint,) = table(folder), folder.glob("*/checkpoints/last.pt")
+    written = checkpoint.stat().st_mtime_ns
+    assert "not finite" in first.err and "again" not in first.err
+    said = sweep(folder, *typed)
+    assert said.exit_code == 1
+    assert "the same job would end so again: delete its folder to try it anew" in said.err
+    assert table(folder) == before and before[0]["status"] == "diverged"
+    assert checkpoint.stat().st_mtime_ns == written
 
 
 #: A finished job's record, whose metric is a word.
@@ -205,7 +298,7 @@ WORD = (
 @pytest.mark.parametrize("name", ["result.json", "failed.json"])
 def test_a_damaged_record_is_one_row(two, tmp_path, name, text):
     shutil.copytree(two[0], tmp_path / "sweep")
-    damaged = tmp_path / "sweep" / "1" / name
+    damaged = job(tmp_path / "sweep", **{"optimizer.lr": "0.2"}) / name
     damaged.write_text(text)
     rows = read_rows(tmp_path / "sweep")
     assert [(row.status, row.overrides["optimizer.lr"]) for row in rows] == [("finished", "0.1"), ("damaged", "0.2")]
@@ -215,29 +308,31 @@ def test_a_damaged_record_is_one_row(two, tmp_path, name, text):
 def test_a_sweep_with_a_damaged_record_ends_with_its_table(two, tmp_path):
     folder = tmp_path / "sweep"
     shutil.copytree(two[0], folder)
-    (folder / "1" / "result.json").write_text("{")
-    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2", "resume=true")
+    damaged = job(folder, **{"optimizer.lr": "0.2"})
+    (damaged / "result.json").write_text("{")
+    said = sweep(folder, "task=sinusoid", "optimizer.lr=0.1,0.2")
     assert said.exit_code == 1
     assert "Traceback" not in said.err
     assert [row["status"] for row in table(folder)] == ["finished", "damaged"]
-    assert f"\njob 1: damaged: {folder / '1' / 'result.json'}\n" in said.out
+    assert f"\njob {damaged.name}: damaged: {damaged / 'result.json'}\n" in said.out
 
 
 @pytest.mark.parametrize("launcher", ["", "launcher=joblib"])
 def test_a_job_that_fails_ends_neither_the_others_nor_in_silence(tmp_path, launcher):
     said = sweep(tmp_path / "sweep", "task.k_shot=0,5", "algorithm.update.lr=0.01,1e30", *filter(None, [launcher]))
     assert said.exit_code == 1
-    assert [row["status"] for row in table(tmp_path / "sweep")] == ["failed", "failed", "finished", "failed"]
-    assert "\njob 0: task.k_shot=0: must be " in said.out
-    assert "\njob 3: step 1: the meta-loss is not finite (task " in said.out
+    rows = table(tmp_path / "sweep")
+    assert [row["status"] for row in rows] == ["failed", "failed", "finished", "diverged"]
+    assert f"\njob {rows[0]['job']}: task.k_shot=0: must be " in said.out
+    assert f"\njob {rows[3]['job']}: step 1: the meta-loss is not finite (task " in said.out
     assert "Traceback" not in said.err
-    assert not (tmp_path / "sweep" / "0" / "config.yaml").exists()
+    assert not (tmp_path / "sweep" / rows[0]["job"] / "config.yaml").exists()
 
 
-def test_a_job_that_was_killed_is_called_lost(tmp_path):
+def test_a_job_that_was_killed_is_called_interrupted(tmp_path):
     RunFolder(tmp_path / "0").path.mkdir()
     (tmp_path / "0" / "config.yaml").touch()
-    assert [(row.job, row.status) for row in read_rows(tmp_path)] == [("0", "lost")]
+    assert [(row.job, row.status) for row in read_rows(tmp_path)] == [("0", "interrupted")]
 
 
 def test_a_sweep_over_options_that_do_not_exist_starts_no_job(tmp_path):
@@ -259,27 +354,30 @@ def test_seeds_become_one_row_with_the_interval_over_seeds(tmp_path):
     assert said.exit_code == 0, said.err
     rows = table(tmp_path / "sweep")
     assert [(row["algorithm"], row["seed"]) for row in rows] == [("maml", "0,1,2"), ("anil", "0,1,2")]
-    means = [read_rows(tmp_path / "sweep")[job].mean for job in (0, 2, 4)]
+    means = [row.validation for row in read_rows(tmp_path / "sweep") if row.overrides["algorithm"] == "maml"]
     low, high = stats.t.interval(0.95, 2, loc=stats.tmean(means), scale=stats.sem(means))
-    assert float(rows[0]["mean"]) == pytest.approx((low + high) / 2)
-    assert float(rows[0]["half_width"]) == pytest.approx((high - low) / 2)
+    assert float(rows[0]["validation"]) == pytest.approx((low + high) / 2)
+    assert float(rows[0]["validation_half_width"]) == pytest.approx((high - low) / 2)
     assert "interval over seeds" in said.out
     assert len((tmp_path / "sweep" / "sweep_jobs.csv").read_text().splitlines()) == 7
 
 
 def test_a_group_of_seeds_says_how_many_finished():
     rows = [
-        JobRow("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0),
+        JobRow("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 5.0, 0.1, 2.0),
         JobRow("1", "failed", {"seed": "1"}, error="no"),
-        JobRow("2", "finished", {"seed": "2"}, "query_loss", 3.0, 0.1, 2.0),
+        JobRow("2", "finished", {"seed": "2"}, "query_loss", 3.0, 0.1, 6.0, 0.1, 2.0),
     ]
     (row,) = grouped(rows)
-    assert (row.job, row.status, row.mean, row.seconds, row.error) == ("0,1,2", "2 of 3 finished", 2.0, 4.0, "no")
+    assert (row.job, row.status, row.error) == ("0,1,2", "2 of 3 finished", "no")
+    assert (row.validation, row.test, row.seconds) == (2.0, 5.5, 4.0)
+    low, high = stats.t.interval(0.95, 1, loc=5.5, scale=stats.sem([5.0, 6.0]))
+    assert row.test_half_width == pytest.approx((high - low) / 2)
 
 
 def test_a_seed_without_a_finite_value_leaves_no_mean_and_one_seed_no_interval():
-    diverged = JobRow("0", "finished", {"seed": "0"}, "query_loss", None, None, 2.0)
-    reached = JobRow("1", "finished", {"seed": "1"}, "query_loss", 1.0, 0.1, 2.0)
+    diverged = JobRow("0", "finished", {"seed": "0"}, "query_loss", seconds=2.0)
+    reached = JobRow("1", "finished", {"seed": "1"}, "query_loss", 1.0, 0.1, seconds=2.0)
     failed = JobRow("2", "failed", {"seed": "2"}, error="no")
     assert [row[4:6] for row in grouped([diverged, reached])] == [(None, None)]
     assert [row[4:6] for row in grouped([reached, failed])] == [(1.0, None)]
@@ -288,34 +386,13 @@ def test_a_seed_without_a_finite_value_leaves_no_mean_and_one_seed_no_interval()
 def test_a_result_of_a_single_validation_task_is_shown_without_an_interval(tmp_path):
     said = sweep(tmp_path / "sweep", "algorithm=maml,anil", "trainer.validation_tasks=1")
     assert said.exit_code == 0, said.err
-    assert [row["half_width"] for row in table(tmp_path / "sweep")] == ["", ""]
+    assert [row["validation_half_width"] for row in table(tmp_path / "sweep")] == ["", ""]
     assert "nan" not in said.out and "±" not in said.out.replace("mean ±", "")
 
 
 def test_a_single_seed_keeps_its_interval_over_tasks():
-    rows = [JobRow("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, 2.0)]
+    rows = [JobRow("0", "finished", {"seed": "0"}, "query_loss", 1.0, 0.1, seconds=2.0)]
     assert grouped(rows) == rows
-
-
-@OLD_OPTUNA
-def test_a_search_ends_with_its_best_parameters_and_survives_trials_that_fail(tmp_path):
-    trials = "algorithm.update.lr=choice(-1.0,0.01,1e30)"
-    said = sweep(tmp_path / "sweep", "sweep=optuna", "hydra.sweeper.n_trials=6", trials)
-    best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
-    finished = [row for row in table(tmp_path / "sweep") if row["status"] == "finished"]
-    assert said.exit_code == 1
-    assert 0 < len(finished) < 6
-    assert best.best_value == min(float(row["mean"]) for row in finished)
-    assert best.best_params["algorithm.update.lr"] == 0.01
-    assert "Best parameters: {" in said.out
-
-
-@OLD_OPTUNA
-def test_a_search_in_which_every_trial_fails_still_ends_with_its_table(tmp_path):
-    said = sweep(tmp_path / "sweep", "sweep=optuna", "hydra.sweeper.n_trials=2", "task.k_shot=0")
-    assert said.exit_code == 1
-    assert "Traceback" not in said.err
-    assert [row["status"] for row in table(tmp_path / "sweep")] == ["failed", "failed"]
 
 
 @pytest.mark.parametrize(
@@ -337,12 +414,134 @@ def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path):
     assert [row["status"] for row in table(tmp_path / "sweep")] == ["finished", "finished"]
 
 
-def test_a_launcher_that_is_not_installed_names_the_extra(tmp_path):
-    hide = "import sys; sys.modules['hydra_plugins.hydra_joblib_launcher'] = None; "
-    start = "sys.argv = ['mlframework-train', '-m', 'launcher=joblib', 'seed=0,1']; "
-    code = f"{hide}{start}from mlframework.cli.train import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert messages(done.stderr) == "launcher=joblib: needs an extra: pip install 'mlframework[sweep]'\n"
+MISSING = {
+    "launcher=submitit": "submitit",
+    "launcher=slurm": "submitit",
+    "launcher=ray": "ray",
+    "sweep=optuna": "optuna",
+}
+
+
+@pytest.mark.parametrize("asked", MISSING)
+def test_what_is_not_installed_names_the_extra(tmp_path, monkeypatch, asked):
+    monkeypatch.setitem(sys.modules, MISSING[asked], None)
+    said = sweep(tmp_path / "sweep", asked, "seed=0,1")
+    extra = "ray" if MISSING[asked] == "ray" else "sweep"
+    assert said.exit_code == 2
+    assert said.err.startswith(f"{asked}: needs an extra: pip install 'mlframework[{extra}]' (")
+    assert len(said.err.splitlines()) == 1
+    assert not list((tmp_path / "sweep").glob("*/*"))
+
+
+def test_slurm_is_asked_for_on_a_cluster(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = sweep(tmp_path / "sweep", "launcher=slurm", "seed=0,1")
+    line = "launcher=slurm: there is no sbatch here: start the sweep on a login node of the cluster\n"
+    assert (said.exit_code, said.err) == (2, line)
+
+
+@pytest.mark.parametrize("gone", ["sweep.csv", "plan.json", "multirun.yaml"])
+def test_the_table_can_be_made_again_at_any_time(two, tmp_path, gone):
+    folder = tmp_path / "sweep"
+    shutil.copytree(two[0], folder)
+    before = (folder / "sweep.csv").read_bytes()
+    for path in (folder / gone, *folder.glob("sweep.*")):
+        path.unlink(missing_ok=True)
+    said = call(table_command.main, "sweep", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    assert (folder / "sweep.csv").read_bytes() == before
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "sweep.md").read_text()
+    assert "| lr | metric | validation | test | seconds | status |" in page
+    for row in read_rows(folder):
+        assert f"| {row.overrides['optimizer.lr']} | query loss | " in page
+        assert row.job[-8:] in said.out
+
+
+def test_the_table_of_several_sweeps_names_each_job_by_its_sweep(two, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(two[0], tmp_path / "multirun" / name)
+    said = call(table_command.main, "multirun", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    rows = table(tmp_path / "multirun")
+    assert [row["job"].split("/")[0] for row in rows] == ["first", "first", "second", "second"]
+    assert f"first/{rows[0]['job'][-8:]}" in said.out
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [("nowhere", "nowhere: must be the folder of a sweep; there is none"), (".", ".: holds no job of a sweep")],
+)
+def test_a_table_of_nothing_is_one_line(tmp_path, folder, line):
+    said = call(table_command.main, folder, folder=tmp_path)
+    assert (said.exit_code, said.out, said.err) == (2, "", f"{line}\n")
+
+
+def test_failures_and_jobs_to_come_stand_in_the_page(tmp_path):
+    done = {"status": "failed", "overrides": ["task.k_shot=0"], "error": "task.k_shot=0: must be | at least 1"}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "failed.json").write_text(json.dumps(done))
+    (tmp_path / "plan.json").write_text(json.dumps([["task.k_shot=1"], ["task.k_shot=0"]]))
+    rows = write_sweep(tmp_path)
+    assert [(row.overrides["task.k_shot"], row.status) for row in rows] == [("1", "not started"), ("0", "failed")]
+    page = (tmp_path / "sweep.md").read_text()
+    assert "| 1 |  |  |  |  | not started |\n| 0 |  |  |  |  | failed |" in page
+    assert "* job a: task.k_shot=0: must be | at least 1\n* 1 not started: the same command starts them" in page
+
+
+def rows_of(key: str, values: list[str], means: list[float]) -> list[JobRow]:
+    return [
+        JobRow(value, "finished", {key: value, "algorithm": name}, "query_loss", 9.0, 0.5, mean, 0.1, 1.0)
+        for name in ("maml", "anil")
+        for value, mean in zip(values, means, strict=True)
+    ]
+
+
+def test_the_plot_draws_a_number_that_was_swept_as_an_axis():
+    (axes,) = sweep_figure(rows_of("optimizer.lr", ["0.1", "0.001", "0.01"], [3.0, 1.0, 2.0])).axes
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("optimizer.lr", "log")
+    assert axes.get_ylabel() == "test query loss"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["maml", "anil"]
+    for container in axes.containers:
+        line = container.lines[0]
+        assert line.get_xydata().tolist() == [[0.001, 1.0], [0.01, 2.0], [0.1, 3.0]]
+        assert container.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([0.9, 1.1])
+
+
+def test_the_plot_draws_other_sweeps_row_by_row():
+    rows = [
+        *rows_of("optimizer", ["adam", "sgd"], [1.0, 2.0]),
+        JobRow("x", "failed", {"optimizer": "none"}, error="no"),
+    ]
+    (axes,) = sweep_figure(rows).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["adam maml", "sgd maml", "adam anil", "sgd anil"]
+    assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [1.0, 2.0, 1.0, 2.0]
+    assert axes.get_xlabel() == "query loss"
+
+
+def test_the_plot_has_a_panel_for_each_metric_and_says_when_there_is_none(eight):
+    panels = sweep_figure(read_rows(eight[0])).axes
+    assert {axes.get_xlabel() for axes in panels} == {"query loss", "query accuracy"}
+    (axes,) = sweep_figure([JobRow("0", "failed", {}, error="no")]).axes
+    assert [text.get_text() for text in axes.texts] == ["no job has finished"]
+
+
+def test_slurm_gets_its_settings_by_the_names_of_submitit(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = yaml.safe_load((CONF / "hydra" / "launcher" / "with_slurm.yaml").read_text())
+    assert locate(settings.pop("_target_")) is SlurmLauncher
+    given = {
+        **settings,
+        **{"folder": str(tmp_path), "gpus_per_node": 2, "mem_gb": 8, "slurm_partition": "gpu", "slurm_account": "us"},
+        **{"slurm_qos": "high", "slurm_constraint": "a100", "slurm_gres": "gpu:2", "slurm_setup": ["module load cuda"]},
+        "slurm_additional_parameters": {"mail-user": "me"},
+    }
+    assert None not in given.values()
+    found = SlurmLauncher(**given).executor().parameters
+    assert (found["time"], found["cpus_per_task"], found["mem"]) == (1440, 4, "8GB")
+    expected = {"partition": "gpu", "qos": "high", "setup": ["module load cuda"], "array_parallelism": 256}
+    assert expected.items() <= found.items()
+    assert "partition" not in SlurmLauncher(**settings | {"folder": str(tmp_path)}).executor().parameters

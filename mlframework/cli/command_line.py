@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import hydra
@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 
 from mlframework.cli import plugins
 from mlframework.cli.private import explain_help, get_args_parser
-from mlframework.errors import UserError
+from mlframework.errors import FailedRun, UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
-from mlframework.runs.error_report import Fault, fault
+from mlframework.runs.error_report import Fault, cause, fault
 from mlframework.screen import showing, stage
 
 __all__ = ["command", "job"]
@@ -43,29 +43,39 @@ def job(
     """
 
     def decorate(function: Job) -> Job:
+        def run(config: DictConfig) -> float | None:
+            with stage("importing torch, checking the settings"):
+                check_keys(config, (*settings, *required, *others))
+                check_config(config, settings=settings, required=required)
+            value = function(config)
+            return value if value is not None and math.isfinite(value) else None
+
         @functools.wraps(function)
         def checked(config: DictConfig) -> float | None:
-            this = sweep.Job.current() if HydraConfig.get().mode == RunMode.MULTIRUN else None
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return in_sweep(run, config)
             try:
-                with stage(f"job {this.number}") if this else nullcontext():
-                    with stage("importing torch, checking the settings"):
-                        check_keys(config, (*settings, *required, *others))
-                        check_config(config, settings=settings, required=required)
-                    value = function(config)
+                return run(config)
             except Exception as error:
-                if this is None:
-                    # Not an Exception: Hydra would introduce that with lines of its own.
-                    raise SystemExit(report(error, config).exit_code) from None
-                prefix = f"job {this.number} ({' '.join(this.overrides)}): "
-                found = report(error, config, prefix=prefix)
-                this.record_failure(found)
-                log_failed_job(config, this, found)
-                return None
-            return value if value is not None and math.isfinite(value) else None
+                # Not an Exception: Hydra would introduce that with lines of its own.
+                raise SystemExit(report(error, config).exit_code) from None
 
         return checked
 
     return decorate
+
+
+def in_sweep(run: Job, config: DictConfig) -> float | None:
+    """Runs a job of a sweep; an error stays with it."""
+    with sweep.current_job() as this:
+        try:
+            with stage(f"job {this.name}"):
+                return run(config)
+        except Exception as error:
+            found = report(error, config, prefix=f"job {this.name}: ")
+            if this.record_failure(found, diverged=isinstance(cause(error), FailedRun)):
+                log_failed_job(config, this, found)
+            return None
 
 
 def command(function: Job, *, config_name: str) -> Callable[[], None]:

@@ -10,7 +10,17 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from mlframework.cli.private import accept_plugins
+from mlframework.runs.launchers.in_turn import InTurnLauncher
+from mlframework.runs.launchers.with_joblib import JoblibLauncher
+from mlframework.runs.launchers.with_ray import RayLauncher
+from mlframework.runs.launchers.with_submitit import SlurmLauncher, SubmititLauncher
+from mlframework.runs.search import OptunaSweeper
+
 __all__ = ["register"]
+
+#: Hydra's plugins of this package; `conf/hydra/` names them.
+OF_SWEEPS = (InTurnLauncher, JoblibLauncher, SubmititLauncher, SlurmLauncher, RayLauncher, OptunaSweeper)
 
 #: The group of entry points in which a package names its config folder: `theirs = "their_package.conf"`.
 GROUP = "mlframework.conf"
@@ -31,6 +41,7 @@ class InstalledConfigs(SearchPathPlugin):
 
 
 def register() -> None:
-    """Makes the config folders of installed packages known to Hydra; to be called before it composes anything."""
+    """Makes our launchers and the config folders of installed packages known to Hydra, before it composes anything."""
     if InstalledConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(InstalledConfigs)
+    accept_plugins({f"mlframework.runs.{plugin.__name__}": plugin for plugin in OF_SWEEPS})

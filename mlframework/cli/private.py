@@ -7,6 +7,7 @@ hydra-core 1.3.8.
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,29 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser  # without it an unknown flag prints a page of usage before its line
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.plugin import Plugin
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mlframework.cli.help import commented, groups_of
 
-__all__ = ["explain_help", "get_args_parser"]
+__all__ = ["accept_plugins", "explain_help", "get_args_parser"]
+
+
+def accept_plugins(plugins: Mapping[str, type[Plugin]]) -> None:
+    """Lets `_target_: <name>` in `hydra.launcher` and `hydra.sweeper` name these classes.
+
+    Hydra takes launchers and sweepers only from a package `hydra_plugins`, which it imports at each start. Without the
+    patch `-m` stops at "not the hydra_plugins package".
+    """
+    Plugins.instance().class_name_to_class |= plugins
+    hydras_own = Plugins.is_in_toplevel_plugins_module
+
+    def accepted(name: str) -> bool:
+        return name in plugins or hydras_own(name)
+
+    Plugins.is_in_toplevel_plugins_module = staticmethod(accepted)  # type: ignore[assignment, method-assign]
 
 
 def explain_help() -> None:

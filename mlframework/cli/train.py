@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, Literal
 
@@ -10,10 +11,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mlframework.cli.command_line import command, job
+from mlframework.errors import FailedRun
+from mlframework.runs.overrides import of_run
+from mlframework.runs.resume import changed_since
 from mlframework.runs.run_folder import PARTS, RunFolder
+from mlframework.runs.sweep import AGAIN
 from mlframework.screen import stage
 
 __all__ = ["train_command"]
+
+log = logging.getLogger(__name__)
 
 SETTINGS = {
     "seed": int,
@@ -33,24 +40,24 @@ OTHERS = ("evaluation", "display", "regulariser", "suggested")
 @job(settings=SETTINGS, required=PARTS, others=OTHERS)
 def train_command(config: DictConfig) -> float | None:
     """One run; returns the monitored validation metric, for sweepers."""
-    # Imported here, so that --help and completion do not wait for torch.
-    with stage("importing"):
-        from mlframework.runs.run import train_run
-        from mlframework.runs.tables import show_report
-
     hydra_config = HydraConfig.get()
-    overrides = [override for override in hydra_config.overrides.task if not override.startswith("resume=")]
+    overrides = of_run(hydra_config.overrides.task)
     choices = {g: option for g, option in hydra_config.runtime.choices.items() if not g.startswith("hydra/")}
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     if in_sweep:
         config.run_dir = hydra_config.runtime.output_dir
     folder = RunFolder(config.run_dir)
-    if in_sweep and config.resume:
-        # A sweep is resumed as a whole: jobs that finished stay as they are, others go on or start.
-        if folder.finished(overrides):
-            print(f"{folder.path}: finished before")
-            return monitored(folder.read_result())
-        config.resume = folder.holds_run
+    if in_sweep:
+        same = folder.holds_job(overrides)
+        if same and (before := result_before(folder, overrides, config)):
+            return monitored(before)
+        config.resume = same or (config.resume and folder.holds_run)
+
+    # Imported here, so that neither --help nor completion nor a job that ended before waits for torch.
+    with stage("importing"):
+        from mlframework.runs.run import train_run
+        from mlframework.runs.tables import show_report
+
     try:
         result, _ = train_run(config, folder, overrides=overrides, choices=choices, show=show_report)
     except KeyboardInterrupt:
@@ -60,6 +67,18 @@ def train_command(config: DictConfig) -> float | None:
     if not in_sweep:
         print(f"next: mlframework-evaluate run={folder.path}, or tensorboard --logdir {folder.path}", file=sys.stderr)
     return monitored(result)
+
+
+def result_before(folder: RunFolder, overrides: list[str], config: DictConfig) -> dict[str, Any] | None:
+    """The result of the same job, if it has ended before; one that diverged is not tried again."""
+    for key, (then, now) in changed_since(folder, config).items():
+        log.warning("%s: runs with %s=%s, which is %s now", folder.path, key, then, now)
+    if folder.finished(overrides):
+        print(f"{folder.path}: finished before")
+        return folder.read_result()
+    if why := folder.diverged(overrides):
+        raise FailedRun(why + AGAIN)
+    return None
 
 
 def monitored(result: dict[str, Any]) -> float | None:

@@ -18,9 +18,6 @@ from mlframework.runs.check_config import located, parts
 
 __all__ = ["Fault", "cause", "fault"]
 
-#: Options that are there only with the extra `sweep`.
-OPTIONAL = ("hydra/launcher/joblib", "hydra/launcher/submitit_local", "hydra/sweeper/optuna")
-
 
 class Fault(NamedTuple):
     """The line that is printed for an error, and the exit code of the process."""
@@ -140,8 +137,6 @@ def missing_option(error: MissingConfigException) -> str:
     """An option that its group does not have; a config that is not there at all."""
     missing = error.missing_cfg_file or ""
     group, _, option = missing.rpartition("/")
-    if missing in OPTIONAL:
-        return f"{group.removeprefix('hydra/')}={option}: needs an extra: pip install 'mlframework[sweep]'"
     options = error.options or own_options(group)
     if not options:
         return first_line(error)

@@ -15,19 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import leaves, write_json
+from mlframework.runs.overrides import CHANGEABLE, OF_THIS_PROCESS, key_of
 from mlframework.runs.run_folder import RunFolder
 
-__all__ = ["Resumed", "resumed"]
-
-#: Settings that may change: length, intervals, place and output; not the learning, nor the choice of the best weights.
-CHANGEABLE = (
-    *("trainer.steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every"),
-    *("outer.capture", "outer.engine", "outer.chunk", "outer.memory_limit", "outer.support_chunk"),
-    *("evaluation", "logger", "display", "device", "threads", "allocator"),
-)
-
-#: Settings of this process; they are no part of the record.
-OF_THIS_PROCESS = ("resume", "run_dir")
+__all__ = ["Resumed", "changed_since", "resumed"]
 
 #: Stands for a key that a config does not have.
 ABSENT = "(absent)"
@@ -89,11 +80,6 @@ def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
     return Resumed(changed(stored, changes), merged(started, typed), choices, changes, typed)
 
 
-def key_of(override: str) -> str:
-    """The key as the user typed it, as in `algorithm/update` or `trainer.steps`."""
-    return override.split("=")[0].lstrip("+~")
-
-
 def merged(started: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The overrides of the start, without those whose keys were typed anew, and then the new ones."""
     anew = {key_of(override) for override in typed}
@@ -115,6 +101,14 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
     """`(before, now)` of the keys whose values differ."""
     pairs = {key: (before.get(key, ABSENT), now.get(key, ABSENT)) for key in sorted(before.keys() | now.keys())}
     return {key: (then, value) for key, (then, value) in pairs.items() if then != value}
+
+
+def changed_since(folder: RunFolder, config: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """`(then, now)` of the settings in which a run differs from a config, of those that change what is learned."""
+    configs = (OmegaConf.to_container(each, resolve=True) for each in (folder.config(), config))
+    then, now = (dict(leaves(cast(dict[str, Any], each))) for each in configs)
+    left_out = tuple(f"{name}." for name in (*CHANGEABLE, *OF_THIS_PROCESS))
+    return {key: pair for key, pair in difference(then, now).items() if not f"{key}.".startswith(left_out)}
 
 
 def changed(config: DictConfig, changes: Mapping[str, tuple[Any, Any]]) -> DictConfig:

@@ -73,6 +73,7 @@ def train_run(
     prepare_process(config)
     training, trainer, evaluation = build_checked(config, folder)
     with folder.locked():
+        folder.failed.unlink(missing_ok=True)
         if not config.resume:
             folder.check_new()  # another process may have finished a run here in the meantime
         progress = start(training, config, partial(folder.record, config, overrides, choices))

@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, atomic, remove_parts, write_json, write_text
+from mlframework.runs.overrides import identity
 
-__all__ = ["PARTS", "RunFolder", "git_state", "locked_folder"]
+__all__ = ["PARTS", "RunFolder", "git_state", "locked_file", "locked_folder"]
 
 #: The parts of a run's config.
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
@@ -43,7 +44,7 @@ class RunFolder:
         key: the setting that named the folder, for messages.
     """
 
-    #: The folders that this process has held.
+    #: The folders that this process has locked for a job.
     held: ClassVar[set[Path]] = set()
 
     def __init__(self, path: Path | str, *, key: str = "run_dir") -> None:
@@ -70,14 +71,39 @@ class RunFolder:
             raise InvalidValue(self.key, self.path, f"holds {others[0]}, which no run has written: name another folder")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes out until this one ends; removes files that an earlier one left half written."""
-        with locked_folder(self.key, self.path, "another process is using this run folder"):
-            self.held.add(self.path.resolve())
-            self.failed.unlink(missing_ok=True)
-            remove_parts(self.path, FILES)
-            remove_parts(self.last.parent, CHECKPOINTS)
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Keeps other processes out until this one ends; removes files that an earlier one left half written.
+
+        Args:
+            wait: whether to wait for another process that uses the folder, and to let this one lock it again meanwhile,
+                as a run within a job of a sweep does; both are errors otherwise.
+        """
+        here = self.path.resolve()
+        if here in self.held:
             yield
+            return
+        with locked_folder(self.key, self.path, "another process is using this run folder", wait=wait):
+            if wait:
+                self.held.add(here)
+            try:
+                remove_parts(self.path, FILES)
+                remove_parts(self.last.parent, CHECKPOINTS)
+                yield
+            finally:
+                self.held.discard(here)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether some process holds the lock."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            lock = locked_file(self.path / ".lock")
+        except OSError:  # no leave to look
+            return False
+        if lock is not None:
+            lock.close()
+        return lock is None
 
     def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
         """Writes the environment and the settings: versions, machine, and the state of git."""
@@ -104,9 +130,19 @@ class RunFolder:
     def overrides(self) -> list[str]:
         return [str(override) for override in read(self.path / "overrides.yaml", list, yaml.safe_load)]
 
+    def holds_job(self, overrides: Sequence[str]) -> bool:
+        """Whether the run here has these overrides, those of later resumes included, in whichever order."""
+        return self.holds_run and identity(self.overrides()) == identity(overrides)
+
     def finished(self, overrides: Sequence[str]) -> bool:
-        """Whether a run with the same overrides, those of later resumes included, has come to its end."""
-        return self.result.exists() and self.read_result().get("overrides") == list(overrides)
+        """Whether a run with these overrides has come to its end."""
+        return self.result.exists() and identity(self.read_result().get("overrides", ())) == identity(overrides)
+
+    def diverged(self, overrides: Sequence[str]) -> str | None:
+        """The error of a job with these overrides that would end in the same way again."""
+        found = read(self.failed, dict, json.loads) if self.failed.exists() else {}
+        same = found.get("status") == "diverged" and identity(found.get("overrides", ())) == identity(overrides)
+        return str(found.get("error")) if same else None
 
     def read_result(self) -> dict[str, Any]:
         return dict(read(self.result, dict, json.loads))
@@ -136,18 +172,32 @@ class RunFolder:
         return path
 
 
-def locked_folder(key: str, path: Path, taken: str) -> IO[str]:
-    """The lock of a folder, which is made if need be; `key` is the setting that named it, `taken` the error."""
+def locked_folder(key: str, path: Path, taken: str, *, wait: bool = False) -> IO[str]:
+    """The lock of a folder, which is made if need be; `key` is the setting that named it, `taken` the error.
+
+    With `wait` the error is a line instead, and the lock comes once the other process has let go of it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
+        lock = locked_file(path / ".lock")
     except OSError as error:
         raise InvalidValue(key, path, f"cannot be made ({error.strerror})") from error
+    if lock is None and wait:
+        print(f"{path}: {taken}; waiting for it", flush=True)
+        lock = locked_file(path / ".lock", wait=True)
+    if lock is None:
+        raise InvalidValue(key, path, taken)
+    return lock
+
+
+def locked_file(path: Path, *, wait: bool = False) -> IO[str] | None:
+    """A file, made if need be, that other processes cannot lock until it is closed; None if one of them has."""
+    lock = path.open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
         lock.close()
-        raise InvalidValue(key, path, taken) from None
+        return None
     return lock
 
 

@@ -98,6 +98,9 @@ generation = File("text/generation.py", "test_generation.py")
 files = File("files.py", "test_run_folder.py")
 run_folder = File("runs/run_folder.py", "test_run_folder.py")
 sweep = File("runs/sweep.py", "test_sweep.py")
+sweep_table = File("runs/sweep_table.py", "test_sweep.py")
+overrides = File("runs/overrides.py", "test_overrides.py")
+search = File("runs/search.py", "test_search.py")
 
 ALGORITHMS = (
     File("inner_loop/sgd.py", "test_inner_updates.py")(
@@ -703,17 +706,53 @@ SELECTION_AND_RESUME = (
     ),
     run_folder(
         "a lock is shared",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)",
+        "fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB)",
         "test_resume.py::test_a_folder_in_use_is_left_alone",
     ),
     sweep(
         "a finished job is marked failed by a second sweep",
-        "refused = self.run.holds_run and self.run.path.resolve() not in self.run.held",
-        "refused = False",
-        "test_a_second_sweep_in_a_folder_leaves_finished_jobs_and_their_table_as_they_are",
+        "if self.run.holds_run and not self.run.holds_job(self.overrides):",
+        "if False:",
+        "test_two_jobs_of_one_folder_are_refused_and_the_first_is_kept",
     ),
-    sweep(
+    sweep_table(
+        "the test metric is that of the last step",
+        'row["metrics"][metric][row["steps"].index(row["chosen"])]',
+        'row["metrics"][metric][-1]',
+        "test_the_test_metric_stands_beside_the_validation_metric",
+    ),
+    sweep_table(
+        "jobs to come have finished",
+        'in_use else "not started"',
+        'in_use else "finished"',
+        "test_failures_and_jobs_to_come_stand_in_the_page",
+    ),
+    overrides(
+        "the order in which settings are typed makes another job",
+        "sort_keys=True, default=str",
+        "default=str",
+        "test_the_same_settings_are_the_same_job_however_they_are_typed",
+    ),
+    overrides(
+        "a launcher makes another job",
+        'OF_THE_SWEEP = ("launcher", "sweep")',
+        "OF_THE_SWEEP = ()",
+        "test_the_same_settings_are_the_same_job_however_they_are_typed",
+    ),
+    search(
+        "every trial is drawn from one seed",
+        '{"seed": seed + number}',
+        '{"seed": seed}',
+        "test_a_search_goes_on_as_if_it_had_not_been_stopped",
+    ),
+    search(
+        "a trial of another process is run as well",
+        "return [Trial(number, overrides, lock)] if lock else []",
+        "return [Trial(number, overrides, lock or self.locked())]",
+        "test_a_trial_of_another_process_is_left_to_it",
+    ),
+    sweep_table(
         "seeds are finished when one is",
         'status="finished" if len(finished) == len(rows)',
         'status="finished" if finished',
@@ -725,9 +764,9 @@ SELECTION_AND_RESUME = (
         'return "maximize" if metric.removeprefix("query_") not in',
         "test_a_search_goes_the_way_in_which_the_metric_is_better",
     ),
-    run_folder(
+    run(
         "a failure of before outlives a job's success",
-        "self.failed.unlink(missing_ok=True)",
+        "folder.failed.unlink(missing_ok=True)",
         "pass",
         "test_sweep.py::test_a_job_that_failed_before_runs_again_and_its_failure_is_gone",
     ),

@@ -1,0 +1,34 @@
+"""`mlframework-table`: the table of a sweep, made again from the records of its jobs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mlframework.errors import UserError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Prints the table of a folder's jobs, and writes it there as csv, as markdown and as a plot."""
+    parser = argparse.ArgumentParser(prog="mlframework-table", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="of a sweep, as in multirun/mine; or of several")
+    folder = parser.parse_args().folder
+
+    from mlframework.cli.command_line import report
+    from mlframework.runs.sweep_report import show_sweep, write_sweep
+
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: must be the folder of a sweep; there is none")
+        rows = write_sweep(folder)
+        if not rows:
+            raise UserError(f"{folder}: holds no job of a sweep")
+        show_sweep(folder, rows)
+    except Exception as error:
+        raise SystemExit(report(error).exit_code) from None
+
+
+if __name__ == "__main__":
+    main()
