@@ -6,7 +6,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidValue", "UserError", "nearest", "part_of"]
+__all__ = [
+    *("FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidData", "InvalidValue", "UserError"),
+    *("nearest", "part_of"),
+]
 
 #: A task of each kind that needs no data.
 EXAMPLES = {"classification": "task=glyphs", "regression": "task=sinusoid", "sequence": "task=text_lists"}
@@ -28,6 +31,13 @@ class InvalidValue(UserError):
     def __init__(self, field: str, value: object, why: str) -> None:
         super().__init__(f"{field}={value}: {why}")
         self.field, self.value, self.why = field, value, why
+
+
+class InvalidData(InvalidValue, ValueError):
+    """Data that a user hands over, such as `x`, and that cannot be converted exactly.
+
+    It is a `ValueError` as well, which scikit-learn expects.
+    """
 
 
 class IncompatibleTask(UserError):

@@ -20,8 +20,10 @@ from torch import Tensor
 from mlframework.backend.forward import Engine, fork_rng
 from mlframework.backend.step import choose_engine
 from mlframework.episode import Episode, Examples, Split, TaskSpec
+from mlframework.errors import UserError
 from mlframework.inner_loop import Adam, RMSprop
 from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.runs.try_out import check_determinism, check_queries, first_queries
 from mlframework.tasks.check_episode import faults
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training.meta_gradient import MissingGradient, meta_gradient
@@ -56,6 +58,30 @@ def check_task_distribution(
             the checks that tell examples apart by their inputs are then left out.
         labels_repeat: whether a training class keeps its number from task to task by design; the others may not.
     """
+    require(isinstance(task, TaskDistribution), f"a {described(task)}: hand over the object, as in MyTasks(...)")
+    with as_assertions():
+        check_draws(task, splits, num_tasks, inputs_repeat)
+    if task.spec.kind == "classification" and not inputs_repeat:
+        check_splits_differ(task, splits, num_tasks)
+        permuted = [split for split in splits if not (labels_repeat and split == "train")]
+        check_labels_are_permuted(task, permuted[0], num_tasks)
+
+
+def described(thing: object) -> str:
+    return f"class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+
+
+@contextmanager
+def as_assertions() -> Iterator[None]:
+    """Faults that a command line would print are faults of the check."""
+    try:
+        yield
+    except UserError as error:
+        raise AssertionError(str(error)) from error
+
+
+def check_draws(task: TaskDistribution, splits: Sequence[Split], num_tasks: int, inputs_repeat: bool) -> None:
+    """The episodes of each split: random numbers, shapes, types, scores, and that queries are new."""
     for split in splits:
         check_randomness(task, split, num_tasks)
         episode = task.sample(num_tasks, split, seeded(0))
@@ -66,10 +92,6 @@ def check_task_distribution(
             check_scores(task, examples, f"{split} {part}")
         if not inputs_repeat:
             check_query_is_new(episode, split)
-    if task.spec.kind == "classification" and not inputs_repeat:
-        check_splits_differ(task, splits, num_tasks)
-        permuted = [split for split in splits if not (labels_repeat and split == "train")]
-        check_labels_are_permuted(task, permuted[0], num_tasks)
 
 
 def check_scores(task: TaskDistribution, examples: Examples, where: str) -> None:
@@ -165,6 +187,8 @@ def check_meta_layer(
     other, whether vectorised, in a loop, or alone. Neither the order of the support nor padding matters. Adapting
     leaves the module unchanged. Its state can be saved and loaded. The same seed makes the same step.
 
+    What a command line would refuse is a fault as well: a prediction that other queries move, or rows of padding.
+
     Args:
         make_meta_layer: makes a new meta layer for a task distribution, with torch's global generator. Adapting and
             predicting draw nothing: leave dropout out.
@@ -173,10 +197,12 @@ def check_meta_layer(
         tolerance: of the meta-gradient, relative to its norm.
     """
     device = torch.device(device)
-    with reproducible(device):
+    with reproducible(device), as_assertions():
+        check_makes(make_meta_layer, task)
         episode = in_float64(task.sample(num_tasks, "train", seeded(0))).to(device)
         make = partial(make_seeded, make_meta_layer, task=task, device=device)
         make = partial(make, engine=choose_engine(make(), episode, "auto"))
+        check_nothing_is_drawn(make(), episode)
         check_every_parameter_learns(make(), episode)
         check_adapting_changes_nothing(make(), episode)
         check_tasks_are_independent(make(), episode)
@@ -186,9 +212,45 @@ def check_meta_layer(
             ragged = copy.copy(task)
             ragged.spec = task.spec._replace(ragged=True)
             check_padding(make(task=ragged), episode)
+        check_as_a_run(make(), episode)
         check_same_step(make(), make(), episode)
         check_state_dict(make(seed=0), make(seed=1), episode)
         check_exact(make(), episode, tolerance)
+
+
+def check_makes(make_meta_layer: MakeMetaLayer, task: TaskDistribution) -> None:
+    """A function makes a new meta layer with every call."""
+    hint = "hand over a function that makes one, as in lambda task: MAML(MLP(task.spec), task, ...)"
+    require(not isinstance(make_meta_layer, torch.nn.Module), f"a {described(make_meta_layer)} is one layer: {hint}")
+    with as_assertions():
+        one, other = make_meta_layer(task), make_meta_layer(task)
+    require(isinstance(one, MetaLayer), f"makes a {described(one)}, and must make a MetaLayer: {hint}")
+    shared = {id(p) for p in one.parameters()} & {id(p) for p in other.parameters()}
+    require(not shared, f"makes the same parameters twice: {hint}")
+
+
+def check_nothing_is_drawn(meta_layer: MetaLayer, episode: Episode) -> None:
+    """Random numbers in training mode make two losses of one state; torch's own dropouts are named."""
+    with torch.no_grad():
+        one, other = (seeded_losses(meta_layer.train(), episode, seed) for seed in (0, 1))
+    dropouts = [name for name, part in meta_layer.named_modules() if "Dropout" in type(part).__name__]
+    named = f" ({', '.join(dropouts)})" if dropouts else ""
+    why = f"adapting draws random numbers{named}: leave dropout out, or train with regulariser=inner_dropout"
+    require(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True), why)
+
+
+def seeded_losses(meta_layer: MetaLayer, episode: Episode, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    with torch.enable_grad():
+        return meta_layer.query_metrics(meta_layer.adapt(episode.support), episode)["query_loss"].detach()
+
+
+def check_as_a_run(meta_layer: MetaLayer, episode: Episode) -> None:
+    """What a run tries before it starts."""
+    one = first_queries(episode).tasks(slice(1))
+    check_determinism(meta_layer, one)
+    check_queries(meta_layer, one)
+    meta_layer.train()
 
 
 def make_seeded(

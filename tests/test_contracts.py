@@ -135,9 +135,13 @@ def test_every_preset_of_a_task_keeps_the_contract(task, needs):
     check_task_distribution(made, inputs_repeat=task in REPEATS, labels_repeat=task in FIXED_LABELS)
 
 
-def maker(config):
-    """Makes meta layers of a config: Hydra reads it once, which takes longer than all else in a check."""
-    algorithm, base_layer = (instantiate(config[part], _partial_=True) for part in ("algorithm", "base_layer"))
+def maker(config, base_layer=None):
+    """Makes meta layers of a config: Hydra reads it once, which takes longer than all else in a check.
+
+    A base layer may be handed over: it is built from a spec.
+    """
+    algorithm = instantiate(config.algorithm, _partial_=True)
+    base_layer = base_layer or instantiate(config.base_layer, _partial_=True)
     return lambda task: deepcopy(algorithm)(base_layer(task.spec), task)
 
 
@@ -367,9 +371,9 @@ BROKEN_TASKS = [
     (ScoresOfExamples, r"the score loss is \(8, 4\), not one per task"),
     (ScoresWithoutLoss, "the loss is not among the scores"),
     (lambda: both(lambda part: part._replace(x=part.x[..., :2])), r"x is \(8, 4, 2\), spec.x_shape is \(3,\)"),
-    (lambda: both(lambda part: part._replace(x=part.x.double())), "x is torch.float64"),
+    (lambda: both(lambda part: part._replace(x=part.x.byte())), "x is torch.uint8"),
     (lambda: both(lambda part: part._replace(x=part.x.log())), "x is not finite"),
-    (lambda: both(lambda part: part._replace(y=part.y.float())), "y is torch.float32, and must be torch.int64"),
+    (lambda: both(lambda part: part._replace(y=part.y + 0.5)), "y is torch.float32, and must be torch.int64"),
     (lambda: both(lambda part: part._replace(y=part.y + 1)), r"class ids are not all in 0\.\.\.1"),
     (lambda: both(lambda part: part._replace(y=part.y.unsqueeze(-1))), r"y is \(8, 4, 1\), and must be \(8, 4\)"),
     (lambda: both(lambda part: part._replace(y=part.y[:, :1])), r"y is \(8, 1\) beside an x of \(8, 4, 3\)"),

@@ -149,3 +149,21 @@ def test_examples_are_short(page):
 def test_a_regulariser_in_one_file_and_one_yaml(tmp_path):
     (trained,) = run_as_written("over-fitting.md", tmp_path)
     assert "step 4: validation query_loss" in trained.stderr
+
+
+@pytest.mark.slow
+def test_a_run_in_use_for_characters_images_and_a_table(tmp_path):
+    _, characters, _, images, _, sales, grid = run_as_written("use.md", tmp_path)
+    assert characters.stdout == "per cent, and, ask\n"
+    assert float(re.search(r"right: (\S+)", images.stdout)[1]) > 0.8
+    assert "False" not in images.stdout
+    rain, middle = (float(number) for number in re.findall(r"[\d.]+", sales.stdout))
+    assert rain == pytest.approx(1.5 * 25, abs=15) and middle == pytest.approx(1.5 * 50, abs=25)
+    assert "inner_steps" in grid.stdout
+
+
+def test_each_use_of_a_run_takes_at_most_twelve_lines():
+    page = (DOCS / "use.md").read_text(encoding="utf-8")
+    uses = {name: text for _, name, text in FENCE.findall(page) if name in ("characters.py", "images.py", "sales.py")}
+    assert len(uses) == 3
+    assert all(len([line for line in text.splitlines() if line.strip()]) <= 12 for text in uses.values())

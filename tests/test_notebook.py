@@ -215,8 +215,8 @@ def test_a_damaged_file_and_bare_weights_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        ([1.0, 2.0], [[1.0], [2.0]], r"x=an array of shape \(2,\): must be of shape \('n', 1\)"),
-        ([[1.0], [2.0]], [1.0, 2.0], r"y=an array of shape \(2,\): must be of shape \('n', 1\)"),
+        ([[1.0, 2.0]], [[1.0], [2.0]], r"x=an array of shape \(1, 2\): must be of shape \('n', 1\)"),
+        ([[1.0], [2.0]], [[1.0, 2.0]], r"y=an array of shape \(1, 2\): must be of shape \('n', 1\)"),
         ([[1.0], [2.0]], [[1.0]], "y=1 targets: must be one for each of 2 inputs"),
     ],
 )

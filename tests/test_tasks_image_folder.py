@@ -356,7 +356,6 @@ def test_a_folder_without_folders_is_named(tmp_path):
     ("field", "setting"),
     [
         ("path", {"path": None}),
-        ("path", {"path": "/nowhere"}),
         ("channels", {"channels": 2}),
         ("image_size", {"image_size": 0}),
         ("k_shot", {"smallest_class": 1}),
@@ -366,3 +365,9 @@ def test_a_wrong_setting_is_named_at_once(field, setting):
     with pytest.raises(InvalidValue) as caught:
         image_folder(**{"path": Path(__file__).parent, **setting})
     assert caught.value.field == field
+
+
+def test_a_path_that_is_not_there_is_named_when_tasks_are_drawn():
+    task = image_folder("/nowhere")
+    with pytest.raises(InvalidValue, match="path=/nowhere: must name a folder that holds one folder of images per cl"):
+        task.sample(1, "train", seeded())

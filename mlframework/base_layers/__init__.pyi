@@ -1,5 +1,11 @@
 from .attribute_embedding import AttributeEmbedding as AttributeEmbedding
-from .base_layer import BaseLayer as BaseLayer, PlainLayer as PlainLayer, Stack as Stack, TakesMask as TakesMask
+from .base_layer import (
+    BaseLayer as BaseLayer,
+    MixesExamples as MixesExamples,
+    PlainLayer as PlainLayer,
+    Stack as Stack,
+    TakesMask as TakesMask,
+)
 from .conv4 import Conv4 as Conv4
 from .gru import GRU as GRU
 from .linear import LinearModel as LinearModel

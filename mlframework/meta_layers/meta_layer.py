@@ -77,6 +77,8 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     minimised: str = "query_loss"
     #: Whether `meta_loss` has exactly the gradient of the query metric `minimised`.
     exact: bool = True
+    #: Whether a task in use may have more classes than those of the training.
+    any_n_way: bool = False
     #: Whether a task's model depends on the order of its support set, because a recurrent network reads it, say.
     support_order_matters: bool = False
     #: Inner steps at evaluation; 0 for an algorithm without inner steps.

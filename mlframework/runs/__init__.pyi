@@ -1,4 +1,5 @@
 from .ensemble import Ensemble as Ensemble
+from .estimators import FewShotClassifier as FewShotClassifier, FewShotRegressor as FewShotRegressor
 from .in_notebook import evaluate as evaluate, train as train
 from .launchers.in_turn import InTurnLauncher as InTurnLauncher
 from .launchers.with_joblib import JoblibLauncher as JoblibLauncher

@@ -7,20 +7,21 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mlframework.backend.step import import_compiler, tune
 from mlframework.base_layers.base_layer import BaseLayer, InEvaluation
 from mlframework.base_layers.weight_files import weights_follow
 from mlframework.errors import FailedRun, InvalidValue
-from mlframework.files import write_json
+from mlframework.files import leaves, write_json
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
-from mlframework.runs.check_config import check_episodes
+from mlframework.runs.check_config import check_episodes, located, parts
 from mlframework.runs.error_report import fault
 from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder, git_state
@@ -76,7 +77,8 @@ def train_run(
         folder.failed.unlink(missing_ok=True)
         if not config.resume:
             folder.check_new()  # another process may have finished a run here in the meantime
-        progress = start(training, config, partial(folder.record, config, overrides, choices))
+        kept = training.task.kept()
+        progress = start(training, config, partial(folder.record, config, overrides, choices, kept))
         if progress.step > trainer.steps:
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
         if run is not None:
@@ -208,10 +210,15 @@ def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[st
     }
 
 
-def set_up(config: DictConfig, folder: RunFolder) -> Training:
-    """Builds the parts of a training; draws, reads and writes nothing."""
+def set_up(config: DictConfig, folder: RunFolder, kept: Mapping[str, Any] | None = None) -> Training:
+    """Builds the parts of a training; draws and writes nothing.
+
+    `kept` is what the task of a trained run kept of its data, which is then not read.
+    """
     device = build.build_device(config.device)
     task = build.build_task(config)
+    if kept:
+        task.restore(kept)
     meta_layer = build.build_meta_layer(config, task).to(device)
     import_compiler()
     outer = build.build_outer_loop(config, meta_layer)
@@ -256,14 +263,34 @@ def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, dev
 
 def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
     """The trained parts of the run in a folder; its data need not be there, for nothing is drawn."""
-    config = folder.config()
+    config, home = folder.config(), folder.trained_in()
     if weights not in ("best", "last"):
         raise InvalidValue("weights", weights, "must be best or last")
     config.device, config.init = device, None
+    check_importable(config, home)
+    find_data(config, home)
     with weights_follow():
-        training = set_up(config, folder)
+        training = set_up(config, folder, folder.kept())
     if weights == "best":
         checkpoint.load_weights(folder.best, training.meta_layer)
     else:
         checkpoint.restore(training)
     return training
+
+
+def check_importable(config: DictConfig, home: Path | None) -> None:
+    """Refuses a class of the user's own that cannot be imported from here."""
+    for key, part in parts(config):
+        try:
+            located(part._target_)
+        except Exception as error:  # importing a user's module may raise anything
+            where = "" if home is None else f": the run was trained in {home}, which may have to be on sys.path"
+            raise InvalidValue(f"{key}._target_", part._target_, f"cannot be imported ({error}){where}") from error
+
+
+def find_data(config: DictConfig, home: Path | None) -> None:
+    """Makes relative paths of the task absolute where they lead to something from the folder of the training alone."""
+    for key, value in leaves(cast(dict[str, Any], OmegaConf.to_container(config.task, resolve=True))):
+        named = key.rpartition(".")[2] in ("path", "data_dir") and isinstance(value, str) and home is not None
+        if named and not Path(value).exists() and (home / value).exists():
+            OmegaConf.update(config.task, key, str(home / value))

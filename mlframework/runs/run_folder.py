@@ -28,7 +28,10 @@ __all__ = ["PARTS", "RunFolder", "git_state", "locked_file", "locked_folder"]
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
 
 #: Files that the process with the lock writes, in the folder and in `checkpoints/`.
-FILES = ("config.yaml", "overrides.yaml", "choices.json", "environment.json", "resumed.json", "result.json")
+FILES = (
+    *("config.yaml", "overrides.yaml", "choices.json", "environment.json", "task.json"),
+    *("resumed.json", "result.json"),
+)
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
 #: Packages whose versions are recorded.
@@ -40,7 +43,8 @@ class RunFolder:
 
     Args:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
-            TensorBoard's events lie here; `resumed.json` lists the changes of each resume.
+            TensorBoard's events lie here; `task.json`, if there is one, has what using the run needs from its data;
+            `resumed.json` lists the changes of each resume.
         key: the setting that named the folder, for messages.
     """
 
@@ -105,10 +109,18 @@ class RunFolder:
             lock.close()
         return lock is None
 
-    def record(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
-        """Writes the environment and the settings: versions, machine, and the state of git."""
+    def record(
+        self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str], kept: Mapping[str, Any]
+    ) -> None:
+        """Writes the environment (versions, machine, the state of git), what the task keeps of its data, and settings.
+
+        `kept` is what `TaskDistribution.kept` gave.
+        """
         (self.path / "checkpoints").mkdir(exist_ok=True)
+        if kept:
+            write_json(self.path / "task.json", dict(kept))
         environment = {
+            "folder": os.getcwd(),
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {name: installed(name) for name in RECORDED},
@@ -122,6 +134,17 @@ class RunFolder:
         write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
         write_json(self.path / "choices.json", dict(choices))
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+    def kept(self) -> dict[str, Any]:
+        """What the task keeps of its data, if anything."""
+        path = self.path / "task.json"
+        return dict(read(path, dict, json.loads)) if path.is_file() else {}
+
+    def trained_in(self) -> Path | None:
+        """The folder in which the command was typed; None where that is not known."""
+        path = self.path / "environment.json"
+        found = read(path, dict, json.loads).get("folder") if path.is_file() else None
+        return None if found is None else Path(found)
 
     def choices(self) -> dict[str, str]:
         """The option chosen of each config group."""

@@ -1,32 +1,33 @@
-"""A trained algorithm in one file, without a run folder: weights as safetensors, the parts it is made of as JSON."""
+"""A trained algorithm, or one that is adapted to a task, in one file: tensors as safetensors, its parts as JSON."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.weight_files import weights_follow
-from mlframework.episode import Episode, Split, TaskSpec
+from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments, as_json
-from mlframework.meta_layers.meta_layer import MetaLayer
+from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 
-__all__ = ["SpecOnly", "read", "save"]
+__all__ = ["OwnNumbers", "SpecOnly", "Stored", "holds_model", "of_classes", "read", "read_model", "save", "save_model"]
 
-#: The entry in the file's metadata.
-PARTS = "mlframework.parts"
+#: The entries in the file's metadata: the parts of the algorithm, and of a task's own model.
+PARTS, MODEL = "mlframework.parts", "mlframework.model"
 
 #: The rooms whose classes a file may name.
 ROOMS = ("mlframework.base_layers", "mlframework.inner_loop", "mlframework.meta_layers", "mlframework.tasks")
@@ -42,6 +43,24 @@ class SpecOnly(TaskDistribution):
         raise UserError("the file holds no data to draw tasks from: set meta_layer.task to a task distribution")
 
 
+class OwnNumbers(NamedTuple):
+    """A user's own support set as numbers, where a task scales its inputs and targets by them; else None."""
+
+    x: Tensor | None
+    y: Tensor | None
+
+
+class Stored(NamedTuple):
+    """A task's own model in a file."""
+
+    meta_layer: MetaLayer
+    adapted: Adapted  # leaves [1, ...]
+    support: Examples  # leaves [1, n, ...]
+    own: OwnNumbers | None
+    n_way: int | None
+    labels: Sequence[Any] | None  # of the classes: texts, numbers or truth values
+
+
 def save(meta_layer: MetaLayer, path: str | Path) -> None:
     """Writes an algorithm to a file that `load` reads.
 
@@ -51,16 +70,110 @@ def save(meta_layer: MetaLayer, path: str | Path) -> None:
     Raises:
         UserError: an argument cannot be written as JSON, as a module of torch's own.
     """
+    checkpoint.save_weights(
+        Path(path), without_regularisers(meta_layer), metadata={PARTS: as_json(parts_of(meta_layer))}
+    )
+
+
+def without_regularisers(meta_layer: MetaLayer) -> MetaLayer:
+    """The same algorithm as a file has it: nobody trains on with a file."""
+    same = copy.copy(meta_layer)
+    vars(same)["_modules"] = {**vars(meta_layer)["_modules"], "regularisers": nn.ModuleDict()}
+    return same
+
+
+def parts_of(meta_layer: MetaLayer) -> dict[str, Any]:
+    """The constructors' arguments of an algorithm and its parts, and what its task keeps of the data."""
     args, keywords = meta_layer.constructor_arguments
     # Not meta_layer.base_layer, which an algorithm on features has cut.
     base_layer = next(each for each in (*args, *keywords.values()) if isinstance(each, nn.Module))
     task = described_task(meta_layer.task)
-    parts = {"task": task, "base_layer": described(base_layer), "algorithm": described(meta_layer)}
-    own, meta_layer.regularisers = meta_layer.regularisers, nn.ModuleDict()  # nobody trains on with a file
-    try:
-        checkpoint.save_weights(Path(path), meta_layer, metadata={PARTS: as_json(parts)})
-    finally:
-        meta_layer.regularisers = own
+    kept = {} if task["_target_"] == "SpecOnly" else meta_layer.task.kept()
+    return {"task": task, "kept": kept, "base_layer": described(base_layer), "algorithm": described(meta_layer)}
+
+
+class Model(nn.Module):
+    """The tensors of a task's own model, by the names that a file has them under."""
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__()
+        self.algorithm = without_regularisers(stored.meta_layer)
+        own = {} if stored.own is None else stored.own._asdict()
+        named = {
+            **{f"adapted_{number}": leaf for number, leaf in enumerate(leaves_of(stored.adapted))},
+            **{f"support_{name}": leaf for name, leaf in stored.support._asdict().items()},
+            **{f"own_{name}": leaf for name, leaf in own.items() if leaf is not None},
+        }
+        for name, leaf in named.items():
+            self.register_buffer(name, leaf)
+
+
+def save_model(stored: Stored, path: Path) -> None:
+    """Writes a task's own model, with the algorithm, the support set and the labels."""
+    labels = None if stored.labels is None else [label_in_json(label) for label in stored.labels]
+    model = {"n_way": stored.n_way, "labels": labels, "own": stored.own is not None}
+    metadata = {PARTS: as_json(parts_of(stored.meta_layer)), MODEL: as_json(model)}
+    checkpoint.save_weights(path, Model(stored), metadata=metadata)
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a file that this module wrote holds a task's own model, beside the algorithm."""
+    return MODEL in metadata_of(path)
+
+
+def label_in_json(label: Any) -> Any:
+    plain = label.item() if hasattr(label, "item") else label
+    if not isinstance(plain, str | bool | int | float):
+        raise UserError(f"classes_: {plain!r} cannot be saved: labels must be texts, numbers or truth values")
+    return plain
+
+
+def read_model(path: Path, classes: Sequence[type], device: torch.device) -> Stored:
+    """A task's own model in a file that `save_model` wrote; for `classes` see `read`."""
+    text = metadata_of(path).get(MODEL)
+    if text is None:
+        raise UserError(f"{path}: holds a trained algorithm that is not adapted: load() reads it")
+    model, meta_layer = json.loads(text), built_layer(path, classes)
+    checkpoint.load_weights(path, meta_layer, prefix="algorithm.")
+    meta_layer = meta_layer.to(device).eval()
+    meta_layer.engine = "loop"
+    if model["n_way"] is not None and meta_layer.any_n_way and meta_layer.task.class_names is None:
+        meta_layer = of_classes(meta_layer, model["n_way"])
+    tensors = {name: tensor.to(device) for name, tensor in checkpoint.from_bytes(path.read_bytes()).items()}
+    support = Examples(*(tensors[f"support_{name}"] for name in Examples._fields))
+    with torch.no_grad():
+        form = next(iter(meta_layer.trajectory(support, 0)))  # as it was before its first step: the same names
+    adapted = with_leaves(form, iter(tensors[f"adapted_{i}"] for i in range(len(leaves_of(form)))))
+    own = OwnNumbers(tensors.get("own_x"), tensors.get("own_y")) if model["own"] else None
+    return Stored(meta_layer, adapted, support, own, model["n_way"], model["labels"])
+
+
+def leaves_of(adapted: Adapted) -> list[Tensor]:
+    """The tensors of a nest of dictionaries, tuples and lists, in its order."""
+    if isinstance(adapted, Tensor):
+        return [adapted]
+    inside = adapted.values() if isinstance(adapted, Mapping) else adapted if isinstance(adapted, tuple | list) else ()
+    return [leaf for each in inside for leaf in leaves_of(each)]
+
+
+def with_leaves(form: Adapted, leaves: Iterator[Tensor]) -> Adapted:
+    """A nest of the same form with other tensors, in its order."""
+    if isinstance(form, Tensor):
+        return next(leaves)
+    if isinstance(form, Mapping):
+        return {name: with_leaves(each, leaves) for name, each in form.items()}
+    if isinstance(form, tuple | list):
+        inside = [with_leaves(each, leaves) for each in form]
+        return type(form)(*inside) if hasattr(form, "_fields") else type(form)(inside)
+    return form
+
+
+def of_classes(meta_layer: MetaLayer, n_way: int) -> MetaLayer:
+    """The same algorithm, with the same parameters, for tasks of so many classes; see `MetaLayer.any_n_way`."""
+    task, layer = copy.copy(meta_layer.task), copy.copy(meta_layer)
+    task.spec = task.spec._replace(out_features=n_way)
+    layer.task = task
+    return layer
 
 
 def described_task(task: TaskDistribution) -> dict[str, Any]:
@@ -115,18 +228,33 @@ def read(path: Path, classes: Sequence[type] = ()) -> MetaLayer:
     The file may name `classes`, and those of this package and of installed plug-ins: a file from somebody else runs no
     other code.
     """
-    text = checkpoint.read_metadata(path).get(PARTS)
-    if text is None:
+    if holds_model(path):
+        raise UserError(f"{path}: holds a model that is adapted to a task: TaskModel.load() reads it")
+    meta_layer = built_layer(path, classes)
+    checkpoint.load_weights(path, meta_layer)
+    return meta_layer
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts in a file that this module wrote."""
+    metadata = checkpoint.read_metadata(path)
+    if PARTS not in metadata:
         raise UserError(f"{path}: holds weights alone: save() writes files that load() can read")
+    return metadata
+
+
+def built_layer(path: Path, classes: Sequence[type]) -> MetaLayer:
+    """The algorithm that a file describes, with initial weights."""
     own = {name_of(kind): kind for kind in (*classes, SpecOnly)} | {"SpecOnly": SpecOnly}
-    parts = json.loads(text)
+    parts = json.loads(metadata_of(path)[PARTS])
     if parts["task"]["_target_"] == "SpecOnly":
         parts["task"]["spec"] = TaskSpec(*parts["task"]["spec"])
     task = built(parts["task"], own)
+    if parts.get("kept"):
+        task.restore(parts["kept"])
     with weights_follow():
         base_layer = built(parts["base_layer"], own, task.spec)
     meta_layer: MetaLayer = built(parts["algorithm"], own, base_layer, task)
-    checkpoint.load_weights(path, meta_layer)
     return meta_layer
 
 

@@ -65,4 +65,4 @@ def faults_of_value(examples: Examples, spec: TaskSpec) -> Iterator[str]:
         yield "spec.ragged is False, and the mask holds zeros"
     ids = y[mask.bool()]
     if spec.kind != "regression" and not ((ids >= 0) & (ids < spec.out_features)).all():
-        yield f"class ids are not all in 0...{spec.out_features - 1}"
+        yield f"class ids are not all in 0...{spec.out_features - 1}: y holds {int(ids.min())}...{int(ids.max())}"

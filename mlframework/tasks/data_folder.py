@@ -21,10 +21,17 @@ from mlframework.errors import UserError
 from mlframework.files import atomic, cache_folder
 from mlframework.screen import stage
 
-__all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders", "visible"]
+__all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders", "there", "visible"]
 
-#: Names of folders whose contents belong to one split.
-SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+#: Names of folders, in lower case, whose contents belong to one split.
+SPLIT_FOLDERS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+#: Files and folders, in lower case, that operating systems and archives leave behind.
+LEFT_BEHIND = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -35,33 +42,54 @@ def data_folder(folder: str | Path | None) -> Path:
 
 
 def visible(path: Path) -> list[Path]:
-    """The files and folders in `path` that are not hidden, in an order that is the same on every file system."""
-    return sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=composed_parts)
+    """The files and folders in `path` that a user put there, in an order that is the same on every file system."""
+    entries = (entry for entry in path.iterdir() if not entry.name.startswith("."))
+    return sorted((entry for entry in entries if entry.name.lower() not in LEFT_BEHIND), key=composed_parts)
 
 
 def subfolders(path: Path) -> list[Path]:
-    return [entry for entry in visible(path) if entry.is_dir()]
+    return [entry for entry in visible(path) if there(entry).is_dir()]
+
+
+def there(entry: Path) -> Path:
+    """The entry itself; a link to nothing is refused."""
+    if entry.is_symlink() and not entry.exists():
+        raise UserError(f"{entry}: is a link to {os.readlink(entry)}, which is not there: mend or remove it")
+    return entry
 
 
 def in_split_folders(
     path: Path, members: Callable[[Path], Iterable[Any]], one_split: str
 ) -> dict[Split, list[Any]] | None:
-    """The members of each split, if `path` holds nothing but folders that are called as the splits are.
+    """The members of each split, if the folders in `path` are called as the splits are; None if they have other names.
 
     `members` are those of a folder, each with a `name`; `one_split` says that none may be in two splits.
+
+    Raises:
+        UserError: some folders are called as splits are, and others are not.
     """
     folders = subfolders(path)
-    if not folders or not all(folder.name in SPLIT_FOLDERS for folder in folders):
+    named: dict[Split, list[Path]] = {split: [] for split in get_args(Split)}
+    for folder in folders:
+        if split := SPLIT_FOLDERS.get(folder.name.lower()):
+            named[split].append(folder)
+    used = [split for split, found in named.items() if found]
+    others = [folder for folder in folders if folder.name.lower() not in SPLIT_FOLDERS]
+    if "train" in used and len(used) > 1 and others:
+        given = ", ".join(folder.name for found in named.values() for folder in found)
+        why = f"stands beside folders of splits ({given})"
+        raise UserError(f"{others[0]}: {why}: move its content to one of them, or move it away")
+    if not folders or others:
         return None
     splits: dict[Split, list[Any]] = {split: [] for split in get_args(Split)}
     seen: dict[str, Path] = {}
-    for folder in sorted(folders, key=lambda folder: list(splits).index(SPLIT_FOLDERS[folder.name])):
+    for split, folder in ((split, folder) for split, found in named.items() for folder in found):
         for member in members(folder):
             place = folder / member.name
             other = seen.setdefault(composed(member.name), place)
             if other != place:
                 raise UserError(f"{place}: is also at {other}: {one_split}")
-            splits[SPLIT_FOLDERS[folder.name]].append(member)
+            splits[split].append(member)
     return splits
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,8 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Split, TaskSpec, masked_mean
 from mlframework.files import KeepsArguments
+from mlframework.tasks.own_data import as_class_ids, as_inputs, as_values
+from mlframework.tasks.own_episodes import as_episode
 
 __all__ = ["TaskDistribution"]
 
@@ -26,6 +31,19 @@ class TaskDistribution(KeepsArguments, ABC):
     #: Metrics of which more is better; of all others, the loss included, less is.
     higher_is_better: frozenset[str] = frozenset({"accuracy"})
 
+    #: Names of classes that keep their number from task to task; None: each task numbers its own.
+    class_names: tuple[str, ...] | None = None
+    #: Whether a task's own support set says how its numbers are scaled, as in a table that nobody has seen.
+    scaled_by_support: bool = False
+    #: Whether a user's inputs may hold NaN for a missing value.
+    takes_missing: bool = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """What a subclass draws is converted, so that it may return tuples, arrays and numbers of other widths."""
+        super().__init_subclass__(**keywords)
+        if "sample" in vars(cls):
+            cls.sample = converted(vars(cls)["sample"])  # type: ignore[method-assign]
+
     @abstractmethod
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
         """Draws a meta-batch. All randomness comes from `generator`: same state, same episode.
@@ -36,7 +54,8 @@ class TaskDistribution(KeepsArguments, ABC):
             generator: a CPU generator.
 
         Returns:
-            An episode on the CPU whose leaves start with `[num_tasks]`.
+            An episode on the CPU whose leaves start with `[num_tasks]`. Plain tuples, arrays and numbers of other
+            widths are converted: see `as_episode`.
         """
 
     def drawn_from(self, num_tasks: int, split: Split, generator: torch.Generator) -> list[tuple[str, ...]] | None:
@@ -76,3 +95,46 @@ class TaskDistribution(KeepsArguments, ABC):
         """
         values = {"loss": self.loss(prediction, y), **self.metrics(prediction, y)}
         return {name: masked_mean(value, mask if self.spec.ragged else None) for name, value in values.items()}
+
+    # A user's own examples of a new task. Where `scaled_by_support`, the support set's own numbers are given as well.
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        """A user's own inputs as the task's: `[n, *x_shape]`, from whatever holds them.
+
+        Args:
+            support: the support inputs as numbers, before they are scaled; None: `x` are the support inputs.
+        """
+        return as_inputs(x, self.spec)
+
+    def encode_targets(self, y: Any, support: Tensor | None = None) -> Tensor:
+        """A user's own targets as the task's: values `[n, out_features]`, or class ids `[n]`."""
+        return as_values(y, self.spec) if self.spec.kind == "regression" else as_class_ids(y, self.spec)
+
+    def decode_values(self, values: Tensor, support: Tensor | None = None) -> Tensor:
+        """Predicted values `[n, out_features]` of a regression in the user's own units."""
+        return values
+
+    def decode_variance(self, variance: Tensor, support: Tensor | None = None) -> Tensor:
+        """Variances `[n, out_features]` in the square of the user's own units."""
+        zero = torch.zeros_like(variance)
+        scale = self.decode_values(zero + 1, support) - self.decode_values(zero, support)
+        return variance * scale.square()
+
+    # What a run in use knows of data that it does not have.
+
+    def kept(self) -> dict[str, Any]:
+        """What using a trained run needs from the data, as JSON; empty if the constructor's settings are enough."""
+        return {}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Takes over what `kept` gave, so that the data is not read until tasks are drawn."""
+
+
+def converted(sample: Callable[..., Any]) -> Callable[..., Episode]:
+    """A method `sample` whose result is an episode, if it can be made one; an abstract one stays abstract."""
+
+    @functools.wraps(sample)
+    def sample_converted(self: TaskDistribution, *args: Any, **keywords: Any) -> Episode:
+        return as_episode(sample(self, *args, **keywords), self.spec)
+
+    return sample_converted

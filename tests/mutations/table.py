@@ -85,6 +85,8 @@ interval = File("evaluation/interval.py", "test_sources.py")
 trainer = File("training/trainer.py", "test_trainer.py")
 run = File("runs/run.py", "test_trainer.py")
 trained = File("runs/trained.py", "test_trained.py")
+estimators = File("runs/estimators.py", "test_estimators.py")
+own_images = File("tasks/images/own_images.py", "test_own_data.py")
 checkpoint = File("training/checkpoint.py", "test_resume.py")
 
 few_shot = File("tasks/few_shot.py", "test_tasks_few_shot.py")
@@ -598,6 +600,24 @@ EVALUATION = (
         "policy = self.meta_layer.batch_norm if batch_norm is None else batch_norm",
         'policy = "transductive" if batch_norm is None else batch_norm',
         "test_a_query_alone_is_predicted_as_among_others_unless_queries_normalise_each_other[prototypes-support]",
+    ),
+    trained(
+        "outputs of classes that a task does not have count",
+        "return Predictive(values[..., : self.n_way])",
+        "return Predictive(values)",
+        "test_estimators.py::test_fewer_classes_than_in_training[maml]",
+    ),
+    estimators(
+        "classes of a table are numbered by the labels at hand",
+        "classes = np.array(names) if",
+        "classes = np.unique(y) if",
+        "test_a_table_keeps_its_classes_whichever_the_support_set_holds",
+    ),
+    own_images(
+        "files are not inverted where the task has light ink",
+        "return 1 - scaled if ink else scaled",
+        "return scaled",
+        "test_inputs_are_converted_where_that_is_exact[PIL images]",
     ),
 )
 

@@ -11,6 +11,7 @@ from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.episode import Episode, Examples, Params
 from mlframework.inner_loop.inner_loop import inner_loop, last
 from mlframework.inner_loop.inner_update import InnerUpdate, at_least, positive
+from mlframework.meta_layers.gradient_descent.check_parts import built, check_parts
 from mlframework.meta_layers.gradient_descent.inner_losses import InnerLoss, SupportLoss
 from mlframework.meta_layers.gradient_descent.meta_gradients import MetaGradient
 from mlframework.meta_layers.gradient_descent.per_step import LastStep, NormWeights, SharedNorm, StepWeights
@@ -65,18 +66,17 @@ class MAML(MetaLayer):
         checkpoint_steps: bool = False,
     ) -> None:
         super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
-        self.inner_steps = at_least("inner_steps", inner_steps, 1)
-        test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
-        self.test_inner_steps = at_least("test_inner_steps", test_inner_steps, 1)
+        check_parts(update=update, inner_loss=inner_loss, norm=norm, meta_gradient=meta_gradient)
+        self.inner_steps, at_test = at_least("inner_steps", inner_steps, 1), test_inner_steps
+        self.test_inner_steps = at_least("test_inner_steps", inner_steps if at_test is None else at_test, 1)
         self.inner_weight_decay = at_least("inner_weight_decay", inner_weight_decay, 0)
         self.inner_clip = None if inner_clip is None else positive("inner_clip", inner_clip)
         self.norm = (norm or SharedNorm)(self.base_layer)
         self.adapted_names = learned_names(adapts, self.base_layer, field="adapts")
-        self.update = update({name: self.base_layer.get_parameter(name).detach() for name in self.adapted_names})
+        self.update = built(update, {name: self.base_layer.get_parameter(name).detach() for name in self.adapted_names})
         self.inner_loss = (inner_loss or SupportLoss)(task)
-        self.meta_gradient = meta_gradient
         self.step_weights = meta_gradient.weighing(step_weights or LastStep())
-        self.checkpoint_steps = checkpoint_steps
+        self.meta_gradient, self.checkpoint_steps = meta_gradient, checkpoint_steps
         self.idle: set[str] = set()
 
     @property

@@ -44,6 +44,11 @@ class ProtoMAML(MAML):
             raise InvalidValue("adapts", settings.get("adapts"), "must take in the head, which starts from prototypes")
         base_layer.head.requires_grad_(False)
 
+    @property
+    def any_n_way(self) -> bool:  # type: ignore[override]
+        """The head comes from the support set; a rule or a loss that learns numbers of its own knows one size."""
+        return not [*self.update.parameters(), *self.inner_loss.parameters()]
+
     def initial(self, support: Examples) -> Params:
         """The initialisation, but for the head, which each task's prototypes give."""
         features = call_features(self, {}, support.x, self.mask_or_none(support.mask))

@@ -50,6 +50,8 @@ class ConditionalNeuralProcess(FeatureMetaLayer):
     Reference: Garnelo et al., Conditional Neural Processes, 2018, arXiv:1807.01613, equations 1 to 3 and section 4.3.
     """
 
+    any_n_way = True
+
     @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,

@@ -41,6 +41,8 @@ class Hypernetwork(FeatureMetaLayer):
         arXiv:1807.05960, section 2.3.
     """
 
+    any_n_way = True
+
     @with_settings_of(FeatureMetaLayer)
     def __init__(
         self, base_layer: BaseLayer, task: TaskDistribution, *, hidden: Sequence[int] = (128,), **settings: Any

@@ -52,6 +52,8 @@ class Matching(FeatureMetaLayer):
         2020, arXiv:1911.00172, equation 3. Deviation from these: the cache is learned with, cosines and gate included.
     """
 
+    any_n_way = True
+
     @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,

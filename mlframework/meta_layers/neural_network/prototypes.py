@@ -39,6 +39,7 @@ class Prototypes(FeatureMetaLayer):
     """
 
     kinds = ("classification", "sequence")
+    any_n_way = True
 
     @with_settings_of(FeatureMetaLayer)
     def __init__(

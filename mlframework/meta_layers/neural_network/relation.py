@@ -37,6 +37,7 @@ class RelationNetwork(FeatureMetaLayer):
     """
 
     kinds = ("classification",)
+    any_n_way = True
 
     @with_settings_of(FeatureMetaLayer)
     def __init__(

@@ -61,6 +61,7 @@ class DeepKernel(FeatureMetaLayer):
     """
 
     kinds = ("regression", "classification")
+    any_n_way = True
 
     @with_settings_of(FeatureMetaLayer)
     def __init__(

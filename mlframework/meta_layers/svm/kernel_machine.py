@@ -50,6 +50,8 @@ class KernelMachine(FeatureMetaLayer):
         learn: names of the numbers that the outer loop learns.
     """
 
+    any_n_way = True
+
     @with_settings_of(FeatureMetaLayer)
     def __init__(
         self,

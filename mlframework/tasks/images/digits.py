@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification
+from mlframework.tasks.images.own_images import as_images
 
 __all__ = ["Digits"]
 
@@ -52,6 +55,9 @@ class Digits(FewShotClassification):
             if len(digits) < n_way:
                 why = f"the {split} split has only the digits {', '.join(map(str, digits))}"
                 raise InvalidValue("n_way", n_way, why)
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        return as_images(x, self.spec.x_shape, ink=True)
 
     def load(self, split: Split) -> ClassIndexed:
         from sklearn.datasets import load_digits  # here: it takes a second, and every other task would pay it

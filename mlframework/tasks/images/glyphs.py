@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 from PIL.ImageFont import FreeTypeFont
+from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.tasks.data_folder import Arrays, cached
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
+from mlframework.tasks.images.own_images import as_images
 
 __all__ = ["Glyphs"]
 
@@ -75,6 +78,9 @@ class Glyphs(FewShotClassification):
         shape = (1, image_size, image_size)
         super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=drawings)
         self.drawings, self.image_size, self.seed = drawings, image_size, seed
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        return as_images(x, self.spec.x_shape, ink=True)
 
     def load(self, split: Split) -> ClassIndexed:
         fonts = {face: font_file(face) for face in FACES}

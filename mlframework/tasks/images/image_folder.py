@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import Arrays, cached, in_split_folders, subfolders, visible
+from mlframework.tasks.data_folder import Arrays, cached, in_split_folders, subfolders, there, visible
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
+from mlframework.tasks.images import pixels
+from mlframework.tasks.images.own_images import as_images
 
 __all__ = ["ImageFolder"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# Bits per pixel that cameras store in 16-bit files; a file that needs more than the last one uses all 16.
-DEPTHS = (8, 10, 12, 14)
-SHALLOW = DEPTHS[-1]
-
-# PIL raises these on files that are no images.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+#: What `path` must be.
+NEEDED = "must name a folder that holds one folder of images per class"
 
 
 class ImageFolder(FewShotClassification):
     """Which of `n_way` folders does an image belong to? `path/<class>/*.png`, any number of images per class.
 
-    Where `path` holds nothing but folders called `train`, `validation` (or `val`) and `test`, the classes are theirs.
+    Where `path` holds folders called `train`, `validation` (or `val`, `valid`, `dev`) and `test`, classes are theirs.
     Otherwise the classes are split in a fixed order: 64 % train, 16 % validation, 20 % test. Images of any size are
     scaled to a square by PIL's Lanczos filter and turned as their EXIF says; transparent pixels become white.
 
@@ -56,8 +55,8 @@ class ImageFolder(FewShotClassification):
         bits: int | None = None,
         smallest_class: int | None = None,
     ) -> None:
-        if path is None or not Path(path).expanduser().is_dir():
-            raise InvalidValue("path", path, "must name a folder that holds one folder of images per class")
+        if path is None:
+            raise InvalidValue("path", path, NEEDED)
         if channels not in (1, 3):
             raise InvalidValue("channels", channels, "must be 1 (grey) or 3 (colours)")
         check_at_least(1, image_size=image_size)
@@ -67,7 +66,12 @@ class ImageFolder(FewShotClassification):
         super().__init__(shape, n_way=n_way, k_shot=k_shot, k_query=k_query, smallest_class=smallest_class)
         self.path, self.bits = Path(path).expanduser(), bits
 
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        return as_images(x, self.spec.x_shape, bits=self.bits)
+
     def load(self, split: Split) -> ClassIndexed:
+        if not self.path.is_dir():
+            raise InvalidValue("path", self.path, NEEDED)
         splits = split_classes(self.path)
         for name, classes in splits.items():  # all of them now, rather than at the first validation
             self._check_sizes(classes, name)
@@ -77,9 +81,9 @@ class ImageFolder(FewShotClassification):
         shape, bits = self.spec.x_shape, self.bits
 
         def read_images() -> Arrays:
-            return {"images": np.stack([read_image(file, shape, bits) for file in files])}
+            return {"images": np.stack([pixels.read_image(file, shape, bits) for file in files])}
 
-        arrays = cached("image_folder", (stats, shape, bits), read_images, source=__file__)
+        arrays = cached("image_folder", (stats, shape, bits), read_images, source=pixels.__file__)
         sizes = torch.tensor([len(images) for images in classes.values()])
         return ClassIndexed(torch.from_numpy(arrays["images"]), sizes, tuple(folder.name for folder in classes))
 
@@ -109,61 +113,7 @@ def split_classes(path: Path) -> dict[Split, dict[Path, list[Path]]]:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a class, sorted."""
-    images = [entry for entry in visible(folder) if entry.suffix.lower() in SUFFIXES]
+    images = [there(entry) for entry in visible(folder) if entry.suffix.lower() in SUFFIXES]
     if not images:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}): add some, or remove the folder")
     return images
-
-
-def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
-    """One image as uint8 `x_shape`: `[channels, height, width]`."""
-    channels, height, width = x_shape
-    try:
-        with Image.open(path) as image:
-            plain = opaque(eight_bits(path, image, bits)).convert("L" if channels == 1 else "RGB")
-    except UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}): mend or remove it") from error
-    pixels = np.asarray(plain.resize((width, height), Image.Resampling.LANCZOS))
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def eight_bits(path: Path, image: Image.Image, bits: int | None) -> Image.Image:
-    """The image with 8 bits per channel, turned as its EXIF says; `bits` as in `ImageFolder`."""
-    deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))  # known before pixels are read
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32 bits per pixel, mode {image.mode}")
-    if not deep:
-        return image
-    if not image.mode.startswith("I;16"):
-        check_colours(path, image, bits)
-        return image
-    pixels = np.asarray(image)
-    check_greys(path, int(pixels.max()), bits)
-    return Image.fromarray((pixels >> ((bits or 16) - 8)).astype(np.uint8))
-
-
-def check_greys(path: Path, largest: int, bits: int | None) -> None:
-    """Refuses greys with more bits than the user said, and greys that would lose most of their levels."""
-    needed = largest.bit_length()
-    if bits is not None and needed > bits:
-        raise InvalidValue("bits", bits, f"must be at least {needed}: {path} holds the value {largest}")
-    if bits is None and 0 < needed <= SHALLOW:
-        depth = next(depth for depth in DEPTHS if depth >= needed)
-        why = f"{path} uses {needed} of its 16 bits, of which the upper 8 would be read"
-        raise InvalidValue("bits", bits, f"{why}: must be {depth}, or 16 for that")
-
-
-def check_colours(path: Path, image: Image.Image, bits: int | None) -> None:
-    """Refuses 16-bit colours that would lose most of their levels: PIL reads the upper 8 bits of each channel alone."""
-    needed = 8 + int(np.asarray(image.convert("RGB")).max()).bit_length()
-    if bits != 16 and 8 < needed <= SHALLOW:
-        why = f"uses {needed} of the 16 bits of a colour, of which the upper 8 are read"
-        raise UserError(f"{path}: {why}: store 8 bits per colour, or set task.bits=16")
-
-
-def opaque(image: Image.Image) -> Image.Image:
-    """An image of 8 bits per channel, on white where it is transparent."""
-    if not image.has_transparency_data:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

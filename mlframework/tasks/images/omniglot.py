@@ -9,15 +9,18 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.tasks.data_folder import Arrays, cached, data_folder, download
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, hash_sorted
+from mlframework.tasks.images.own_images import as_images
 
 __all__ = ["Omniglot"]
 
@@ -80,6 +83,9 @@ class Omniglot(FewShotClassification):
         self.splits, self.rotations, self.image_size = splits, rotations, image_size
         self.train_classes = train_classes
         self.folder, self.download = data_folder(data_dir), download
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        return as_images(x, self.spec.x_shape, ink=True)
 
     def load(self, split: Split) -> ClassIndexed:
         zips = find_zips(self.folder, self.download)

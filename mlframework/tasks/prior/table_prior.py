@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Split, TaskSpec
-from mlframework.errors import InvalidValue, UserError
+from mlframework.errors import InvalidData, InvalidValue, UserError
 from mlframework.tasks.few_shot import check_at_least
+from mlframework.tasks.own_data import as_numbers
 from mlframework.tasks.prior.columns import as_classes, padded, scaled, seen_classes, with_categories
 from mlframework.tasks.prior.table_generator import (
     TableGenerator,
@@ -94,6 +95,40 @@ class TablePrior(TaskDistribution):
         out_features = int(self.classes[1]) if kind == "classification" else 1
         ragged = kind == "classification" or self.shots[0] < self.shots[1]
         self.spec = TaskSpec(kind, (int(self.columns[1]),), out_features, ragged)
+
+    takes_missing = True
+
+    @property
+    def scaled_by_support(self) -> bool:  # type: ignore[override]
+        return self.prepared
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        """Rows of up to as many columns as the widest table; a missing value is the median of the support rows."""
+        rows, width = as_numbers("x", x).double(), self.spec.x_shape[0]
+        known = rows if support is None else support.double()
+        if rows.dim() != 2 or rows.shape[1] > width:
+            why = f"must be rows of at most {width} columns: task.columns"
+            raise InvalidData("x", f"an array of shape {tuple(rows.shape)}", why)
+        if rows.shape[1] != known.shape[1]:
+            raise InvalidData("x", f"{rows.shape[1]} columns", f"must be {known.shape[1]}, as in the support set")
+        middle = known.nanmedian(0).values.nan_to_num()
+        both = torch.cat([known, rows])
+        both = torch.where(both.isnan(), middle, both)
+        if self.prepared:
+            both = scaled(both[None], (torch.arange(len(both)) < len(known))[None])[0]
+        return padded(both[len(known) :], width, rescale=self.prepared)
+
+    def encode_targets(self, y: Any, support: Tensor | None = None) -> Tensor:
+        values = super().encode_targets(y, support)
+        if self.spec.kind == "classification" or not self.prepared:
+            return values
+        return scaled(values[None], torch.ones(1, len(values), dtype=torch.bool))[0]
+
+    def decode_values(self, values: Tensor, support: Tensor | None = None) -> Tensor:
+        if support is None or not self.prepared:
+            return values
+        known = support.double().view(len(support), -1)
+        return values.double() * known.std(0, correction=0) + known.mean(0)
 
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
         # A generator of its own for each split: with one seed, they would be the same tasks.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -187,9 +187,18 @@ class RatingTasks(TaskDistribution):
         return Statistics(trained, float(mean), float(deviation), total, count)
 
     @cached_property
+    def scale(self) -> tuple[float, float]:
+        """The mean and the deviation by which ratings are standardised."""
+        return self.statistics.mean, self.statistics.deviation
+
+    def standardised(self, ratings: np.ndarray) -> np.ndarray:
+        mean, deviation = self.scale
+        return (ratings - mean) / deviation
+
+    @cached_property
     def y(self) -> np.ndarray:
         """Every rating, standardised, `[ratings]`."""
-        return (self.table.rating - self.statistics.mean) / self.statistics.deviation
+        return self.standardised(self.table.rating)
 
     @cached_property
     def grades(self) -> Tensor | None:
@@ -197,7 +206,7 @@ class RatingTasks(TaskDistribution):
         found = np.unique(self.table.rating)
         if len(found) > MOST_GRADES:
             return None
-        return torch.from_numpy((found - self.statistics.mean) / self.statistics.deviation).float()
+        return torch.from_numpy(self.standardised(found)).float()
 
     def pools(self, split: Split) -> list[Pool]:
         """The tasks of a split."""
@@ -274,6 +283,26 @@ class RatingTasks(TaskDistribution):
             parts.append(identity)
         return np.concatenate(parts, axis=1)
 
+    # In use.
+
+    def encode_targets(self, y: Any, support: Tensor | None = None) -> Tensor:
+        mean, deviation = self.scale
+        return (super().encode_targets(y, support) - mean) / deviation
+
+    def decode_values(self, values: Tensor, support: Tensor | None = None) -> Tensor:
+        mean, deviation = self.scale
+        return values * deviation + mean
+
+    def kept(self) -> dict[str, Any]:
+        grades = None if self.grades is None else self.grades.tolist()
+        return {"x_shape": self.spec.x_shape, "blocks": self.spec.blocks, "scale": self.scale, "grades": grades}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        grades = kept["grades"]
+        vars(self)["spec"] = TaskSpec("regression", tuple(kept["x_shape"]), 1, blocks=tuple(kept["blocks"]))
+        vars(self)["scale"] = tuple(kept["scale"])
+        vars(self)["grades"] = None if grades is None else torch.tensor(grades)
+
     # Scores.
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -288,14 +317,14 @@ class RatingTasks(TaskDistribution):
     def scores(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
         squares = self.errors(prediction, y).square().masked_fill(mask == 0, 0).sum(1)
         rmse = (squares / mask.sum(1).clamp(min=1)).sqrt()
-        rating = (y.squeeze(-1) * self.statistics.deviation + self.statistics.mean).clamp(min=0)
+        rating = self.decode_values(y).squeeze(-1).clamp(min=0)
         gains = torch.exp2(rating) - 1 if self.gain == "exponential" else rating
         order = ndcg(prediction.squeeze(-1), gains, mask, self.ndcg_at)
         return {**super().scores(prediction, y, mask), "rmse": rmse, "ndcg": order}
 
     def errors(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Errors in units of the rating, `[...]`."""
-        return (prediction - y).squeeze(-1) * self.statistics.deviation
+        return (prediction - y).squeeze(-1) * self.scale[1]
 
     def rounded(self, prediction: Tensor) -> Tensor:
         """The nearest rating that exists."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import InvalidValue
 from mlframework.tasks.data_folder import Arrays, cached
 from mlframework.tasks.few_shot import check_at_least, distinct
+from mlframework.tasks.images.own_images import as_images
 from mlframework.tasks.regression import solids
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -79,6 +80,9 @@ class Pose(TaskDistribution):
         y = torch.stack([azimuth.cos(), azimuth.sin()], -1).float()
         examples = Examples(x, y, torch.ones(num_tasks, count))
         return Episode(examples.rows(slice(self.k_shot)), examples.rows(slice(self.k_shot, None)))
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        return as_images(x, self.spec.x_shape)
 
     def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
         across = prediction[..., 0] * y[..., 1] - prediction[..., 1] * y[..., 0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mlframework.errors import UserError
 from mlframework.tasks.tables.columns import Categories, Column, Numbers
 
-__all__ = ["TableEncoding", "class_names"]
+__all__ = ["TableEncoding", "class_names", "texts_of"]
 
 
 class TableEncoding(NamedTuple):
@@ -37,6 +37,23 @@ class TableEncoding(NamedTuple):
             raise UserError(f"{target.name} holds {unknown[0]!r}, and the classes are {', '.join(self.target)}")
         return torch.tensor([number[text] for text in found])
 
+    def as_json(self) -> dict[str, Any]:
+        return {"inputs": [[type(each).__name__, *each] for each in self.inputs], "target": list(self.target)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TableEncoding:
+        """The encoding that `as_json` described."""
+        inputs: list[Numbers | Categories] = []
+        for kind, *fields in content["inputs"]:
+            if kind == "Numbers":
+                inputs.append(Numbers(*fields))
+            else:
+                name, categories, others = fields
+                inputs.append(Categories(name, tuple(categories), others))
+        target = content["target"]
+        of_numbers = len(target) == len(Numbers._fields) and isinstance(target[-1], bool)
+        return cls(inputs, Numbers(*target) if of_numbers else target)
+
     def decode(self, prediction: Tensor) -> list[float] | list[str]:
         """Numbers, or the likeliest classes, for predictions `[n, out_features]`."""
         if isinstance(self.target, Numbers):
@@ -50,6 +67,11 @@ def class_names(target: Column) -> list[str]:
 
 def texts(column: Column) -> list[str]:
     """The cells of a column as texts; whole numbers without a point."""
-    if column.kind != "number":
-        return [str(value) for value in column.values]
-    return [str(int(value)) if value == int(value) else str(value) for value in column.values.tolist()]
+    return texts_of(column.values)
+
+
+def texts_of(values: np.ndarray) -> list[str]:
+    """Values as texts; whole numbers without a point."""
+    if values.dtype.kind not in "fiu":
+        return [str(value) for value in values]
+    return [str(int(value)) if value == int(value) else str(value) for value in values.tolist()]

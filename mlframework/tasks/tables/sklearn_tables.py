@@ -108,6 +108,22 @@ class SklearnTables(TaskDistribution):
             raise InvalidValue("k_query", self.k_query, f"{where}, and {self.shots[1]} are support rows")
         return table
 
+    scaled_by_support = True
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        rows = super().encode_inputs(x, support)
+        return by_support(rows, rows if support is None else support.double())
+
+    def encode_targets(self, y: Any, support: Tensor | None = None) -> Tensor:
+        values = super().encode_targets(y, support)
+        return by_support(values, values) if self.spec.kind == "regression" else values
+
+    def decode_values(self, values: Tensor, support: Tensor | None = None) -> Tensor:
+        if support is None:
+            return values
+        mean, std = scale_of(support.double().view(len(support), -1))
+        return values.double() * std + mean
+
     def sample(self, num_tasks: int, split: Split, generator: torch.Generator) -> Episode:
         draw = self.draw_classes if self.spec.kind == "classification" else self.draw_column
         return Episode.stack([draw(self.drawn_table(split, generator), generator) for _ in range(num_tasks)])
@@ -152,9 +168,14 @@ def by_support(values: Tensor, support: Tensor) -> Tensor:
 
     A column that is constant there, as with a single row, has no scale but its size.
     """
-    mean, std = support.mean(0), support.std(0, correction=0)
-    std = torch.where(std > 1e-9 * mean.abs(), std, mean.abs().clamp(min=1e-9))
+    mean, std = scale_of(support)
     return ((values - mean) / std).clamp(-CLIP, CLIP)
+
+
+def scale_of(support: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the scale of each column of rows `[m, d]`."""
+    mean, std = support.mean(0), support.std(0, correction=0)
+    return mean, torch.where(std > 1e-9 * mean.abs(), std, mean.abs().clamp(min=1e-9))
 
 
 def loaded(name: str) -> WholeTable:

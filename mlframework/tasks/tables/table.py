@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from mlframework.episode import Examples, Kind, Split, TaskSpec
-from mlframework.errors import InvalidValue, UserError, nearest
+from mlframework.errors import InvalidData, InvalidValue, UserError, nearest
 from mlframework.tasks.data_folder import composed
 from mlframework.tasks.few_shot import split_by_hash
+from mlframework.tasks.own_data import as_numbers
 from mlframework.tasks.tables.columns import Categories, Column, Numbers, Reading, fitted, leave_out, read_column
 from mlframework.tasks.tables.encoding import TableEncoding, class_names
-from mlframework.tasks.tables.read_table import Cells, check_path, read_table
+from mlframework.tasks.tables.read_table import Cells, check_form, read_table
 from mlframework.tasks.tables.table_tasks import GroupedRows, Shots, TableTasks
 
 __all__ = ["Table"]
@@ -79,7 +80,7 @@ class Table(TableTasks):
         decimal: str = ".",
     ) -> None:
         super().__init__(k_shot=k_shot, k_query=k_query)
-        check_path(path)
+        check_form(path)
         for field, value, allowed in (("kind", kind, get_args(TableKind)), ("decimal", decimal, (".", ","))):
             if value not in allowed:
                 raise InvalidValue(field, value, f"must be one of {' '.join(allowed)}{nearest(str(value), allowed)}")
@@ -92,11 +93,24 @@ class Table(TableTasks):
     @cached_property
     def spec(self) -> TaskSpec:  # type: ignore[override]
         """Known once the table is read, which its first use does."""
-        encoding = self.table[0]
-        kind: Kind = "regression" if isinstance(encoding.target, Numbers) else "classification"
-        outputs = 1 if kind == "regression" else len(encoding.target)
-        blocks = [len(each.names) for each in encoding.inputs]
-        return TaskSpec(kind, (sum(blocks),), outputs, self.is_ragged(self.sizes), blocks)
+        return self.spec_of(self.is_ragged(self.sizes))
+
+    def spec_of(self, ragged: bool) -> TaskSpec:
+        inputs, target = self.column_encoding
+        kind: Kind = "regression" if isinstance(target, Numbers) else "classification"
+        outputs = 1 if isinstance(target, Numbers) else len(target)
+        blocks = [len(each.names) for each in inputs]
+        return TaskSpec(kind, (sum(blocks),), outputs, ragged, blocks)
+
+    @cached_property
+    def column_encoding(self) -> TableEncoding:
+        """What training rows say of columns; a run keeps it."""
+        return self.table[0]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        target = self.column_encoding.target
+        return None if isinstance(target, Numbers) else tuple(target)
 
     def rows(self, split: Split) -> GroupedRows:
         return self.table[1][split]
@@ -121,13 +135,16 @@ class Table(TableTasks):
         groups = self.groups(task, cells)
         splits = self.split(groups)
         train = np.isin(task.values.astype(str), splits["train"])
-        inputs = self.inputs([self.read_column(name, cells) for name in names], train)
-        kind = self.kind_of(target)
-        scale = self.scale(target, train) if kind == "regression" else self.classes(target)
-        encoding = TableEncoding([fitted(column, train) for column in inputs], scale)
+        encoding = vars(self).get("column_encoding")  # that of the training, in a run
+        if encoding is None:
+            inputs = self.inputs([self.read_column(name, cells) for name in names], train)
+            scale = self.scale(target, train) if self.kind_of(target) == "regression" else self.classes(target)
+            encoding = TableEncoding([fitted(column, train) for column in inputs], scale)
+        inputs = [self.like(each, cells) for each in encoding.inputs]
         x, y = encoding.x(inputs), encoding.y(target)
         rows = {split: grouped(x, y, task.values, groups, members) for split, members in splits.items()}
         counted = " / ".join(str(len(each.sizes)) for each in rows.values())
+        kind = "regression" if isinstance(encoding.target, Numbers) else "classification"
         said = f"{kind} of {self.target} from {shown([column.name for column in inputs])}"
         log.info("%s: %d rows; tasks by %s: %s; %s", self.path, len(x), self.task_column, counted, said)
         return encoding, rows
@@ -259,10 +276,7 @@ class Table(TableTasks):
             rows: the cells of each column, as a data frame has them.
         """
         cells: Cells = {str(name): list(rows[name]) for name in rows}
-        encoding = self.table[0]
-        for each in encoding.inputs:
-            self.check_column("columns", each.name, cells)
-        x = encoding.x([self.like(each, cells) for each in encoding.inputs])
+        encoding, x = self.column_encoding, self.encode_cells(cells)
         if self.target in cells:
             y = encoding.y(self.read("target", cells))
         else:
@@ -272,6 +286,43 @@ class Table(TableTasks):
                 else torch.zeros(len(x), dtype=torch.long)
             )
         return Examples(x[None], y[None], torch.ones(1, len(x)))
+
+    def encode_cells(self, cells: Cells) -> Tensor:
+        """The inputs `[n, d]` of new rows."""
+        for each in self.column_encoding.inputs:
+            self.check_column("columns", each.name, cells)
+        return self.column_encoding.x([self.like(each, cells) for each in self.column_encoding.inputs])
+
+    def encode_inputs(self, x: Any, support: Tensor | None = None) -> Tensor:
+        """Columns by name, as a data frame has them; an array holds rows that are encoded already."""
+        if isinstance(x, Mapping) or hasattr(x, "columns"):
+            return self.encode_cells({str(name): list(x[name]) for name in x})
+        array = as_numbers("x", x)
+        if array.dim() != 2 or array.shape[1] != self.spec.x_shape[0]:
+            names = ", ".join(each.name for each in self.column_encoding.inputs)
+            why = f"must be a data frame, or a dictionary, with the columns {names}"
+            raise InvalidData("x", f"an array of shape {tuple(array.shape)}", why)
+        return array
+
+    def encode_targets(self, y: Any, support: Tensor | None = None) -> Tensor:
+        target = self.column_encoding.target
+        if isinstance(target, Numbers):
+            return (super().encode_targets(y, support) - target.mean) / target.std
+        if np.asarray(y).dtype.kind not in "OUS":
+            return super().encode_targets(y, support)
+        name = str(self.target)
+        return self.column_encoding.y(read_column(name, list(y), self.reading._replace(categories=[name])))
+
+    def decode_values(self, values: Tensor, support: Tensor | None = None) -> Tensor:
+        target = self.column_encoding.target
+        return values * target.std + target.mean if isinstance(target, Numbers) else values
+
+    def kept(self) -> dict[str, Any]:
+        return {"encoding": self.column_encoding.as_json(), "ragged": self.spec.ragged}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        vars(self)["column_encoding"] = TableEncoding.from_json(kept["encoding"])
+        vars(self)["spec"] = self.spec_of(kept["ragged"])
 
     def like(self, encoding: Numbers | Categories, cells: Cells) -> Column:
         """A column of new rows, of the kind that the table's has."""
@@ -285,10 +336,10 @@ class Table(TableTasks):
 
     def decode(self, prediction: Tensor) -> list[float] | list[str]:
         """Predictions `[n, out_features]` in the table's own words: numbers, or the likeliest classes."""
-        return self.table[0].decode(prediction)
+        return self.column_encoding.decode(prediction)
 
     def metrics(self, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
-        target = self.table[0].target
+        target = self.column_encoding.target
         if isinstance(target, Numbers):
             return {"absolute_error": (prediction - y).abs().mean(-1) * target.std}
         return super().metrics(prediction, y)

@@ -23,13 +23,16 @@ __all__ = ["TextFolder"]
 
 log = logging.getLogger(__name__)
 
+#: What `path` must be.
+NEEDED = "must name a folder of texts, or a .csv or .jsonl"
+
 
 class TextFolder(TextTasks):
     """Your own texts by source: an author, a speaker, a language, a list.
 
     `path` is a folder, each file or folder in it a task; or a `.csv` or `.jsonl` with a column for the task and one for
-    the text. Where a folder holds nothing but folders called `train`, `validation` (or `val`) and `test`, the tasks are
-    theirs. Otherwise they are split in a fixed order: 64 % train, 16 % validation, 20 % test.
+    the text. Where a folder holds folders called `train`, `validation` (or `val`, `valid`, `dev`) and `test`, the tasks
+    are theirs. Otherwise they are split in a fixed order: 64 % train, 16 % validation, 20 % test.
 
     Files that are binary, empty or no UTF-8, and tasks with too little text, are left out, each with a line in the log.
 
@@ -56,12 +59,10 @@ class TextFolder(TextTasks):
     ) -> None:
         super().__init__(k_shot=k_shot, k_query=k_query, length=length, running=running, tokens=tokens)
         check_unit(unit)
-        if path is None or not Path(path).expanduser().exists():
-            raise InvalidValue("path", path, "must name a folder of texts, or a .csv or .jsonl")
+        if path is None:
+            raise InvalidValue("path", path, NEEDED)
         self.path, self.unit = Path(path).expanduser(), unit
         self.columns = task_column, text_column
-        if self.path.is_file() and self.path.suffix not in TABLES:
-            raise InvalidValue("path", path, f"must be a folder, or a file that ends in {' or '.join(TABLES)}")
 
     def load(self, split: Split) -> list[Source]:
         return self.splits[split]
@@ -69,6 +70,10 @@ class TextFolder(TextTasks):
     @cached_property
     def splits(self) -> dict[Split, list[Source]]:
         """The usable sources of every split."""
+        if not self.path.exists():
+            raise InvalidValue("path", self.path, NEEDED)
+        if self.path.is_file() and self.path.suffix not in TABLES:
+            raise InvalidValue("path", self.path, f"must be a folder, or a file that ends in {' or '.join(TABLES)}")
         if self.path.is_dir():
             given = in_split_folders(self.path, lambda folder: self.usable(self.read(folder)), "a task has one split")
             if given and (empty := [split for split, sources in given.items() if not sources]):

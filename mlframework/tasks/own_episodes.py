@@ -1,0 +1,77 @@
+"""What a user's own `sample` returns as an episode: converted where that is exact, else refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.errors import UserError
+from mlframework.tasks.own_data import as_numbers
+
+__all__ = ["as_episode"]
+
+WANTED = "sample must return an Episode of Examples, whose x, y and mask are tensors"
+
+
+def as_episode(drawn: Any, spec: TaskSpec) -> Episode:
+    """The episode itself, or one made of tuples, dictionaries, arrays and numbers of other widths.
+
+    Without a mask all examples count. Bytes stay bytes: whether they are to be divided by 255 is not known.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    number = torch.get_default_dtype()
+    if type(drawn) is Episode and all(type(part) is Examples and is_plain(part, spec, number) for part in drawn):
+        return drawn
+    if not isinstance(drawn, tuple | list) or len(drawn) != 2:
+        raise UserError(f"{WANTED}, and returns {described(drawn)}")
+    return Episode(*(as_examples(part, name, spec) for part, name in zip(drawn, Episode._fields, strict=True)))
+
+
+def is_plain(part: Examples, spec: TaskSpec, number: torch.dtype) -> bool:
+    """Whether all leaves are tensors of the types that the framework computes with."""
+    if not all(isinstance(leaf, Tensor) for leaf in part):
+        return False
+    target = number if spec.kind == "regression" else torch.int64
+    return part.x.dtype in (number, torch.int64) and part.y.dtype == target
+
+
+def as_examples(part: Any, name: str, spec: TaskSpec) -> Examples:
+    """One half of an episode."""
+    if isinstance(part, Mapping) and {"x", "y"} <= part.keys():
+        part = part["x"], part["y"], part.get("mask")
+    if not isinstance(part, tuple | list) or len(part) not in (2, 3):
+        raise UserError(f"{WANTED}, and {name} is {described(part)}")
+    x, y, mask = (*part, None)[:3]
+    inputs = in_type(f"{name}.x", x, torch.get_default_dtype())
+    if spec.kind == "regression":
+        targets = in_type(f"{name}.y", y, torch.get_default_dtype())
+        targets = targets.to(torch.get_default_dtype())
+        if targets.dim() == 2 and spec.out_features == 1:
+            targets = targets.unsqueeze(-1)
+    else:
+        targets = in_type(f"{name}.y", y, torch.int64)
+    if mask is None:
+        mask = torch.ones(targets.shape if spec.kind == "sequence" else targets.shape[:2])
+    return Examples(inputs, targets, in_type(f"{name}.mask", mask, torch.get_default_dtype()))
+
+
+def in_type(field: str, values: Any, dtype: torch.dtype) -> Tensor:
+    """Numbers of a width that the framework computes with; a tensor on another device stays there."""
+    tensor = values if isinstance(values, Tensor) else as_numbers(field, values)
+    if tensor.is_floating_point():
+        is_whole = not dtype.is_floating_point and bool((tensor == tensor.round()).all())
+        return tensor.to(dtype) if is_whole or dtype.is_floating_point else tensor
+    if tensor.dtype == torch.bool and dtype.is_floating_point:
+        return tensor.to(dtype)
+    return tensor if tensor.dtype == torch.uint8 and dtype.is_floating_point else tensor.long()
+
+
+def described(value: Any) -> str:
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{size}"

@@ -1,0 +1,484 @@
+"""Data and networks of one's own: what comes out for each kind, by name, or the line that says what to change."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from own_networks import Convolutions, DropsMask, Patches, RowReader
+from PIL import Image
+from torch import nn
+
+from mlframework.base_layers import MLP, BaseLayer, MixesExamples, Stack
+from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.errors import InvalidData, InvalidValue, UserError
+from mlframework.inner_loop import SGD
+from mlframework.meta_layers import MAML, Exact, LearnedLoss, Prototypes
+from mlframework.runs import FewShotClassifier, Trained, train
+from mlframework.tasks import Digits, ImageFolder, TaskDistribution
+from mlframework.tasks.check_episode import check_episode
+from mlframework.testing import check_meta_layer, check_task_distribution
+
+TASK = Digits(n_way=2, k_shot=3, k_query=2, validation_digits=[6, 7], test_digits=[8, 9])
+BYTES = np.random.default_rng(0).integers(0, 140, (6, 1, 8, 8), dtype=np.uint8)
+X, Y = (BYTES / 255).astype(np.float32), np.array([0, 1, 0, 1, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def layer():
+    torch.manual_seed(0)
+    return Prototypes(MLP(TASK.spec, hidden=[8]), TASK)
+
+
+@pytest.fixture(scope="module")
+def wanted(layer):
+    return FewShotClassifier(layer).fit(X, Y).predict_proba(X)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The images as files of dark ink on white paper."""
+    folder = tmp_path_factory.mktemp("files")
+    for number, image in enumerate(BYTES):
+        Image.fromarray(255 - image[0]).save(folder / f"{number}.png")
+    return [folder / f"{number}.png" for number in range(len(BYTES))]
+
+
+def frames():
+    """Pandas, of the extra `tables`."""
+    return pytest.importorskip("pandas")
+
+
+def pictures(mode="L"):
+    return [Image.fromarray(255 - image[0]).convert(mode) for image in BYTES]
+
+
+def read_only():
+    same = X.copy()
+    same.flags.writeable = False
+    return same
+
+
+#: Inputs that are converted: the numbers are those of `X`.
+SAME = {
+    "float32": lambda: X,
+    "float64": lambda: X.astype(np.float64),
+    "a float64 tensor": lambda: torch.from_numpy(X).double(),
+    "a tensor with a gradient": lambda: torch.from_numpy(X).requires_grad_(),
+    "bytes": lambda: BYTES,
+    "a tensor of bytes": lambda: torch.from_numpy(BYTES),
+    "int64 from 0 to 255": lambda: BYTES.astype(np.int64),
+    "an int32 tensor": lambda: torch.from_numpy(BYTES).int(),
+    "uint16": lambda: BYTES.astype(np.uint16),
+    "floats from 0 to 255": lambda: BYTES.astype(np.float64),
+    "another byte order": lambda: X.astype(">f4"),
+    "another memory order": lambda: np.asfortranarray(X),
+    "negative strides": lambda: X[::-1][::-1],
+    "read-only memory": read_only,
+    "nested lists": lambda: X.tolist(),
+    "a list of arrays": lambda: list(X),
+    "a list of tensors": lambda: list(torch.from_numpy(X)),
+    "objects": lambda: X.astype(object),
+    "flat rows": lambda: X.reshape(6, 64),
+    "a data frame of flat rows": lambda: frames().DataFrame(X.reshape(6, 64)),
+    "no axis of channels": lambda: X[:, 0],
+    "channels last": lambda: X.transpose(0, 2, 3, 1),
+    "grey in three channels": lambda: np.repeat(X, 3, 1),
+    "colours last": lambda: np.repeat(X, 3, 1).transpose(0, 2, 3, 1),
+    "an opaque fourth channel": lambda: np.concatenate([np.repeat(X, 3, 1), np.ones_like(X)], 1),
+    "PIL images": pictures,
+    "PIL images in colour": lambda: pictures("RGB"),
+    "PIL images with transparency": lambda: pictures("RGBA"),
+    "images of another size among others": lambda: [np.kron(X[0, 0], np.ones((1, 1))), *X[1:, 0]],
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_inputs_are_converted_where_that_is_exact(kind, layer, wanted):
+    x = SAME[kind]()
+    found = FewShotClassifier(layer).fit(x, Y).predict_proba(x)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(Trained(layer).adapt(x, Y).predict(x).softmax(-1), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [list, lambda f: [str(p) for p in f], lambda f: np.array([str(p) for p in f])])
+def test_files_are_read_as_the_tasks_own(form, files, layer, wanted):
+    x = form(files)
+    np.testing.assert_allclose(FewShotClassifier(layer).fit(x, Y).predict_proba(x), wanted, atol=1e-5)
+
+
+def test_files_and_images_may_stand_in_one_list(files, layer, wanted):
+    x = [*files[:3], *pictures()[3:]]
+    np.testing.assert_allclose(FewShotClassifier(layer).fit(x, Y).predict_proba(x), wanted, atol=1e-5)
+
+
+def test_images_of_another_size_are_scaled_as_files_are(layer):
+    large = np.kron(BYTES, np.ones((1, 1, 3, 3), dtype=np.uint8))
+    shown = [Image.fromarray(255 - image[0]) for image in large]
+    one, other = (FewShotClassifier(layer).fit(x, Y).predict_proba(x) for x in (large, shown))
+    np.testing.assert_allclose(one, other, atol=5e-3)  # files are rounded to bytes after the filter
+
+
+def test_one_image_of_the_tasks_shape_is_one_query(layer, wanted):
+    found = FewShotClassifier(layer).fit(X, Y).predict_proba(X[0])
+    np.testing.assert_allclose(found, wanted[:1], atol=1e-5)
+
+
+def test_an_image_in_colour_is_one_image_of_a_task_in_colour():
+    task = ImageFolder("nowhere", n_way=2, k_shot=1, k_query=1, image_size=28)
+    image = np.random.default_rng(0).uniform(size=(3, 28, 28))
+    found = task.encode_inputs(image)
+    assert found.shape == (1, 3, 28, 28)
+    torch.testing.assert_close(found[0], torch.from_numpy(image).float())
+    torch.testing.assert_close(task.encode_inputs(image.transpose(1, 2, 0)), found)
+    assert task.encode_inputs(image.mean(0)[None].repeat(5, 0)).shape == (5, 3, 28, 28)  # grey ones
+
+
+def changed(value, place=(3, 0, 2, 2)):
+    x = X.astype(np.float64)
+    x[place] = value
+    return x
+
+
+#: Inputs that are refused, and the line.
+REFUSED = {
+    "NaN": (lambda: changed(np.nan), "x=NaN: stands in row 3: fill it in, or leave the row out"),
+    "infinity": (lambda: changed(np.inf), r"x=(infinity: stands in row 3|numbers from 0 to inf)"),
+    "complex numbers": (lambda: X.astype(complex), "x=complex numbers: must be real"),
+    "standardised images": (lambda: 8 * X - 2, r"x=numbers from -2 to 2\.\d+: must be in \[0, 1\], or whole numbers"),
+    "twelve bits": (lambda: 16 * BYTES.astype(np.uint16), r"x=numbers from \d+ to 2\d{3}: must be in \[0, 1\]"),
+    "whole numbers of 0 and 1": (lambda: (X > 0.2).astype(int), "x=whole numbers of 0 and 1: are 0 to 255 as whole"),
+    "rows of different lengths": (lambda: [[1.0, 2.0], [1.0]] * 3, r"x=an array of shape \(1, 2\): must be images"),
+    "a sparse matrix": (lambda: scipy.sparse.csr_matrix(X.reshape(6, 64)), r"x=a sparse matrix: must be dense"),
+    "rows of another length": (lambda: np.zeros((6, 5)), r"x=an array of shape \(6, 5\): must be images of shape"),
+    "five axes": (
+        lambda: X[:, None],
+        r"x=an array of shape \(6, 1, 1, 8, 8\): must be images of shape \('n', 1, 8, 8\)",
+    ),
+    "five channels": (lambda: np.zeros((6, 5, 8, 8)), r"x=an array of shape \(6, 5, 8, 8\): must be images"),
+    "dictionaries": (lambda: [{"a": 1}] * 6, "x=an array of dict: must be an array of numbers"),
+    "None": (lambda: np.full((6, 1, 8, 8), None), "x=NaN: stands in row 0"),
+    "files that are not there": (lambda: ["a.png"] * 6, r"a\.png: cannot be read as an image \(.*No such file"),
+    "tensors of different shapes": (
+        lambda: [torch.zeros(64), torch.zeros(1, 8, 8, 1, 1)] * 3,
+        r"x=an array of shape \(1, 1, 8, 8, 1, 1\): must be images",
+    ),
+    "no input": (lambda: X[:0], "(y=6 labels: must be one for each of 0 inputs)"),
+    "a colour image for grey ones": (lambda: np.ones((3, 8, 8)), "y=6 labels: must be one for each of 3 inputs"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_inputs_that_have_no_one_meaning_are_refused_in_one_line(kind, layer):
+    make, line = REFUSED[kind]
+    with pytest.raises((UserError, ValueError), match=line) as caught:
+        FewShotClassifier(layer).fit(make(), Y)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_link_and_a_text_are_named(tmp_path, layer):
+    (tmp_path / "link.png").symlink_to("gone.png")
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("link.png", "text.png"):
+        with pytest.raises(UserError, match=rf"{name}: cannot be read as an image"):
+            FewShotClassifier(layer).fit([tmp_path / name] * 6, Y)
+
+
+def test_dark_ink_in_an_array_warns_where_the_task_has_light_ink(layer):
+    with pytest.warns(UserWarning, match="x: most of it is bright, and this task has ink 1 on paper 0"):
+        FewShotClassifier(layer).fit(1 - X, Y)
+
+
+#: Labels: converted for the estimator; class ids are asked for by `adapt`.
+LABELS = {
+    "from 1": lambda: Y + 1,
+    "texts": lambda: np.array(["a", "b"])[Y],
+    "whole floats": lambda: Y.astype(float),
+    "a tensor": lambda: torch.from_numpy(Y),
+    "a list": lambda: Y.tolist(),
+    "a series": lambda: frames().Series(Y, index=range(10, 16)),
+    "a categorical series": lambda: frames().Series(np.array(["a", "b"])[Y]).astype("category"),
+    "int8": lambda: Y.astype(np.int8),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_any_kind(kind, layer, wanted):
+    estimator = FewShotClassifier(layer).fit(X, LABELS[kind]())
+    np.testing.assert_allclose(estimator.predict_proba(X), wanted, atol=1e-6)
+
+
+IDS = {
+    "floats": (lambda: Y.astype(float), None),
+    "truth values": (lambda: Y.astype(bool), None),
+    "a column": (lambda: Y[:, None], None),
+    "one-hot rows": (lambda: np.eye(2)[Y], None),
+    "from 1": (lambda: Y + 1, r"y=2: must be a whole number from 0 to 1: FewShotClassifier takes labels of any kind"),
+    "negative": (lambda: Y - 1, "y=-1: must be a whole number from 0 to 1"),
+    "texts": (lambda: np.array(["a", "b"])[Y], r"y=an array of texts: must be class ids 0\.\.\.1: FewShotClassifier"),
+    "halves": (lambda: Y / 2, r"y=0\.5: must be a whole number"),
+    "missing": (lambda: np.where(Y, np.nan, 0), "y=NaN: stands in row 1"),
+    "too few": (lambda: Y[:4], "y=4 targets: must be one for each of 6 inputs"),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_class_ids_of_any_kind_or_one_line(kind, layer, wanted):
+    make, line = IDS[kind]
+    if line is None:
+        np.testing.assert_allclose(Trained(layer).adapt(X, make()).predict(X).softmax(-1), wanted, atol=1e-6)
+        return
+    with pytest.raises(InvalidData, match=line):
+        Trained(layer).adapt(X, make())
+
+
+# What `sample` of a task distribution returns.
+
+
+class Own(TaskDistribution):
+    """Two classes of points, drawn as `make` has it."""
+
+    def __init__(self, make, kind="classification"):
+        self.make, self.spec = make, TaskSpec(kind, (2,), 2 if kind == "classification" else 1)
+
+    def sample(self, num_tasks, split, generator):
+        halves = []
+        for _ in range(2):
+            x = torch.randn(num_tasks, 4, 2, generator=generator)
+            y = torch.arange(2).repeat(num_tasks, 2) if self.spec.kind == "classification" else x.sum(-1, keepdim=True)
+            order = torch.randperm(2, generator=generator)
+            y = order[y] if self.spec.kind == "classification" else y
+            halves.append((x, y, torch.ones(num_tasks, 4)))
+        return self.make(halves)
+
+
+def each(change):
+    return lambda halves: tuple(change(*half) for half in halves)
+
+
+#: What is made of it, or the line; the kind of the task.
+DRAWN = {
+    "an episode": (lambda halves: Episode(*(Examples(*half) for half in halves)), None),
+    "plain tuples": (each(lambda x, y, mask: (x, y, mask)), None),
+    "lists": (lambda halves: [list(half) for half in halves], None),
+    "no mask": (each(lambda x, y, mask: (x, y)), None),
+    "dictionaries": (each(lambda x, y, mask: {"x": x, "y": y}), None),
+    "arrays": (each(lambda x, y, mask: (x.numpy(), y.numpy(), mask.numpy())), None),
+    "float64": (each(lambda x, y, mask: (x.double(), y, mask.double())), None),
+    "float16": (each(lambda x, y, mask: (x.half(), y)), None),
+    "int32 labels": (each(lambda x, y, mask: (x, y.int())), None),
+    "labels as floats": (each(lambda x, y, mask: (x, y.float())), None),
+    "a mask of truth values": (each(lambda x, y, mask: (x, y, mask.bool())), None),
+    "nested lists of numbers": (each(lambda x, y, mask: (x.tolist(), y.tolist())), None),
+    "labels from 1": (each(lambda x, y, mask: (x, y + 1)), r"class ids are not all in 0\.\.\.1: y holds 1\.\.\.2"),
+    "NaN": (each(lambda x, y, mask: (x.masked_fill(x > 1, torch.nan), y)), "support: x is not finite"),
+    "bytes": (each(lambda x, y, mask: (x.byte(), y)), r"x is torch\.uint8, and must be torch\.float32"),
+    "a mask of twos": (each(lambda x, y, mask: (x, y, 2 * mask)), "the mask holds something other than 0 and 1"),
+    "halves of labels": (each(lambda x, y, mask: (x, y + 0.5)), r"y is torch\.float32, and must be torch\.int64"),
+    "texts": (each(lambda x, y, mask: (x, [["a"] * 4] * len(x))), "support.y=an array of texts: must be an array"),
+    "one half": (lambda halves: halves[:1], "sample must return an Episode of Examples, .*, and returns a list of 1"),
+    "None": (lambda halves: None, "sample must return an Episode of Examples, .*, and returns a NoneType"),
+    "a half of four": (each(lambda x, y, mask: (x, y, mask, 0)), "and support is a tuple of 4"),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_episodes_of_ones_own_are_converted_or_refused(kind):
+    make, line = DRAWN[kind]
+
+    def draw():
+        episode = Own(make).sample(3, "train", torch.Generator().manual_seed(0))
+        check_episode(episode, Own(make).spec, num_tasks=3, where="task")
+        return episode
+
+    if line is None:
+        plain = Own(DRAWN["an episode"][0]).sample(3, "train", torch.Generator().manual_seed(0))
+        found = draw()
+        assert [leaf.dtype for part in found for leaf in part][::3] == [torch.float32] * 2
+        for leaf, other in zip((*found.support, *found.query), (*plain.support, *plain.query), strict=True):
+            torch.testing.assert_close(leaf, other, atol=1e-3, rtol=1e-3, check_dtype=False)
+        check_task_distribution(Own(make), splits=["train"])
+    else:
+        with pytest.raises(UserError, match=line):
+            draw()
+        with pytest.raises(AssertionError, match=line):
+            check_task_distribution(Own(make), splits=["train"])
+
+
+@pytest.mark.parametrize("change", [lambda y: y[..., 0], lambda y: y.double(), lambda y: (8 * y).round().int()])
+def test_values_of_a_regression_may_be_flat_double_or_whole(change):
+    task = Own(each(lambda x, y, mask: (x, change(y))), "regression")
+    episode = task.sample(3, "train", torch.Generator().manual_seed(0))
+    check_episode(episode, task.spec, num_tasks=3, where="task")
+
+
+def test_a_class_in_place_of_a_task_is_refused():
+    with pytest.raises(AssertionError, match=r"a class Own: hand over the object"):
+        check_task_distribution(Own)
+
+
+# Folders.
+
+
+def fill(root, classes):
+    """Folders of three small images; a class is the path of its folder."""
+    for number, name in enumerate(classes):
+        for image in range(3):
+            place = root / name / f"{image}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 20 * number + image, dtype=np.uint8)).save(place)
+
+
+def split_names(train="train", validation="validation", test="test"):
+    return [f"{split}/{split[:2].lower()}{number}" for split in (train, validation, test) for number in range(2)]
+
+
+def folder_task(root):
+    return ImageFolder(root, n_way=2, k_shot=1, k_query=1, image_size=8)
+
+
+FOLDERS = {
+    "valid": split_names(validation="valid"),
+    "val": split_names(validation="val"),
+    "dev": split_names(validation="dev"),
+    "any case": split_names("Train", "VAL", "Test"),
+    "training and testing": split_names("training", "validation", "testing"),
+    "__MACOSX beside": [*split_names(), "__MACOSX/x"],
+    "hidden and thumbnails": [*split_names(), ".cache/x"],
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_of_splits_have_the_usual_names(kind, tmp_path):
+    fill(tmp_path / "data", FOLDERS[kind])
+    (tmp_path / "data" / "Thumbs.db").write_text("")
+    task = folder_task(tmp_path / "data")
+    for split, place in zip(("train", "validation", "test"), FOLDERS[kind][::2], strict=False):
+        assert set(task.classes(split).names) == {f"{Path(place).name[:2]}0", f"{Path(place).name[:2]}1"}
+
+
+def test_two_folders_of_one_split_are_joined(tmp_path):
+    fill(tmp_path, [*split_names(), "dev/d0"])
+    assert set(folder_task(tmp_path).classes("validation").names) == {"va0", "va1", "d0"}
+
+
+FOLDER_LINES = {
+    "another folder beside the splits": ("extra/e0", r"extra: stands beside folders of splits \(train, validation, te"),
+    "a link to nothing": (None, r"tr0/link\.png: is a link to gone\.png, which is not there: mend or remove it"),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDER_LINES)
+def test_folders_with_a_fault_are_named(kind, tmp_path):
+    more, line = FOLDER_LINES[kind]
+    fill(tmp_path, [*split_names(), *([more] if more else [])])
+    if more is None:
+        (tmp_path / "train" / "tr0" / "link.png").symlink_to("gone.png")
+    with pytest.raises(UserError, match=line):
+        folder_task(tmp_path).sample(1, "train", torch.Generator().manual_seed(0))
+
+
+def test_a_split_that_is_missing_and_a_class_that_is_a_broken_link_are_named(tmp_path):
+    fill(tmp_path / "two", split_names()[:4])
+    with pytest.raises(UserError, match="test: holds no class folders: a split for each of train, validation, test"):
+        folder_task(tmp_path / "two").classes("train")
+    fill(tmp_path / "link", split_names())
+    (tmp_path / "link" / "train" / "t9").symlink_to("gone")
+    with pytest.raises(UserError, match="t9: is a link to gone, which is not there"):
+        folder_task(tmp_path / "link").classes("train")
+
+
+# Networks of one's own, and what the checks catch.
+
+RULE = partial(SGD, lr=0.1)
+
+
+def maml(network, task=TASK, **settings):
+    return MAML(network, task, **{"update": RULE, "meta_gradient": Exact(), "inner_steps": 1, **settings})
+
+
+NETWORKS = {"convolutions": Convolutions, "rows": RowReader, "patches": Patches}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_of_ones_own_trains_and_is_used(name):
+    torch.manual_seed(0)
+    layer = maml(NETWORKS[name](TASK.spec, dropout=0.1))
+    assert all(np.isfinite(train(layer, steps=2, meta_batch=2)))
+    found = FewShotClassifier(layer).fit(X, Y)
+    np.testing.assert_allclose(found.predict_proba(X), found.predict_proba(X))  # no dropout in use
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_checks_pass_without_dropout_and_name_it(name):
+    check_meta_layer(lambda task: maml(NETWORKS[name](task.spec), task), TASK, num_tasks=2, padding=False)
+    where = "" if name == "patches" else r" \(base_layer\.features\.drop\)"
+    with pytest.raises(AssertionError, match=rf"adapting draws random numbers{where}: leave dropout out"):
+        check_meta_layer(lambda task: maml(NETWORKS[name](task.spec, dropout=0.5), task), TASK, num_tasks=2)
+
+
+def test_running_statistics_are_refused_where_the_layer_is_built():
+    with pytest.raises(InvalidValue, match=r"keeps running statistics, which mix tasks: give it track_running_stats"):
+        maml(Convolutions(TASK.spec, running=True))
+
+
+def features_with(part):
+    return lambda task: Prototypes(
+        BaseLayer(Stack(nn.Flatten(), nn.Linear(64, 4), part()), nn.Linear(4, 2)), task, batch_norm="support"
+    )
+
+
+class Centred(nn.Module):
+    """Mixes examples, and says nothing of it."""
+
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+
+class IgnoresMask(MixesExamples):
+    def forward(self, x, mask=None):
+        return x - x.mean(0, keepdim=True)
+
+
+CAUGHT = {
+    "a mask that is dropped": (features_with(partial(DropsMask, 4)), "other queries move|padding matters|moves the"),
+    "a mask that is ignored": (features_with(IgnoresMask), "padding matters|queries move|alone gives another"),
+    "examples that mix unannounced": (features_with(Centred), "depends on the examples beside it|padding matters"),
+    "an update that is an object": (
+        lambda task: maml(MLP(task.spec), task, update=SGD({}, lr=0.1)),
+        r"update=a SGD: must be a function that builds one, as in functools\.partial\(SGD, lr=0\.01\)",
+    ),
+    "an update without its rate": (
+        lambda task: maml(MLP(task.spec), task, update=SGD),
+        r"update=SGD: cannot be built \(.*'lr'\): settings are bound before",
+    ),
+    "a class in place of a meta-gradient": (
+        lambda task: maml(MLP(task.spec), task, meta_gradient=Exact),
+        r"meta_gradient=Exact: must be an object, as in Exact\(\)",
+    ),
+    "an inner loss that is an object": (
+        lambda task: maml(MLP(task.spec), task, inner_loss=LearnedLoss(task)),
+        r"inner_loss=a LearnedLoss: must be a function that builds one",
+    ),
+    "no meta layer": (lambda task: MLP(task.spec), "makes a MLP, and must make a MetaLayer: hand over a function"),
+}
+
+
+@pytest.mark.parametrize("fault", CAUGHT)
+def test_a_check_catches_what_the_command_would(fault):
+    make, line = CAUGHT[fault]
+    with pytest.raises(AssertionError, match=line) as caught:
+        check_meta_layer(make, TASK, num_tasks=2)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_one_layer_in_place_of_a_function_is_refused(layer):
+    with pytest.raises(AssertionError, match="a Prototypes is one layer: hand over a function that makes one"):
+        check_meta_layer(layer, TASK)
+    with pytest.raises(AssertionError, match="makes the same parameters twice: hand over a function"):
+        check_meta_layer(lambda task: layer, TASK)
