@@ -40,8 +40,11 @@ from mlframework.training.meta_gradient import learned_by, meta_gradient
 
 ALGORITHMS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/algorithm").glob("*.yaml"))
 FAST = ("maml", "prototypes", "ridge", "svm")
-#: Algorithms that change what is frozen, and what they say.
-REFUSED = {"boil": "matches no parameter; there are head.weight, head.bias"}
+#: Algorithms that adapt what is frozen, or take other tasks, and what they say.
+REFUSED = {
+    "boil": "matches no parameter; there are head.weight, head.bias",
+    "ridge_shared_head": "takes regression tasks",
+}
 CPU = torch.device("cpu")
 
 
@@ -117,7 +120,7 @@ def test_every_head_learns_on_a_frozen_efficientnet_which_stays_as_it_is(algorit
 
 
 @pytest.mark.parametrize("algorithm", sorted(REFUSED))
-def test_an_algorithm_that_adapts_what_is_frozen_is_refused_in_one_line(algorithm, images):
+def test_an_algorithm_that_cannot_work_on_frozen_features_is_refused_in_one_line(algorithm, images):
     with pytest.raises(UserError, match=REFUSED[algorithm]):
         algorithm_of(algorithm, copy.deepcopy(efficientnet(images.spec)), images)
 
