@@ -77,8 +77,7 @@ def train_run(
         folder.failed.unlink(missing_ok=True)
         if not config.resume:
             folder.check_new()  # another process may have finished a run here in the meantime
-        kept = training.task.kept()
-        progress = start(training, config, partial(folder.record, config, overrides, choices, kept))
+        progress = start(training, config, partial(folder.record, config, overrides, choices, training.task.kept()))
         if progress.step > trainer.steps:
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
         if run is not None:
