@@ -34,6 +34,9 @@ class BatchStatistics(MixesExamples):
     tensor(True)
     """
 
+    #: Mean and variance `[1, channels, 1, ...]` to normalise by in place of the examples' own, of an exported model.
+    fixed: tuple[Tensor, Tensor] | None = None
+
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -42,17 +45,26 @@ class BatchStatistics(MixesExamples):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
-        axes, per_channel = (0, *range(2, x.dim())), (1, -1, *(1 for _ in range(x.dim() - 2)))
-        if mask is None:
-            centred = x - x.mean(axes, keepdim=True)
-            variance = centred.square().mean(axes, keepdim=True)
+        per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
+        if self.fixed is None:
+            centred, _, variance = self.moments(x, mask)
         else:
-            weight = mask.to(x.dtype).view(-1, *(1 for _ in range(x.dim() - 1)))
-            count = (weight.sum() * x[0, 0].numel()).clamp(min=1)
-            centred = x - (x * weight).sum(axes, keepdim=True) / count
-            variance = (centred.square() * weight).sum(axes, keepdim=True) / count
+            centred, variance = x - self.fixed[0], self.fixed[1]
         scale = self.weight.view(per_channel) * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias.view(per_channel), centred, scale)
+
+    def moments(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` minus the mean of the rows that count; that mean and their variance, `[1, channels, 1, ...]`."""
+        axes = (0, *range(2, x.dim()))
+        if mask is None:
+            mean = x.mean(axes, keepdim=True)
+            centred = x - mean
+            return centred, mean, centred.square().mean(axes, keepdim=True)
+        weight = mask.to(x.dtype).view(-1, *(1 for _ in range(x.dim() - 1)))
+        count = (weight.sum() * x[0, 0].numel()).clamp(min=1)
+        mean = (x * weight).sum(axes, keepdim=True) / count
+        centred = x - mean
+        return centred, mean, (centred.square() * weight).sum(axes, keepdim=True) / count
 
 
 runs_per_task(BatchStatistics, batch_norm)

@@ -16,6 +16,7 @@ from mlframework.inner_loop.inner_loop import last
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
 from mlframework.meta_layers.predictive import Predictive
 from mlframework.runs.build import build_device
+from mlframework.runs.export import export_model
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.saved import OwnNumbers, Stored, of_classes, read, read_model, save_model
@@ -193,6 +194,17 @@ class TaskModel:
             return found
         variance = None if variance is None else task.decode_variance(variance, self.own.y)
         return Predictive(task.decode_values(values, self.own.y), variance)
+
+    def export(self, path: str | Path, *, batch_norm: BatchNormPolicy | None = None) -> Path:
+        """Writes the model to a file that predicts without this package: `model.onnx`, or `model.pt2` of torch.export.
+
+        Its input `x` `[n, *x_shape]` may have any `n`; its output is what `predict` gives. Before the file takes its
+        name, its predictions are checked against the model's.
+
+        Args:
+            batch_norm: as in `predict`; where layers mix examples it must be `support`.
+        """
+        return export_model(self.meta_layer, self.adapted, self.support, path, batch_norm or self.meta_layer.batch_norm)
 
     def asked(self, x: Any, batch_norm: BatchNormPolicy | None) -> tuple[BatchNormPolicy, Episode]:
         """The policy, checked, and an episode whose queries are the inputs."""

@@ -1,0 +1,193 @@
+"""Exported models predict as the model that they were made of, for any number of queries."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from test_contracts import built, presets, slow_but, small
+from torch import nn
+
+from mlframework.base_layers import MLP, BaseLayer, BatchStatistics, Conv4
+from mlframework.base_layers.base_layer import MixesExamples, Stack
+from mlframework.errors import FailedRun, InvalidValue, UserError
+from mlframework.meta_layers import Prototypes
+from mlframework.runs import build, export
+from mlframework.runs.portable import log_ndtr
+from mlframework.runs.trained import Trained
+from mlframework.tasks import Digits
+
+DOCS = Path(__file__).parents[1] / "docs"
+#: In every test run; the others in .ci/run.
+FAST = ("prototypes",)
+#: A task of each kind that needs no data; an algorithm meets the first one that it takes.
+TASKS = ("digits", "sinusoid", "text_lists")
+
+
+def a_model(*overrides: str):
+    """A task's model of a freshly built algorithm, and queries."""
+    config = small(*overrides)
+    task = built(OmegaConf.to_yaml(config.task, resolve=True))
+    episode = task.sample(1, "test", torch.Generator().manual_seed(0))
+    return Trained(build.build_meta_layer(config, task)).adapt(episode.support), episode.query.x[0]
+
+
+def task_for(algorithm: str) -> str:
+    kinds = get_class(small(f"algorithm={algorithm}").algorithm._target_).kinds
+    return next(task for task in TASKS if built_kind(task) in kinds)
+
+
+def built_kind(task: str) -> str:
+    return {"digits": "classification", "sinusoid": "regression", "text_lists": "sequence"}[task]
+
+
+def predicted(path: Path, x: torch.Tensor) -> torch.Tensor:
+    """What a file predicts, without this package."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(x)
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["prediction"], {"x": x.numpy()})[0])
+
+
+def check_file(path: Path, model, x: torch.Tensor) -> None:
+    """Other queries than those of the export, and other numbers of them."""
+    for rows in (x[:1], x, torch.cat([x] * 5)):
+        wanted = model.predict(rows, batch_norm="support")
+        torch.testing.assert_close(predicted(path, rows), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", slow_but(FAST, presets("algorithm")))
+def test_every_algorithm_is_exported_in_both_formats(algorithm, tmp_path):
+    pytest.importorskip("onnxscript")
+    model, x = a_model(f"algorithm={algorithm}", f"task={task_for(algorithm)}")
+    for name in ("model.pt2", "model.onnx"):
+        check_file(model.export(tmp_path / name, batch_norm="support"), model, x)
+
+
+#: Algorithms on sequences, with the network that goes on where it stopped, and one without.
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", ["algorithm=in_context", "algorithm=in_context base_layer=gru", "algorithm=matching"])
+def test_sequences_are_exported(typed, tmp_path):
+    pytest.importorskip("onnxscript")
+    model, x = a_model("task=text_lists", *typed.split())
+    for name in ("model.pt2", "model.onnx"):
+        check_file(model.export(tmp_path / name), model, x)
+
+
+def test_the_page_names_what_cannot_be_exported():
+    """Every preset is in the table of the page, with the formats that the tests above try."""
+    page = (DOCS / "export.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(\w+)`", page.split("<!-- presets -->")[1].split("\n\n")[0])) == set(presets("algorithm"))
+
+
+# Batch norm.
+
+
+def digits(base_layer: nn.Module | None = None, **settings):
+    task = Digits(n_way=2, k_shot=3, k_query=4, validation_digits=[6, 7], test_digits=[8, 9])
+    episode = task.sample(1, "test", torch.Generator().manual_seed(0))
+    layer = Prototypes(Conv4(task.spec, filters=4) if base_layer is None else base_layer, task, **settings)
+    return Trained(layer).adapt(episode.support), episode.query.x[0]
+
+
+def test_the_support_sets_statistics_become_constants(tmp_path):
+    model, x = digits()
+    path = model.export(tmp_path / "model.pt2")
+    check_file(path, model, x)
+    constants = torch.export.load(path).constants
+    assert not any(tuple(each.shape) == tuple(model.support.x.shape) for each in constants.values())
+    norms = [module for module in model.meta_layer.modules() if isinstance(module, BatchStatistics)]
+    assert norms and all(norm.fixed is None for norm in norms), "the model itself stays as it was"
+
+
+class Centred(MixesExamples):
+    """A norm of a user's own."""
+
+    def forward(self, x, mask=None):
+        weight = torch.ones(len(x)) if mask is None else mask
+        return x - (x * weight[:, None]).sum(0) / weight.sum()
+
+
+def test_with_a_users_own_norm_the_support_set_is_read_again(tmp_path):
+    model, x = digits(BaseLayer(Stack(nn.Flatten(), Centred(), nn.Linear(64, 8)), nn.Linear(8, 2)))
+    check_file(model.export(tmp_path / "model.pt2"), model, x)
+
+
+def test_a_norm_that_is_called_twice_has_no_statistics_to_fix(tmp_path):
+    norm = BatchStatistics(64)
+    model, x = digits(BaseLayer(Stack(nn.Flatten(), norm, nn.ReLU(), norm, nn.Linear(64, 8)), nn.Linear(8, 2)))
+    check_file(model.export(tmp_path / "model.pt2"), model, x)
+
+
+# What cannot be.
+
+
+@pytest.mark.parametrize("policy", ["transductive", "inductive"])
+def test_other_policies_are_refused(policy, tmp_path):
+    model, _ = digits(batch_norm=policy)
+    with pytest.raises(InvalidValue, match=f"batch_norm={policy}: an exported model predicts each query by itself"):
+        model.export(tmp_path / "model.pt2")
+
+
+def test_another_ending_is_refused(tmp_path):
+    model, _ = digits()
+    with pytest.raises(InvalidValue, match=r"path=.*model.pth: must end in .onnx, or in .pt2"):
+        model.export(tmp_path / "model.pth")
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    model, _ = digits()
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    line = r"model.onnx: needs onnx, onnxscript, onnxruntime: pip install 'mlframework\[onnx\]'"
+    with pytest.raises(UserError, match=line):
+        model.export(tmp_path / "model.onnx")
+
+
+class Sorted(nn.Module):
+    """Branches on a value, which a program cannot."""
+
+    def forward(self, x):
+        return x if float(x.sum()) > 0 else -x
+
+
+def test_a_network_that_branches_on_values_is_refused_in_one_line(tmp_path):
+    model, _ = digits(BaseLayer(Stack(nn.Flatten(), Sorted(), nn.Linear(64, 8)), nn.Linear(8, 2)))
+    with pytest.raises(UserError, match=r"model.pt2: Prototypes cannot be written in this format: ") as refused:
+        model.export(tmp_path / "model.pt2")
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_predicts_otherwise_is_not_written(tmp_path, monkeypatch):
+    """A network that counts its calls is another one each time."""
+
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x + self.calls
+
+    model, _ = digits(BaseLayer(Stack(nn.Flatten(), Counting(), nn.Linear(64, 8)), nn.Linear(8, 2)))
+    with pytest.raises(FailedRun, match=r"model.pt2: not written: its predictions differ from the model's by"):
+        model.export(tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_log_ndtr_is_torchs():
+    x = torch.linspace(-40, 10, 5001, dtype=torch.float64)
+    torch.testing.assert_close(log_ndtr(x), torch.special.log_ndtr(x), rtol=0, atol=2e-7)
+
+
+def test_an_exported_regression_needs_only_numpy_inputs(tmp_path):
+    task = small("task=sinusoid", "algorithm=ridge")
+    made = built(OmegaConf.to_yaml(task.task, resolve=True))
+    layer = build.build_meta_layer(task, made)
+    x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    path = Trained(layer).adapt(x, np.sin(x)).export(str(tmp_path / "wave.pt2"))
+    assert torch.export.load(path).module()(torch.zeros(7, 1)).shape == (7, 1)
+    assert isinstance(layer.base_layer.features, type(MLP(made.spec).features))
