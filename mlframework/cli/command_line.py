@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -78,8 +81,14 @@ def in_sweep(run: Job, config: DictConfig) -> float | None:
             return None
 
 
-def command(function: Job, *, config_name: str) -> Callable[[], None]:
-    """The entry point of a console script: composes `conf/<config_name>.yaml` and calls a job with it."""
+def command(
+    function: Job, *, config_name: str, rewrite: Callable[[Sequence[str]], list[str]] = list
+) -> Callable[[], None]:
+    """The entry point of a console script: composes `conf/<config_name>.yaml` and calls a job with it.
+
+    Args:
+        rewrite: changes the arguments that the user typed before Hydra reads them.
+    """
     run = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name=config_name)(function)
 
     def main() -> None:
@@ -87,6 +96,7 @@ def command(function: Job, *, config_name: str) -> Callable[[], None]:
         os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
         with showing():
             try:
+                sys.argv[1:] = for_jobs(rewrite(sys.argv[1:]))
                 refuse_unknown_flags()
                 import_from_here()
                 plugins.register()
@@ -133,6 +143,36 @@ def refuse_unknown_flags() -> None:
     parser.error = refuse  # type: ignore[method-assign]
     if parser.parse_args().help:
         explain_help()
+
+
+def for_jobs(arguments: Sequence[str]) -> list[str]:
+    """Lets the jobs of a sweep alone check the settings of a group whose options are swept.
+
+    Hydra reads `-m task=glyphs,omniglot task.n_way=20` with the default task first, and refuses what that one lacks. A
+    sweep over one value, `task.n_way=choice(20)`, reaches each job as `task.n_way=20`, and is not read before.
+    """
+    if not {"-m", "--multirun"} & {*arguments}:
+        return list(arguments)
+    parsed = {each: override for each in arguments if (override := as_override(each)) is not None}
+    groups = {
+        o.key_or_group.split("/")[0] for o in parsed.values() if o.is_sweep_override() and "." not in o.key_or_group
+    }
+    found = []
+    for each in arguments:
+        key, _, value = each.partition("=")
+        head, _, rest = key.partition(".")
+        waits = each in parsed and rest and head != "hydra" and not parsed[each].is_sweep_override()
+        one = f"{key}=choice({value})" if waits and {head, "experiment"} & groups else each
+        found.append(one if as_override(one) is not None else each)
+    return found
+
+
+def as_override(argument: str) -> Override | None:
+    """An argument as Hydra's override; None if it is none, as a flag."""
+    try:
+        return None if argument.startswith("-") else OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
 
 
 def import_from_here() -> None:

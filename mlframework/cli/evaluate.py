@@ -1,35 +1,105 @@
-"""`mlframework-evaluate`: evaluates a run and its baselines on held-out tasks."""
+"""`mlframework-evaluate`: evaluates a run and its baselines on held-out tasks, its own or others."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mlframework.cli.command_line import command, job
+from mlframework.cli.command_line import as_override, command, job, report as report_error
+from mlframework.errors import UserError
+
+if TYPE_CHECKING:  # --help does without them
+    from mlframework.evaluation.report import Report
+    from mlframework.runs.run_folder import RunFolder
 
 __all__ = ["evaluate_command"]
 
+#: An override of the task, or of a group of its parts.
+OF_TASK = re.compile(r"\+{0,2}task([./][\w./]+)?=")
 
-@job(settings={"run": str, "weights": str, "device": str}, required=("evaluation",))
+
+@job(
+    settings={"run": str, "weights": str, "device": str, "asked": list[str]},
+    required=("evaluation",),
+    others=("task",),
+)
 def evaluate_command(config: DictConfig) -> None:
-    """Evaluates the run in a folder, prints the table, and writes the evaluation to a file of its own in the folder."""
-    from mlframework.runs.run import evaluate_run
+    """Evaluates the run in a folder on each combination of task settings, and prints and writes what it finds."""
+    from mlframework.runs.asked import combinations
+    from mlframework.runs.evaluated import Evaluated, show_combinations
     from mlframework.runs.run_folder import RunFolder
+
+    folder, found, failed = RunFolder(config.run, key="run"), [], 0
+    with open_dict(config):
+        add_parts_of_run(config.evaluation, folder)
+    asked = combinations(config.asked)
+    for typed in asked:
+        try:
+            report, path = evaluate_on(config, folder, typed)
+        except Exception as error:
+            if len(asked) == 1:
+                raise
+            named = isinstance(error, UserError)  # its line has the override
+            failed = report_error(error, config, prefix="" if named else f"{' '.join(typed)}: ").exit_code
+        else:
+            found.append(Evaluated(typed, report, path))
+    if len(asked) > 1 and found:
+        print(f"written to {show_combinations(found, folder.config().trainer.monitor)}")
+    if failed:
+        raise SystemExit(failed)
+
+
+def add_parts_of_run(evaluation: DictConfig, folder: RunFolder) -> None:
+    """Adds the baselines and measures of the run, unless the user names others."""
+    own, typed = folder.config().get("evaluation") or {}, HydraConfig.get().overrides.task
+    for group in ("baseline", "measure"):
+        if own.get(group) and not any(o.startswith(f"evaluation/{group}=") for o in typed):
+            evaluation[group] = OmegaConf.merge(own[group], evaluation.get(group) or {})
+
+
+def evaluate_on(config: DictConfig, folder: RunFolder, typed: Sequence[str]) -> tuple[Report, Any]:
+    """Evaluates on the run's own tasks, or on those of some overrides; the report, and the file it is written to."""
+    from mlframework.runs.asked import Asked, asked_task
+    from mlframework.runs.run import evaluate_run
     from mlframework.runs.tables import show_report
 
-    folder, overrides = RunFolder(config.run, key="run"), list(HydraConfig.get().overrides.task)
-    own = folder.config().get("evaluation") or {}
-    with open_dict(config.evaluation):
-        for group in ("baseline", "measure"):  # those of the run, unless the user names others
-            if own.get(group) and not any(o.startswith(f"evaluation/{group}=") for o in overrides):
-                config.evaluation[group] = OmegaConf.merge(own[group], config.evaluation.get(group) or {})
-    report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device)
-    show_report(report, folder.config().trainer.monitor)  # before it is written, which may fail
-    path = folder.add_evaluation({**report.to_json(), "weights": config.weights, "overrides": overrides})
+    own, asked = folder.config(), None
+    if typed:
+        asked = Asked(asked_task(own, folder.choices().get("task"), typed), " ".join(typed))
+    with open_dict(config):
+        config.task = own.task if asked is None else asked.task  # by which errors find their key
+    report = evaluate_run(folder, config.evaluation, weights=config.weights, device=config.device, asked=asked)
+    if typed:
+        print(" ".join(typed))
+    show_report(report, own.trainer.monitor)  # before it is written, which may fail
+    others = [override for override in HydraConfig.get().overrides.task if not override.startswith("asked=")]
+    content = {**report.to_json(), "weights": config.weights, "overrides": [*others, *typed]}
+    content |= {"task_config": OmegaConf.to_container(config.task, resolve=True)}
+    path = folder.add_evaluation(content, asked="_".join(each.lstrip("+").removeprefix("task.") for each in typed))
     print(f"written to {path}")
+    return report, path
 
 
-main = command(evaluate_command, config_name="evaluate")
+def with_asked(arguments: Sequence[str]) -> list[str]:
+    """The overrides of the task as one list, `asked`: only the run knows which settings its task has.
+
+    Several values of one, `task.k_shot=1,5`, are several evaluations in one process, with -m or without.
+    """
+    asked = [each for each in arguments if OF_TASK.match(each)]
+    others = [each for each in arguments if not OF_TASK.match(each)]
+    if not asked:
+        return others
+    if not any(override and override.is_sweep_override() for override in map(as_override, others)):
+        others = [each for each in others if each not in ("-m", "--multirun")]
+    quoted = ",".join("'" + each.replace("'", r"\'") + "'" for each in asked)
+    return [*others, f"asked=[{quoted}]"]
+
+
+main = command(evaluate_command, config_name="evaluate", rewrite=with_asked)
 
 if __name__ == "__main__":
     main()

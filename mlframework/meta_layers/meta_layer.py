@@ -83,6 +83,8 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     support_order_matters: bool = False
     #: Inner steps at evaluation; 0 for an algorithm without inner steps.
     test_inner_steps: int = 0
+    #: Names of parameters whose values nothing reads; weights for another number of classes load without them.
+    unread: tuple[str, ...] = ()
     #: Outer steps taken so far, set by the outer loop, for schedules.
     outer_step: int = 0
     #: How the base layer runs over tasks; see `mlframework.backend.forward.over_tasks`.

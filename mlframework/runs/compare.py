@@ -9,9 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.evaluation.baselines.pretraining import AfterPretraining
@@ -31,6 +30,7 @@ from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
+from mlframework.runs.asked import asked_task
 from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import cause
 from mlframework.runs.run import load_run, prepare_process
@@ -61,8 +61,9 @@ class Plan(NamedTuple):
             raise InvalidValue("evaluation", "none", "a comparison needs one: leave it out")
         few = tuple(at_least(f"curve.{name}", typed.curve[name], 1) for name in ("tasks", "validation_tasks"))
         shots = sorted({at_least("shots", k, 1) for k in typed.shots})
-        contenders = without_misfits(evaluation.baselines, task, typed.against)
-        across = {name: other_task(name, task) for name in typed.cross}
+        named = typed.against is not None
+        contenders = without_misfits(evaluation.baselines, task, key="against", named=named)
+        across = {name: other_task(name, config, task) for name in typed.cross}
         return cls(config, evaluation, contenders, shots, few, across)
 
 
@@ -98,10 +99,10 @@ class Compared(NamedTuple):
         )
 
 
-def other_task(name: str, task: TaskDistribution) -> TaskDistribution:
+def other_task(name: str, config: DictConfig, task: TaskDistribution) -> TaskDistribution:
     """Another task distribution, by its option or by overrides with spaces between; its spec must be the run's."""
     overrides = name.split() if "=" in name else [f"task={name}"]
-    found = build.build_task(compose("train", overrides))
+    found = build.build_task(OmegaConf.create({"task": asked_task(config, None, overrides)}))
     same = found.spec._replace(ragged=task.spec.ragged)
     if same != task.spec:
         spec = task.spec

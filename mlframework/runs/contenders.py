@@ -71,17 +71,20 @@ def composed(name: str) -> DictConfig:
 
 
 def without_misfits(
-    baselines: Mapping[str, Baseline], task: TaskDistribution, against: Sequence[str] | None
+    baselines: Mapping[str, Baseline], task: TaskDistribution, *, key: str, named: bool = False
 ) -> dict[str, Baseline]:
-    """The baselines that suit a task; one that the user named and that does not suit is refused."""
+    """The baselines that suit a task, with a line under the setting `key` for each other one.
+
+    Where the user has `named` them, one that does not suit is refused.
+    """
     found = {}
-    for key, baseline in baselines.items():
+    for name, baseline in baselines.items():
         try:
             baseline.check(task)
         except UserError as error:
-            if against is not None:
-                raise UserError(f"against: {key} {error}") from error
-            log.info("against: %s is left out: it %s", key, error)
+            if named:
+                raise UserError(f"{key}: {name} {error}") from error
+            log.info("%s: %s is left out: it %s", key, name, error)
             continue
-        found[key] = baseline
+        found[name] = baseline
     return found

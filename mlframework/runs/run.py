@@ -17,11 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from mlframework.backend.step import import_compiler, tune
 from mlframework.base_layers.base_layer import BaseLayer, InEvaluation
 from mlframework.base_layers.weight_files import weights_follow
-from mlframework.errors import FailedRun, InvalidValue
+from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.files import leaves, write_json
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
+from mlframework.runs.asked import Asked, check_divided_alike, refusal
 from mlframework.runs.check_config import check_episodes, located, parts
+from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import fault
 from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder, git_state
@@ -249,31 +251,51 @@ def make_base_layer(config: DictConfig, training: Training) -> BaseLayer:
     return made
 
 
-def evaluate_run(folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str) -> Report:
-    """Evaluates the run in a folder, as composed from `conf/evaluation`, with its `best` or `last` weights."""
-    training, config = load_run(folder, weights=weights, device=device), folder.config()
+def evaluate_run(
+    folder: RunFolder, evaluation: DictConfig, *, weights: str, device: str, asked: Asked | None = None
+) -> Report:
+    """Evaluates the run in a folder, as composed from `conf/evaluation`, with its `best` or `last` weights.
+
+    On other tasks than the run's own, baselines of the run that do not suit them are left out.
+    """
+    training, config = load_run(folder, weights=weights, device=device, asked=asked), folder.config()
     config.evaluation = evaluation
     task = on_features(training.task, training.meta_layer.base_layer)
     training.outer.prepare(task.sample(2, "test", torch.Generator().manual_seed(0)).to(training.device))
     built = build.build_evaluation(config)
     assert built is not None
+    if asked is not None:
+        built.baselines = without_misfits(built.baselines, training.task, key="evaluation.baseline")
     return evaluate(built, config, training, folder.choices())
 
 
-def load_run(folder: RunFolder, *, weights: str, device: str) -> Training:
-    """The trained parts of the run in a folder; its data need not be there, for nothing is drawn."""
+def load_run(folder: RunFolder, *, weights: str, device: str, asked: Asked | None = None) -> Training:
+    """The trained parts of the run in a folder, on its own tasks or on others; its data need not be there.
+
+    Raises:
+        UserError: the weights do not fit the tasks that are asked for.
+    """
     config, home = folder.config(), folder.trained_in()
     if weights not in ("best", "last"):
         raise InvalidValue("weights", weights, "must be best or last")
     config.device, config.init = device, None
     check_importable(config, home)
     find_data(config, home)
+    if asked is not None:
+        check_divided_alike(config.task, asked.task)
+        config.task, config.train_tasks = asked.task, None
     with weights_follow():
-        training = set_up(config, folder, folder.kept())
-    if weights == "best":
-        checkpoint.load_weights(folder.best, training.meta_layer)
-    else:
-        checkpoint.restore(training)
+        training = set_up(config, folder, folder.kept() if asked is None else None)
+    try:
+        if weights == "best":
+            checkpoint.load_weights(folder.best, training.meta_layer)
+        else:
+            checkpoint.restore(training)
+    except checkpoint.OtherArchitecture as error:
+        if asked is None:
+            raise
+        own, algorithm = build.build_task(folder.config()).spec, folder.choices().get("algorithm", "")
+        raise UserError(refusal(asked.typed, algorithm, error.name, own, training.task.spec)) from error
     return training
 
 

@@ -7,7 +7,9 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import as_json, atomic, remove_parts, write_json, write_text
+from mlframework.files import as_json, remove_parts, write_json, write_text
 from mlframework.runs.overrides import identity
 
 __all__ = ["PARTS", "RunFolder", "git_state", "locked_file", "locked_folder"]
@@ -180,18 +182,29 @@ class RunFolder:
                 raise UserError(f"{path}: damaged (it holds no {name})")
         return config
 
-    def add_evaluation(self, content: Mapping[str, Any]) -> Path:
-        """Writes an evaluation to `evaluation.json` and to the next of `evaluations/1.json`, ..., which is returned."""
-        (self.path / "evaluations").mkdir(parents=True, exist_ok=True)
+    def add_evaluation(self, content: Mapping[str, Any], *, asked: str = "") -> Path:
+        """Writes an evaluation to the next of `evaluations/1.json`, ..., which is returned; nothing is overwritten.
+
+        One of the run's own tasks is copied to `evaluation.json`, the latest. The name of another one ends with the
+        settings that were `asked`, as in `evaluations/2_k_shot=5.json`.
+        """
+        folder = self.path / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
         text = as_json(content, indent=2) + "\n"
-        with atomic(self.path / "evaluation.json") as part:
+        suffix = f"_{re.sub(r'[^A-Za-z0-9=.-]+', '_', asked)}"[:100] if asked else ""
+        taken = [int(path.name.split("_")[0].split(".")[0]) for path in folder.glob("[0-9]*.json")]
+        part = folder / f"{uuid.uuid4().hex}.part"
+        try:
             part.write_text(text, encoding="utf-8")
-            for number in itertools.count(1):
-                path = self.path / "evaluations" / f"{number}.json"
+            for number in itertools.count(max(taken, default=0) + 1):
+                path = folder / f"{number}{suffix}.json"
                 with suppress(FileExistsError):
                     os.link(part, path)
                     break
-        write_text(self.path / "evaluation.json", text)  # a file of its own: who edits it leaves the numbered one alone
+        finally:
+            part.unlink(missing_ok=True)
+        if not asked:
+            write_text(self.path / "evaluation.json", text)
         return path
 
 

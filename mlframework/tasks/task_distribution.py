@@ -31,6 +31,8 @@ class TaskDistribution(KeepsArguments, ABC):
     #: Metrics of which more is better; of all others, the loss included, less is.
     higher_is_better: frozenset[str] = frozenset({"accuracy"})
 
+    #: Settings that say which data belong to which split: test tasks under one value may be training tasks of another.
+    divided_by: tuple[str, ...] = ()
     #: Names of classes that keep their number from task to task; None: each task numbers its own.
     class_names: tuple[str, ...] | None = None
     #: Whether a task's own support set says how its numbers are scaled, as in a table that nobody has seen.

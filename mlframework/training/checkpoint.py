@@ -20,7 +20,24 @@ from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training.outer_loop import OuterLoop
 
-__all__ = ["Progress", "Training", "load_weights", "read_metadata", "restore", "save_weights", "state_of"]
+__all__ = [
+    "OtherArchitecture",
+    "Progress",
+    "Training",
+    "load_weights",
+    "read_metadata",
+    "restore",
+    "save_weights",
+    "state_of",
+]
+
+
+class OtherArchitecture(UserError):
+    """A checkpoint whose tensors do not fit a module; `name` is the first one."""
+
+    def __init__(self, path: Path | str, name: str, why: str) -> None:
+        super().__init__(f"{path}: a checkpoint of another architecture: {why}")
+        self.name = name
 
 
 class Training(NamedTuple):
@@ -135,15 +152,21 @@ def safetensors_errors(path: Path) -> Iterator[None]:
 
 
 def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
-    """Loads a state dict, or says in one line where its architecture differs."""
-    state, other = module.state_dict(), f"{path}: a checkpoint of another architecture"
+    """Loads a state dict, or says in one line where its architecture differs.
+
+    Tensors that the module names as `unread` may have another shape; they are then left as they are.
+    """
+    state = module.state_dict()
+    for name in getattr(module, "unread", ()):
+        if name in tensors and tensors[name].shape != state[name].shape:
+            tensors = {**tensors, name: state[name]}
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             have, need = found.get(name, "absent"), wanted.get(name, "absent")
-            raise UserError(f"{other}: {name} is {have} there and {need} here")
+            raise OtherArchitecture(path, name, f"{name} is {have} there and {need} here")
     for name, first in first_names(state).items():
         if name != first and not torch.equal(tensors[name], tensors[first]):
-            raise UserError(f"{other}: {name} and {first} are one tensor here and two there")
+            raise OtherArchitecture(path, name, f"{name} and {first} are one tensor here and two there")
     module.load_state_dict(tensors)

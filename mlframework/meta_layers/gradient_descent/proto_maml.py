@@ -32,6 +32,7 @@ class ProtoMAML(MAML):
     """
 
     kinds = ("classification",)
+    unread = ("base_layer.head.weight", "base_layer.head.bias")
 
     @with_settings_of(MAML)
     def __init__(self, base_layer: BaseLayer, task: TaskDistribution, **settings: Any) -> None:

@@ -34,6 +34,8 @@ class Digits(FewShotClassification):
     torch.Size([4, 30, 1, 8, 8])
     """
 
+    divided_by = ("validation_digits", "test_digits")
+
     def __init__(
         self,
         *,

@@ -61,6 +61,8 @@ class Omniglot(FewShotClassification):
         names.
     """
 
+    divided_by = ("splits",)
+
     def __init__(
         self,
         *,

@@ -103,6 +103,8 @@ class RatingTasks(TaskDistribution):
         differ in their queries alone.
     """
 
+    divided_by = ("per", "ratings", "shares", "split_seed", "held_out_items", "held_out_ratings")
+
     def __init__(
         self,
         *,

@@ -61,6 +61,8 @@ class Table(TableTasks):
         delimiter, encoding, decimal: of a text; None for the delimiter: by the header.
     """
 
+    divided_by = ("task_column", "group_column")
+
     def __init__(
         self,
         path: str | Path | None,

@@ -1,0 +1,255 @@
+"""A trained run on other tasks than its own: other shots, other classes, another domain, other partitions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from commands import SHORT, call
+from omegaconf import OmegaConf
+from test_contracts import presets, small
+
+from mlframework.cli import evaluate, train
+from mlframework.cli.command_line import for_jobs
+from mlframework.cli.evaluate import with_asked
+from mlframework.evaluation.task_set import TaskSet
+from mlframework.runs import build
+from mlframework.runs.asked import ANY_N_WAY, asked_task, combinations
+from mlframework.runs.run import load_run
+from mlframework.runs.run_folder import RunFolder
+from mlframework.tasks import Digits
+
+FEW = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation/baseline=[]")
+SPLITS = {"validation_digits": [4, 5, 6], "test_digits": [7, 8, 9]}
+DIGITS = (
+    *("task=digits", "task.validation_digits=[4,5,6]", "task.test_digits=[7,8,9]", "task.k_shot=1", "task.k_query=3"),
+    *("base_layer.hidden=[8]", "evaluation=none"),
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a run of prototypes and one of MAML, 2-way 1-shot."""
+    folder = tmp_path_factory.mktemp("world")
+    for algorithm in ("prototypes", "maml"):
+        said = call(train.main, *SHORT, *DIGITS, f"algorithm={algorithm}", f"run_dir={algorithm}", folder=folder)
+        assert said.exit_code == 0, said.err
+    return folder
+
+
+def asked(world: Path, *typed: str, run: str = "prototypes"):
+    return call(evaluate.main, f"run={run}", *FEW, *typed, folder=world)
+
+
+def report_at(world: Path, said) -> dict:
+    """The report in the file that the last line names."""
+    return json.loads((world / said.out.splitlines()[-1].removeprefix("written to ")).read_text(encoding="utf-8"))
+
+
+def test_the_same_weights_are_evaluated_at_other_shots_and_numbers_of_classes(world):
+    said = asked(world, "task.k_shot=4", "task.n_way=3")
+    assert said.exit_code == 0, said.err
+    assert said.out.splitlines()[-1].endswith("_k_shot=4_n_way=3.json")
+    report = report_at(world, said)
+    task = Digits(n_way=3, k_shot=4, k_query=3, **SPLITS)
+    assert report["task_hash"] == TaskSet(task, "test", tasks=4, seed=0).hash()
+    assert report["overrides"][-2:] == ["task.k_shot=4", "task.n_way=3"] and report["task_config"]["n_way"] == 3
+    trained = load_run(RunFolder(world / "prototypes"), weights="best", device="cpu").meta_layer
+    trained.task = task
+    found = [
+        float(trained.query_metrics(trained.adapt(episode.support), episode)["query_accuracy"])
+        for episode in TaskSet(task, "test", tasks=4, seed=0, chunk=1)
+    ]
+    assert report["rows"][0]["values"]["query_accuracy"] == pytest.approx(found, abs=1e-5)  # six digits
+
+
+def test_several_combinations_give_a_file_each_and_one_table(world):
+    before = {path: path.read_bytes() for path in (world / "prototypes").rglob("*") if path.is_file()}
+    said = asked(world, "-m", "task.n_way=2,3", "task.k_shot=1,2")
+    assert said.exit_code == 0, said.err
+    kept = [line for line in said.out.splitlines() if line.startswith("written to ")]
+    assert len({*kept}) == 5, "four reports and a table"
+    table = (world / kept[-1].removeprefix("written to ")).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [(row["n_way"], row["k_shot"]) for row in rows] == [("2", "1"), ("2", "2"), ("3", "1"), ("3", "2")]
+    for row in rows:
+        task = Digits(n_way=int(row["n_way"]), k_shot=int(row["k_shot"]), k_query=3, **SPLITS)
+        assert row["hash"] == TaskSet(task, "test", tasks=4, seed=0).hash() and row["hash"] in said.out
+        report = json.loads((world / "prototypes" / "evaluations" / row["file"]).read_text(encoding="utf-8"))
+        (judged,) = [each for each in report["rows"] if each["method"] == row["method"]]
+        assert float(row["mean"]) == judged["metrics"]["query_accuracy"][0]["mean"]
+    assert all(path.read_bytes() == content for path, content in before.items()), "nothing is overwritten"
+    assert not (world / "multirun").exists()
+
+
+def test_only_an_evaluation_of_the_runs_own_tasks_is_the_latest(tmp_path):
+    folder = RunFolder(tmp_path)
+    own = folder.add_evaluation({"loss": 1.0})
+    other = folder.add_evaluation({"loss": 2.0}, asked="path=/a b/c_k_shot=5")
+    last = folder.add_evaluation({"loss": 3.0})
+    names = [path.name for path in (own, other, last)]
+    assert names == ["1.json", "2_path=_a_b_c_k_shot=5.json", "3.json"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["loss"] == 3.0
+
+
+def test_another_task_has_the_sizes_of_the_runs_own_unless_they_are_named(world):
+    config = RunFolder(world / "prototypes").config()
+    config.task.n_way = 3
+    with build_configs():
+        found = asked_task(config, "digits", ["task=glyphs", "task.k_query=2"])
+    assert (found._target_, found.n_way, found.k_shot, found.k_query) == ("mlframework.tasks.Glyphs", 3, 1, 2)
+
+
+@pytest.mark.slow
+def test_another_part_of_the_task_leaves_its_other_settings(world):
+    config = small("task=ratings", "task.held_out_items=0.3")
+    config.task.k_query = 4
+    with build_configs():
+        found = asked_task(config, "ratings", ["task/source=movielens", "task.source.path=x"])
+    assert (found.held_out_items, found.k_query, found.source.path) == (0.3, 4, "x")
+    assert found.source._target_.endswith("MovieLens")
+
+
+def build_configs():
+    from hydra import initialize_config_module
+
+    return initialize_config_module("mlframework.conf", version_base="1.3")
+
+
+@pytest.mark.slow
+def test_a_run_on_glyphs_is_evaluated_on_the_characters_of_other_tasks(tmp_path):
+    typed = ("task=glyphs", "task.n_way=3", "algorithm=prototypes", "base_layer.filters=4", "evaluation=none")
+    assert call(train.main, *SHORT, *typed, "run_dir=run", folder=tmp_path).exit_code == 0
+    said = call(evaluate.main, "run=run", *FEW, "task=glyphs,omniglot", "task.k_query=2", folder=tmp_path)
+    assert said.exit_code == 0 or "omniglot" in said.err, said.err
+    assert "task=glyphs" in said.out
+
+
+@pytest.mark.parametrize(
+    ("run", "typed", "line"),
+    [
+        (
+            "maml",
+            "task.n_way=3",
+            "task.n_way=3: algorithm=maml has learned 2 classes (base_layer.head.bias), and these",
+        ),
+        (
+            "maml",
+            "task=glyphs",
+            "task=glyphs: base_layer.features.1.weight is for inputs of shape (1, 8, 8), and these",
+        ),
+        ("maml", "task=sinusoid", "task=sinusoid: is a regression, and the run has learned a classification"),
+        ("maml", "task.k_shots=3", "task.k_shots=3: there is no task.k_shots (did you mean k_shot?); there are n_way,"),
+        ("maml", "task.k_shot=x", "task.k_shot=x: must be a whole number or a list"),
+        ("maml", "task.k_shot=0", "task.k_shot=0: must be at least 1, or [low, high]"),
+        ("maml", "task=glyfs", "task=glyfs: no such option (did you mean glyphs?)"),
+        ("prototypes", "task.test_digits=[5,6]", "task.test_digits=[5, 6]: says which data train, and the run has"),
+    ],
+)
+def test_what_the_run_cannot_take_is_refused_in_one_line(world, run, typed, line):
+    said = asked(world, typed, run=run)
+    assert (said.exit_code, said.err.count("\n")) == (2, 1), said.err
+    assert said.err.startswith(line), said.err
+
+
+def test_a_combination_that_is_refused_leaves_the_others(world):
+    said = asked(world, "task.n_way=2,3", run="maml")
+    assert (said.exit_code, said.err.count("\n")) == (2, 1)
+    assert said.err.startswith("task.n_way=3: algorithm=maml has learned 2 classes")
+    assert "maml/evaluations/table_" in said.out
+
+
+@pytest.mark.slow
+def test_the_refusal_names_exactly_the_algorithms_whose_weights_fit_any_number_of_classes():
+    found = []
+    for algorithm in presets("algorithm"):
+        config = small(f"algorithm={algorithm}", "task=digits", "base_layer.hidden=[4]")
+        shapes = []
+        for n_way in (2, 3):
+            config.task.update(n_way=n_way, **SPLITS)
+            task = build.build_task(config)
+            if "classification" not in kinds_of(config):
+                break
+            layer = build.build_meta_layer(config, task)
+            shapes.append({n: tuple(t.shape) for n, t in layer.state_dict().items() if n not in layer.unread})
+        if len(shapes) == 2 and shapes[0] == shapes[1]:
+            found.append(algorithm)
+    assert sorted(ANY_N_WAY) == found
+
+
+def kinds_of(config) -> tuple[str, ...]:
+    from hydra.utils import get_class
+
+    return get_class(config.algorithm._target_).kinds
+
+
+@pytest.mark.slow
+def test_proto_maml_takes_another_number_of_classes(tmp_path):
+    said = call(train.main, *SHORT, *DIGITS, "algorithm=proto_maml", "run_dir=run", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    said = call(evaluate.main, "run=run", *FEW, "task.n_way=3", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+
+
+@pytest.mark.slow
+def test_partitions_of_ratings_are_evaluated_from_one_run(tmp_path):
+    held_out = ("task.held_out_items=0.3", "task.held_out_ratings=0.3")
+    typed = ("task=ratings", "algorithm=ridge_shared_head", *held_out, "evaluation=none", "base_layer.hidden=[8]")
+    assert call(train.main, *SHORT, *typed, "run_dir=run", folder=tmp_path).exit_code == 0
+    said = call(evaluate.main, "run=run", *FEW, "task.users=new,existing", "task.items=existing,new", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "run" / "evaluations").glob("*.json")]
+    assert len({report["task_hash"] for report in reports}) == len(reports) == 4
+    said = call(evaluate.main, "run=run", *FEW, "task.held_out_items=0.4", folder=tmp_path)
+    assert said.err.startswith("task.held_out_items=0.4: says which data train, and the run has 0.3: ")
+
+
+@pytest.mark.slow
+def test_baselines_that_do_not_suit_the_other_tasks_are_left_out(world):
+    typed = ("evaluation/baseline=[popularity,scikit_learn]", "task.k_shot=2")
+    said = call(evaluate.main, "run=prototypes", *FEW[:2], *typed, folder=world)
+    assert said.exit_code == 0, said.err
+    assert "evaluation.baseline: popularity is left out: it is for" in said.err
+    methods = [row["method"] for row in report_at(world, said)["rows"]]
+    assert methods == ["prototypes", "scikit-learn LogisticRegression"]
+
+
+def test_overrides_of_the_task_go_through_hydra_unread():
+    typed = ["-m", "run=a,b", "task/source=x", "++task.a.b=1,2", "weights=best", "taskless=1"]
+    found = with_asked(typed)
+    assert found == ["-m", "run=a,b", "weights=best", "taskless=1", "asked=['task/source=x','++task.a.b=1,2']"]
+    assert with_asked(["-m", "run=a", "task.k_shot=1,5"]) == ["run=a", "asked=['task.k_shot=1,5']"]
+    assert combinations(["task.a=[1,2]", "task.b=x"]) == [["task.a=[1,2]", "task.b=x"]]
+
+
+# Sweeps over tasks.
+
+
+@pytest.mark.slow
+def test_settings_of_a_swept_task_are_checked_by_the_jobs_alone(tmp_path):
+    typed = ("task=digits,glyphs", "task.n_way=2", "algorithm=prototypes", "base_layer=mlp", "evaluation=none")
+    said = call(train.main, "-m", *SHORT, *typed, "hydra.sweep.dir=sweep", folder=tmp_path)
+    assert said.exit_code == 0, said.err
+    records = list((tmp_path / "sweep").rglob("overrides.yaml"))
+    assert len(records) == 2
+    for record in records:
+        assert "task.n_way=2" in OmegaConf.load(record)
+    said = call(train.main, "-m", "task=digits,glyphs", "task.n_wayz=2", "hydra.sweep.dir=other", folder=tmp_path)
+    assert said.exit_code == 2 and "did you mean n_way?" in said.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed"),
+    [
+        (["task=a,b", "task.x=1"], ["task=a,b", "task.x=1"]),
+        (["-m", "task=a,b", "task.x=[1,2]", "seed=1"], ["-m", "task=a,b", "task.x=choice([1,2])", "seed=1"]),
+        (["-m", "task=a,b", "task.x=1,2", "optimizer.lr=1"], ["-m", "task=a,b", "task.x=1,2", "optimizer.lr=1"]),
+        (["-m", "experiment=a,b", "optimizer.lr=1"], ["-m", "experiment=a,b", "optimizer.lr=choice(1)"]),
+        (["-m", "experiment=a,b", "hydra.sweep.dir=x"], ["-m", "experiment=a,b", "hydra.sweep.dir=x"]),
+        (["-m", "seed=1,2", "task.x=1"], ["-m", "seed=1,2", "task.x=1"]),
+    ],
+)
+def test_only_settings_of_a_swept_group_wait_for_the_jobs(typed, passed):
+    assert for_jobs(typed) == passed
