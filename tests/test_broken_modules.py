@@ -46,17 +46,13 @@ MODULES = [
 #: A task of `broken_parts`, and the answer.
 TASKS = [
     ("LabelsFromOne", "task (LabelsFromOne), train split query: class ids are not all in 0...1"),
-    (
-        "FloatLabels",
-        "task (FloatLabels), train split support: y is torch.float32, and must be torch.int64 in a ",
-    ),
     ("Images", "task (Images), train split support: x is (1, 4, 1, 16, 8), spec.x_shape is (1, 8, 8)"),
     ("NotANumber", "task (NotANumber), train split query: x is not finite"),
     ("EmptySupport", "task (EmptySupport), train split support: nothing counts in one of the tasks"),
     ("NoValidation", "task (NoValidation), validation split: fails to sample 1 tasks: KeyError: 'validation' ("),
     ("OwnDice", "task (OwnDice), train split: two generators of one seed give two episodes: draw all random numbers f"),
     ("AlwaysTwo", "task (AlwaysTwo), train split: support.x is (2, 4, 1, 8, 8), and must start with the 1 tasks asked"),
-    ("Dictionary", "task (Dictionary), train split: sample must return an Episode of Examples, whose x, y and mask a"),
+    ("Dictionary", "sample must return an Episode of Examples, whose x, y and mask a"),
     ("NarrowTargets", "task (NarrowTargets), train split query: y is (1, 10), and must be (1, 10, 1) in a regression"),
 ]
 

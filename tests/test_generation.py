@@ -314,4 +314,4 @@ def test_a_path_that_holds_no_tasks_is_refused(path):
     from mlframework.tasks import TextFolder
 
     with pytest.raises(InvalidValue, match=r"path=.*: must"):
-        TextFolder(path, k_shot=1, k_query=1, length=8)
+        TextFolder(path, k_shot=1, k_query=1, length=8).sample(1, "train", torch.Generator())

@@ -10,6 +10,7 @@ from torch import nn
 from mlframework.backend import plan as plan_module
 from mlframework.backend.plan import ExecutionPlan
 from mlframework.base_layers import MLP
+from mlframework.episode import Episode, Examples
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, LearnedRates
 from mlframework.meta_layers import MAML, Exact
@@ -203,7 +204,8 @@ def sinusoid_loop(tasks=8, **settings):
     )
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     outer = OuterLoop(layer, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0), **settings)
-    episode = task.sample(tasks, "train", torch.Generator().manual_seed(0))
+    drawn = task.sample(tasks, "train", torch.Generator().manual_seed(0))
+    episode = Episode(*(Examples(*(leaf.float() for leaf in part)) for part in drawn))
     outer.prepare(episode)
     return outer, episode
 

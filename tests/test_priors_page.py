@@ -33,8 +33,7 @@ def fitted(classes, probabilities):
 
 def test_a_classifier_is_judged_by_the_formulas(script):
     module = script("small_tables")
-    split = module.Split("", (None, None), (np.zeros((2, 1)), np.array([0, 2])))
-    found = module.judged(fitted([0, 2], [[0.75, 0.25], [0.6, 0.4]]), split)
+    found = module.judged(fitted([0, 2], [[0.75, 0.25], [0.6, 0.4]]), np.zeros((2, 1)), np.array([0, 2]))
     assert found["error"] == 0.5
     # The class that was not met has the least probability, of which the others give up as much.
     least = module.LEAST
@@ -80,4 +79,4 @@ def test_an_estimator_is_tuned_inside_the_support_set(script):
     split = next(module.splits(table, 32))
     search = module.tuned("k nearest", table, split)
     assert search.n_splits_ <= 5 and len(search.cv_results_["params"]) > 4
-    assert module.judged(search, split)["error"] < 0.4
+    assert module.judged(search, *split.query)["error"] < 0.4

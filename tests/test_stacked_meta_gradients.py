@@ -13,6 +13,8 @@ from mlframework.meta_layers import MAML, Exact, FirstOrder, ParameterDifference
 from mlframework.tasks import TaskDistribution
 from mlframework.training.meta_gradient import meta_gradient
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 class Regression(TaskDistribution):
     def __init__(self, *x_shape: int, ragged: bool = False) -> None:

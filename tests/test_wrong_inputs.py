@@ -150,9 +150,8 @@ EVALUATE = [
     (["run=run", "evaluation.inner_steps=-1"], "evaluation.inner_steps=-1: must be "),
     (
         ["run=run", "trainer.steps=3"],
-        "trainer.steps=3: there is no trainer; there are run, weights, device, evaluation",
+        "trainer.steps=3: there is no trainer; there are run, weights, device, ",
     ),
-    (["run=run", "+task.k_shot=5"], "task.k_shot=5: nothing reads task; there are run, weights, device, evaluation"),
     (["run=no_choices"], "no_choices/choices.json: damaged ("),
     (["run=list_of_choices"], "list_of_choices/choices.json: damaged (it holds no dict)"),
     (["run=half_config"], "half_config/config.yaml: damaged ("),
