@@ -7,12 +7,12 @@ import torch
 from test_contracts import maker, presets, slow_but, small
 from torch import nn
 
-from mlframework.base_layers import BaseLayer, MixesExamples, Stack
+from mlframework.base_layers import BaseLayer, MixesExamples, ResNet12, Stack
 from mlframework.base_layers.conv4 import Conv4
 from mlframework.errors import IncompatibleTask, InvalidValue
 from mlframework.evaluation.task_set import TaskSet, judge_by_step
 from mlframework.runs import Trained
-from mlframework.tasks import Digits, Pose
+from mlframework.tasks import ArrayTasks, Digits, Pose
 
 FAST = ("maml", "prototypes")
 POLICIES = ("support", "inductive")
@@ -39,15 +39,25 @@ def own_norm(spec):
     return BaseLayer(features, nn.Linear(width, spec.out_features))
 
 
-BASE_LAYERS = {"conv4": lambda spec: Conv4(spec, filters=4, norm="batch"), "own norm": own_norm}
+BASE_LAYERS = {
+    "conv4": lambda spec: Conv4(spec, filters=4, norm="batch"),
+    "resnet12": lambda spec: ResNet12(spec, widths=[2, 3, 4, 4], norm="batch"),
+    "own norm": own_norm,
+}
+
+
+def large_digits():
+    """Digits of 16x16 pixels, which a ResNet-12 needs."""
+    data = Digits(n_way=2, k_shot=2, k_query=3).classes("train")
+    large = data._replace(x=data.x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    return ArrayTasks(dict.fromkeys(("train", "test"), large), n_way=2, k_shot=2, k_query=3)
 
 
 def built(algorithm, base_layer):
     """A small algorithm, over classes if it takes them, else over poses, with initial parameters."""
-    tasks = (
-        ("digits", Digits(n_way=2, k_shot=2, k_query=3)),
-        ("pose", Pose(k_shot=4, k_query=6, exclusive=True, objects=2, views=10)),
-    )
+    digits = large_digits() if base_layer == "resnet12" else Digits(n_way=2, k_shot=2, k_query=3)
+    pose = Pose(k_shot=4, k_query=6, exclusive=True, objects=2, views=10)
+    tasks = (("digits", digits), ("pose", pose))
     for name, task in tasks:
         config = small(f"algorithm={algorithm}", f"task={name}", "base_layer=mlp")
         torch.manual_seed(0)
