@@ -61,12 +61,13 @@ def run() -> None:
     """Trains and evaluates what is missing; what an evaluation wrote goes to results/asked."""
     for name, typed in TRAININGS.items():
         if not (RUNS / name / "result.json").exists():
-            command("train", *typed.split(), *QUIET.split(), f"run_dir={RUNS / name}", "resume=true")
+            resume = ["resume=true"] if (RUNS / name / "config.yaml").exists() else []
+            command("train", *typed.split(), *QUIET.split(), f"run_dir=runs/asked/{name}", *resume)
     for name, asked in COMMANDS.items():
         if not (KEPT / f"{name}.json").exists():
             commit, folder = git_state(), RUNS / asked.run / "evaluations"
             before = set(folder.glob("*.json"))
-            command("evaluate", f"run={RUNS / asked.run}", *asked.typed.split())
+            command("evaluate", f"run=runs/asked/{asked.run}", *asked.typed.split())
             new = sorted(set(folder.glob("*.json")) - before, key=lambda path: int(path.name.split("_")[0]))
             reports = [without_values(json.loads(path.read_text(encoding="utf-8"))) for path in new]
             record = RunFolder(RUNS / asked.run)
@@ -114,7 +115,7 @@ def name_of(row: dict[str, Any]) -> str:
 def draw() -> None:
     """Draws the page's part."""
     parts = [f"`mlframework-train {typed} run_dir=runs/asked/{name}`" for name, typed in TRAININGS.items()]
-    parts = ["Two trainings with seed 0, of a minute or two:", "\n".join(f"* {part}" for part in parts)]
+    parts = ["Two trainings with seed 0:", "\n".join(f"* {part}" for part in parts)]
     for name, asked in COMMANDS.items():
         if (KEPT / f"{name}.json").exists():
             content = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))

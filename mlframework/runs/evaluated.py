@@ -38,7 +38,7 @@ def combinations_table(found: Sequence[Evaluated], metric: str) -> Table:
     """A row for each combination, with a column for each setting in which they differ and for each method."""
     settings, first = [by_key(each.typed) for each in found], found[0].report
     keys = dict.fromkeys(key for each in settings for key in each)
-    varied = [key for key in keys if len({each.get(key, "") for each in settings}) > 1]
+    varied = [key for key in keys if len(found) == 1 or len({each.get(key, "") for each in settings}) > 1]
     methods = dict.fromkeys(name_of(row) for each in found for row in each.report.rows)
     over = "tasks" if first.sources is None else "sources"
     drawn = f"{first.tasks} {first.split} tasks each, seed {first.seed}"
