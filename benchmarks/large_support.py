@@ -36,7 +36,7 @@ IMAGES, QUERIES, PART, CLASSES = 2000, 20, 50, 10
 
 
 class RandomImages(TaskDistribution):
-    """Images without sense: what is measured does not depend on what is learned."""
+    """Images drawn at random: time and memory do not depend on their values."""
 
     spec = TaskSpec("classification", (1, 28, 28), CLASSES, ragged=False)
 

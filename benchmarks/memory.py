@@ -60,7 +60,7 @@ WAYS = ("exact", "checkpointed", "truncated to 1 step", "first order", "LoRA onl
 
 
 class RandomText(TaskDistribution):
-    """Tokens without sense: what is measured does not depend on what is learned."""
+    """Tokens drawn at random: time and memory do not depend on their values."""
 
     spec = TaskSpec("sequence", (LENGTH,), VOCABULARY, ragged=False)
 

@@ -20,12 +20,12 @@ GROUPS = (
 )
 OPTIONS = sorted(path for group in GROUPS for path in (CONF / group).rglob("*.yaml"))
 
-#: What goes with the options of others: scikit-learn's estimators and the grids over their settings.
+#: Options without a comment of their own: scikit-learn's estimators and the grids over their settings.
 OTHERS = ("classifier.", "regressor.", "grid", "on_features.", "gradient_boosting.", "kernel_ridge.")
 
 
 def explanations(path: Path) -> dict[str, str]:
-    """The comment of every key of an option, of what it extends, and of the keys that all trainings have."""
+    """The comments of an option's keys, of the option that it extends, and of the keys that all trainings have."""
     text, found = path.read_text(encoding="utf-8"), {}
     for each in (yaml.safe_load(text) or {}).get("defaults", []):
         if isinstance(each, str) and (path.parent / f"{each}.yaml").is_file():

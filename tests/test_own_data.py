@@ -1,4 +1,4 @@
-"""Data and networks of one's own: what comes out for each kind, by name, or the line that says what to change."""
+"""Data and networks of one's own: each kind by name, with its result or the line that tells the fix."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def job_name(overrides: Iterable[str]) -> str:
 
 
 def changeable(key: str) -> bool:
-    """Whether a setting changes nothing of what is learned, other than how long."""
+    """Whether a setting leaves the learning as it is, but for its length."""
     dotted = key.lstrip("~").replace("/", ".")
     return key != "trainer.steps" and f"{dotted}.".startswith(tuple(f"{name}." for name in CHANGEABLE))
 

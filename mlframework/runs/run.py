@@ -160,7 +160,7 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
     with stage("building"), weights_follow() if resumes else nullcontext():
         training = set_up(config, folder)
     if resumes:
-        checkpoint.restore(training)  # what is tried is what goes on
+        checkpoint.restore(training)  # the trial below runs on the restored training
     training = training._replace(displays=build.build_displays(config, training.task))
     trainer: Trainer = instantiate(config.trainer)
     logger = instantiate(config.logger)

@@ -130,7 +130,7 @@ class OptunaSweeper(Sweeper):
         self.conclude(study)
 
     def space(self, typed: Sequence[str]) -> Space:
-        """The search space and the fixed settings; what is typed last counts."""
+        """The search space and the fixed settings; of two settings of one key the last counts."""
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(list(typed))
         by_key = {override.get_key_element(): override for override in overrides}
         space = Space({}, {}, [])

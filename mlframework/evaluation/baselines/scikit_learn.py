@@ -93,7 +93,7 @@ def default_estimator(kind: Kind) -> Any:
 
 
 class TaskEstimator(NamedTuple):
-    """A fitted estimator, and what stands for a probability of zero."""
+    """A fitted estimator, and the number that replaces a probability of zero."""
 
     estimator: Any
     least: float = LEAST
