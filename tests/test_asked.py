@@ -219,7 +219,7 @@ def test_baselines_that_do_not_suit_the_other_tasks_are_left_out(world):
 def test_overrides_of_the_task_go_through_hydra_unread():
     typed = ["-m", "run=a,b", "task/source=x", "++task.a.b=1,2", "weights=best", "taskless=1"]
     found = with_asked(typed)
-    assert found == ["-m", "run=a,b", "weights=best", "taskless=1", "asked=['task/source=x','++task.a.b=1,2']"]
+    assert found == ["-m", "run=a,b", "asked=['task/source=x','++task.a.b=1,2']", "weights=best", "taskless=1"]
     assert with_asked(["-m", "run=a", "task.k_shot=1,5"]) == ["run=a", "asked=['task.k_shot=1,5']"]
     assert combinations(["task.a=[1,2]", "task.b=x"]) == [["task.a=[1,2]", "task.b=x"]]
 
@@ -253,3 +253,8 @@ def test_settings_of_a_swept_task_are_checked_by_the_jobs_alone(tmp_path):
 )
 def test_only_settings_of_a_swept_group_wait_for_the_jobs(typed, passed):
     assert for_jobs(typed) == passed
+
+
+def test_flags_may_stand_after_the_settings_of_the_task():
+    typed = ["run=mine", "task.k_shot=5", "evaluation.tasks=4", "--config-dir", "conf"]
+    assert with_asked(typed) == ["run=mine", "asked=['task.k_shot=5']", *typed[2:]]

@@ -96,7 +96,9 @@ def with_asked(arguments: Sequence[str]) -> list[str]:
     if not any(override and override.is_sweep_override() for override in map(as_override, others)):
         others = [each for each in others if each not in ("-m", "--multirun")]
     quoted = ",".join("'" + each.replace("'", r"\'") + "'" for each in asked)
-    return [*others, f"asked=[{quoted}]"]
+    # In the place of the first one: behind a flag that follows other overrides Hydra takes none.
+    place = len([each for each in arguments[: arguments.index(asked[0])] if each in others])
+    return [*others[:place], f"asked=[{quoted}]", *others[place:]]
 
 
 main = command(evaluate_command, config_name="evaluate", rewrite=with_asked)
