@@ -1,5 +1,8 @@
 """Support vector, ridge and logistic solvers against scikit-learn, optimality conditions and finite differences."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,8 @@ from sklearn.svm import LinearSVC
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jacrev, vmap
 
-from mlframework.solvers import box_qp
+from mlframework.solvers import box_qp, linear
+from mlframework.solvers.linear import factor_each, solve_each
 from mlframework.solvers.logistic import logistic
 from mlframework.solvers.ridge import kernel_ridge
 from mlframework.solvers.support_vectors import crammer_singer, one_vs_rest
@@ -202,3 +206,44 @@ def test_a_kernel_that_is_nearly_singular_is_solved(float64):
     y = torch.nn.functional.one_hot(labels, 5).to(x).expand(16, 25, 5)
     found = one_vs_rest(x @ x.mT, y, c=1.0, reg=0.01)
     assert found.converged.all()
+
+
+@pytest.fixture
+def several_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_large_problems_are_solved_in_several_threads(solver, several_threads):
+    """Some of torch's batched factorisations are wrong there."""
+    shots = 40 if solver == "logistic" else 80  # systems of 160 unknowns
+    x, y = features(3, 2, shots, 20, 1.0), classes(3, 2, shots)
+    found = SOLVERS[solver](x @ x.mT, y)
+    assert found.converged.all()
+    for task in range(3):
+        alone = SOLVERS[solver](x[task : task + 1] @ x[task : task + 1].mT, y[:1])
+        torch.testing.assert_close(found.dual[task], alone.dual[0], rtol=1e-7, atol=1e-9)
+
+
+def test_large_systems_are_solved_and_differentiated_one_by_one(several_threads, monkeypatch):
+    matrix = torch.randn(3, 200, 200)
+    right = torch.randn(3, 200, 2)
+    torch.testing.assert_close(matrix @ solve_each(matrix, right), right, rtol=0, atol=1e-8)
+    factors, pivots = factor_each(matrix)
+    torch.testing.assert_close(matrix @ torch.linalg.lu_solve(factors, pivots, right), right, rtol=0, atol=1e-8)
+    mapped = vmap(lambda right: solve_each(matrix[:1], right))(right.unsqueeze(1))
+    torch.testing.assert_close(matrix[:1] @ mapped.squeeze(1), right, rtol=0, atol=1e-8)
+    monkeypatch.setattr(linear, "LARGEST_OF_A_BATCH", 2)  # a small matrix, for finite differences
+    matrix, right = (each.clone().requires_grad_() for each in (matrix[:2, :3, :3], right[:2, :3]))
+    assert gradcheck(solve_each, (matrix, right), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(solve_each, (matrix, right))
+
+
+def test_no_other_file_makes_a_batched_lu_factorisation():
+    package = Path(linear.__file__).parents[1]
+    used = re.compile(r"linalg\.(solve|inv|det|slogdet|lu\w*|matrix_inverse)\(|torch\.(inverse|det|slogdet|lu)\(")
+    found = {path.name for path in package.rglob("*.py") if used.search(path.read_text())}
+    assert found - {"linear.py", "matrix_factorisation.py"} == {"box_qp.py"}  # lu_solve takes factors; numpy's solve

@@ -11,13 +11,13 @@ Everything here is batched over tasks, `[tasks, k, n]` with classes first, and i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlframework.solvers.free_inverse import FreeInverse, centred, free_inverse, inverse, rebuilt
+from mlframework.solvers.linear import factor_each, with_mapped_axis
 
 __all__ = ["Problem", "solve"]
 
@@ -139,12 +139,6 @@ class ActiveSet(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         found = ActiveSet.apply(*with_mapped_axis(info, in_dims[:4], args[:4]), args[4])
         return tuple(leaf.unflatten(0, (info.batch_size, -1)) for leaf in found), (0,) * len(found)
-
-
-def with_mapped_axis(info: Any, in_dims: tuple[int | None, ...], leaves: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """The arguments of a `vmap` rule; the mapped axis joins the axis of tasks."""
-    for leaf, axis in zip(leaves, in_dims, strict=True):
-        yield (leaf.expand(info.batch_size, *leaf.shape) if axis is None else leaf.movedim(axis, 0)).flatten(0, 1)
 
 
 for function in (Optimum, ActiveSet):
@@ -299,7 +293,7 @@ def polished(problem: Problem, state: Tensor) -> Found:
     grid[:, k, :, k] = torch.diag_embed(1 - some)
     right = torch.where(state == 0, linear, at_bounds(state, lower, upper))
     right = torch.cat([right, linear.new_zeros(tasks, 1, n)], dim=1).view(tasks, -1, 1)
-    factor = torch.linalg.lu_factor(matrix)
+    factor = factor_each(matrix)
     solution = torch.linalg.lu_solve(*factor, right)
     solution = solution + torch.linalg.lu_solve(*factor, right - matrix @ solution)
     return judged(problem, solution.view(tasks, k + 1, n)[:, :k], state, shares(state, coupled))

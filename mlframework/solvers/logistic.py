@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlframework.solvers.box_qp import with_mapped_axis
+from mlframework.solvers.linear import solve_each, with_mapped_axis
 from mlframework.solvers.support_vectors import Solution, per_task
 
 __all__ = ["logistic"]
@@ -62,6 +62,11 @@ def jacobian(kernel: Tensor, dual: Tensor, reg: Tensor, weight: Tensor) -> Tenso
     return mixed + reg * torch.eye(n * k, dtype=kernel.dtype, device=kernel.device)
 
 
+def column(of_examples: Tensor) -> Tensor:
+    """`[tasks, n, k]` as the right side of a system, `[tasks, n k, 1]`."""
+    return of_examples.flatten(1).unsqueeze(-1)
+
+
 def newton(kernel: Tensor, y: Tensor, reg: Tensor, weight: Tensor) -> Tensor:
     """The optimum by Newton steps, halved while they do not lessen the objective."""
     dual = torch.zeros_like(y)
@@ -69,7 +74,7 @@ def newton(kernel: Tensor, y: Tensor, reg: Tensor, weight: Tensor) -> Tensor:
         gap = equation(dual, kernel, y, reg, weight)
         if float(gap.abs().max()) <= STOP:
             break
-        step = torch.linalg.solve(jacobian(kernel, dual, reg, weight), gap.flatten(1)).view_as(gap)
+        step = solve_each(jacobian(kernel, dual, reg, weight), column(gap)).view_as(gap)
         here = objective(dual, kernel, y, reg, weight)
         length = torch.ones_like(reg)
         for _ in range(30):
@@ -111,7 +116,7 @@ class Optimum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kernel, reg, weight, dual = ctx.saved_tensors
         transposed = jacobian(kernel, dual, reg, weight).mT
-        level = torch.linalg.solve(transposed, gradient.flatten(1)).view_as(gradient)
+        level = solve_each(transposed, column(gradient)).view_as(gradient)
         bent = torch.einsum("tikm,tim->tik", curvature(kernel, dual, weight), level)
         outer = bent @ dual.mT
         return -(outer + outer.mT) / 2, level, -(level * dual).sum((-2, -1), keepdim=True), None
@@ -125,7 +130,7 @@ class Optimum(torch.autograd.Function):
             change = change - torch.einsum("tikm,tim->tik", curvature(kernel, dual, weight), scores)
         if d_reg is not None:
             change = change - d_reg * dual
-        return torch.linalg.solve(jacobian(kernel, dual, reg, weight), change.flatten(1)).view_as(dual)
+        return solve_each(jacobian(kernel, dual, reg, weight), column(change)).view_as(dual)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:

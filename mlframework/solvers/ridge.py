@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlframework.solvers.linear import solve_each
 from mlframework.solvers.support_vectors import Solution, regularised
 
 __all__ = ["kernel_ridge"]
@@ -28,7 +29,7 @@ def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: 
     if mask is not None:
         wanted = torch.where(mask.unsqueeze(-1) > 0, wanted, 0.0)
     matrix = regularised(kernel, reg, mask)
-    dual = torch.linalg.solve(matrix, wanted)
+    dual = solve_each(matrix, wanted)
     with torch.no_grad():
         rest = (matrix @ dual - wanted).abs().amax((-2, -1)) / wanted.abs().amax((-2, -1)).clamp(min=1e-300)
     return Solution(dual.to(kernel.dtype), rest.to(kernel.dtype), rest <= TOLERANCE)

@@ -22,6 +22,7 @@ from mlframework.evaluation.task_set import TaskSet, task_values
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.feature_meta_layer import FeatureMetaLayer
 from mlframework.meta_layers.meta_layer import MetaLayer, with_settings_of
+from mlframework.solvers.linear import solve_each
 from mlframework.tasks.tables.table_tasks import TableTasks
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -161,7 +162,7 @@ class Sloped(Shifted):
         pooled, targets = self.predicted(features).double(), self.targets(support).double()
         if self.task.spec.kind == "regression":
             inner = (x * mask).mT @ x + torch.diag(penalty)
-            return torch.linalg.solve(inner, (x * mask).mT @ (targets - pooled))
+            return solve_each(inner, (x * mask).mT @ (targets - pooled))
         return logistic_around(pooled, x, targets, mask, penalty)
 
     def outputs(self, adapted: Tensor, features: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ def logistic_around(offset: Tensor, x: Tensor, targets: Tensor, mask: Tensor, pe
         gradient = x.mT @ ((p - targets) * mask) + penalty.unsqueeze(-1) * found
         curvature = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)) * mask.unsqueeze(-1)
         hessian = torch.einsum("tni,tnab,tnj->tiajb", x, curvature, x).flatten(3, 4).flatten(1, 2) + ridge
-        step = torch.linalg.solve(hessian, gradient.flatten(1)).unflatten(1, found.shape[1:])
+        step = solve_each(hessian, gradient.flatten(1).unsqueeze(-1)).view_as(found)
         found = found - step
     return found
 
