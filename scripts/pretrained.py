@@ -45,7 +45,7 @@ SIZE, IMAGES = 64, 20
 META_BATCH, STEPS, TASKS = 2, 100, 200
 
 #: The algorithms that train Conv4 from scratch, with their outer steps.
-SCRATCH = {"prototypes": 400, "fomaml": 100}
+SCRATCH = {"prototypes": 200}
 
 Point = tuple[float, float]
 
