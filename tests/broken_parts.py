@@ -204,7 +204,7 @@ class LabelsFromOne(Edited):
 
 class FloatLabels(Edited):
     def edited(self, episode, split):
-        return episode._replace(support=episode.support._replace(y=episode.support.y.float()))
+        return episode._replace(support=episode.support._replace(y=episode.support.y + 0.5))
 
 
 class Images(Edited):
@@ -242,7 +242,7 @@ class AlwaysTwo(Edited):
 
 class Dictionary(Edited):
     def edited(self, episode, split):
-        return episode._asdict()
+        return episode.support._asdict()
 
 
 class NarrowTargets(Sinusoid):

@@ -267,6 +267,10 @@ DRAWN = {
     "lists": (lambda halves: [list(half) for half in halves], None),
     "no mask": (each(lambda x, y, mask: (x, y)), None),
     "dictionaries": (each(lambda x, y, mask: {"x": x, "y": y}), None),
+    "a dictionary of dictionaries": (
+        lambda halves: dict(zip(("support", "query"), ({"x": x, "y": y} for x, y, _ in halves), strict=True)),
+        None,
+    ),
     "arrays": (each(lambda x, y, mask: (x.numpy(), y.numpy(), mask.numpy())), None),
     "float64": (each(lambda x, y, mask: (x.double(), y, mask.double())), None),
     "float16": (each(lambda x, y, mask: (x.half(), y)), None),

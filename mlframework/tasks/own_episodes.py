@@ -28,6 +28,8 @@ def as_episode(drawn: Any, spec: TaskSpec) -> Episode:
     number = torch.get_default_dtype()
     if type(drawn) is Episode and all(type(part) is Examples and is_plain(part, spec, number) for part in drawn):
         return drawn
+    if isinstance(drawn, Mapping) and drawn.keys() == set(Episode._fields):
+        drawn = drawn["support"], drawn["query"]
     if not isinstance(drawn, tuple | list) or len(drawn) != 2:
         raise UserError(f"{WANTED}, and returns {described(drawn)}")
     return Episode(*(as_examples(part, name, spec) for part, name in zip(drawn, Episode._fields, strict=True)))

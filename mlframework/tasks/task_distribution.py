@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlframework.episode import Episode, Split, TaskSpec, masked_mean
+from mlframework.errors import part_of
 from mlframework.files import KeepsArguments
 from mlframework.tasks.own_data import as_class_ids, as_inputs, as_values
 from mlframework.tasks.own_episodes import as_episode
@@ -137,6 +138,8 @@ def converted(sample: Callable[..., Any]) -> Callable[..., Episode]:
 
     @functools.wraps(sample)
     def sample_converted(self: TaskDistribution, *args: Any, **keywords: Any) -> Episode:
-        return as_episode(sample(self, *args, **keywords), self.spec)
+        drawn = sample(self, *args, **keywords)
+        with part_of(f"task ({type(self).__name__})"):
+            return as_episode(drawn, self.spec)
 
     return sample_converted
