@@ -52,6 +52,7 @@ TASKS = [
     ("NoValidation", "task (NoValidation), validation split: fails to sample 1 tasks: KeyError: 'validation' ("),
     ("OwnDice", "task (OwnDice), train split: two generators of one seed give two episodes: draw all random numbers f"),
     ("AlwaysTwo", "task (AlwaysTwo), train split: support.x is (2, 4, 1, 8, 8), and must start with the 1 tasks asked"),
+    ("FloatLabels", "task (FloatLabels), train split support: y is torch.float32, and must be torch.int64 in a "),
     ("Dictionary", "task (Dictionary): sample must return an Episode of Examples, whose x, y and mask a"),
     ("NarrowTargets", "task (NarrowTargets), train split query: y is (1, 10), and must be (1, 10, 1) in a regression"),
 ]
