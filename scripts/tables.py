@@ -30,10 +30,14 @@ EXPERIMENTS = {
     "table_schools": ("query_absolute_error", "absolute error"),
     "table_aggression": ("query_accuracy", "accuracy"),
 }
-#: The settings over which algorithms are tuned.
-OUTER = [f"optimizer.lr={lr}" for lr in (0.0003, 0.001, 0.003, 0.006, 0.01, 0.03)]
-INNER = [f"suggested.inner_lr={inner} optimizer.lr={lr}" for inner in (0.01, 0.03, 0.1) for lr in (0.001, 0.003)]
-RIDGE = [f"algorithm.reg={reg} optimizer.lr={lr}" for reg in (10, 100, 1000) for lr in (0.001, 0.003)]
+#: The settings over which algorithms are tuned, ten for each. MAML's evaluations tune the rule of the inner loop too.
+OUTER = [f"optimizer.lr={lr}" for lr in (0.0001, 0.0003, 0.001, 0.003, 0.006, 0.01, 0.02, 0.03, 0.1, 0.3)]
+INNER = [
+    f"suggested.inner_lr={inner} optimizer.lr={lr} evaluation.tune_rule=true"
+    for inner in (0.003, 0.01, 0.03, 0.1, 0.3)
+    for lr in (0.003, 0.01)
+]
+RIDGE = [f"algorithm.reg={reg} optimizer.lr={lr}" for reg in (10, 30, 100, 300, 1000) for lr in (0.003, 0.01)]
 TRIED = {"maml": INNER, "joint": OUTER, "conditional_neural_process": OUTER, "ridge": RIDGE, "prototypes": OUTER}
 TUNED = ("optimizer.lr=", "suggested.inner_lr=", "algorithm.reg=")
 FEWER = ["trainer.steps=500", "evaluation.tasks=1"]
@@ -82,7 +86,10 @@ def cells_of(folder: Path, experiment: str) -> Iterator[Cell]:
                 if (row.method == algorithm) == (place == "seeds"):
                     rows[row.method][metric].append(row)
     evaluation = runs[0][1]["evaluation"]
-    reference = best_baseline(next(run for place, run in runs if place == "baselines"))
+    references = {
+        "minus_reference": best_baseline(next(run for place, run in runs if place == "baselines")),
+        "minus_joint": "joint",
+    }
     assert all(run["evaluation"]["task_hash"] == evaluation["task_hash"] for _, run in runs), "runs of different tasks"
     for method, (loss, second) in {method: found.values() for method, found in rows.items()}.items():
         tuned = trials(folder / "tune" / experiment / method)
@@ -90,7 +97,11 @@ def cells_of(folder: Path, experiment: str) -> Iterator[Cell]:
             "experiment": experiment,
             "task_hash": evaluation["task_hash"],
             "method": method,
-            **judged(loss, second, rows[reference]["query_loss"], [tuple(names) for names in evaluation["sources"]]),
+            **judged(loss, second, [tuple(names) for names in evaluation["sources"]]),
+            **{
+                name: minus(loss, rows[other]["query_loss"], evaluation["sources"])
+                for name, other in references.items()
+            },
             **(of_training(about[method], tuned) if method in about else {}),
         }
 
@@ -102,11 +113,13 @@ def best_baseline(result: dict[str, Any]) -> str:
     return str(min(on_all, key=lambda row: float(row["validation"]))["method"])
 
 
-def judged(
-    loss: Sequence[Judged], second: Sequence[Judged], reference: Sequence[Judged], sources: Sequence[tuple[str, ...]]
-) -> Cell:
+def minus(loss: Sequence[Judged], other: Sequence[Judged], sources: Sequence[Sequence[str]]) -> Cell | None:
+    same = loss[0].method == other[0].method
+    return None if same else dict(mean_difference(loss, other, sources)._asdict())
+
+
+def judged(loss: Sequence[Judged], second: Sequence[Judged], sources: Sequence[tuple[str, ...]]) -> Cell:
     """What a method reached, by both metrics."""
-    same = loss[0].method == reference[0].method
     return {
         "tasks": len(loss[0].values),
         "settings": sorted({row.setting for row in loss}),
@@ -114,7 +127,6 @@ def judged(
         "loss": over_tasks(loss, sources)._asdict(),
         "loss_over_seeds": over_seeds(loss)._asdict(),
         "second": over_tasks(second, sources)._asdict(),
-        "minus_reference": None if same else mean_difference(loss, reference, sources)._asdict(),
     }
 
 
@@ -148,18 +160,18 @@ def table(cells: Sequence[Cell], experiment: str) -> Iterator[str]:
     """Lines of markdown: a row for each method, the smallest loss first."""
     chosen = sorted((c for c in cells if c["experiment"] == experiment), key=lambda c: c["loss"]["mean"])
     second = EXPERIMENTS[experiment][1]
-    columns = ("loss ± over sources", "minus the reference", second, "± over seeds", "seconds")
+    columns = ("loss ± over sources", "minus the reference", "minus `joint`", second, "± over seeds", "seconds")
     yield f"| {experiment} (hash `{chosen[0]['task_hash']}`) | " + " | ".join(columns) + " |"
-    yield "|" + " --- |" * 6
+    yield "|" + " --- |" * 7
     for cell in chosen:
         setting = f", {cell['settings'][0]}" if len(cell["settings"]) == 1 and cell["settings"][0] else ""
         few = "" if cell["tasks"] == chosen[0]["tasks"] else f" ({cell['tasks']} tasks)"
-        minus = number(cell["minus_reference"], width="over_sources") or "reference"
         seeds = cell["loss_over_seeds"]["half_width"]
         seconds = sum(cell["seconds"]) / len(cell["seconds"]) if cell.get("seconds") else None
         shown = [
             number(cell["loss"], width="over_sources"),
-            minus,
+            number(cell["minus_reference"], width="over_sources") or "reference",
+            number(cell["minus_joint"], width="over_sources"),
             number(cell["second"], width="over_sources"),
             "" if seeds is None or seconds is None else f"{seeds:.2g}",
             "" if seconds is None else f"{seconds:.0f}",
