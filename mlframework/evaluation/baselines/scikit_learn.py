@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 #: The settings of scikit-learn's estimators that are tuned, where an estimator has them: penalties and widths.
 GRID: dict[str, tuple[float, ...]] = {
-    "C": (0.01, 0.1, 1.0, 10.0, 100.0),
-    "alpha": (1e-8, 1e-6, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0),
-    "gamma": (0.02, 0.05, 0.1, 0.2, 0.5, 2.0),
+    "C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0),
+    "alpha": (1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0),
+    "gamma": (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 2.0),
 }
 
 #: Probabilities up to this count as zero.
@@ -138,6 +138,7 @@ def fitted(estimator: Any, x: np.ndarray, y: np.ndarray) -> Any:
     A single target has no axis of its own, several have an estimator each, and there are at most as many neighbours as
     examples. Numbers are float64: in float32 the line search of a logistic regression may fail.
     """
+    from scipy.linalg import LinAlgWarning
     from sklearn.base import clone
     from sklearn.dummy import DummyClassifier
     from sklearn.exceptions import ConvergenceWarning
@@ -151,7 +152,9 @@ def fitted(estimator: Any, x: np.ndarray, y: np.ndarray) -> Any:
     if y.ndim == 2 and y.shape[1] > 1:
         own = MultiOutputRegressor(own)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a setting that ends early is judged as it is
+        for seen in (ConvergenceWarning, LinAlgWarning):  # a setting that ends early, or rounds, is judged as it is
+            warnings.simplefilter("ignore", seen)
+        warnings.filterwarnings("ignore", "Singular matrix in solving dual problem")
         return own.fit(x, y[:, 0] if y.shape[1:] == (1,) else y)
 
 
