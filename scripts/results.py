@@ -47,7 +47,7 @@ def table(metric: str, scale: float, digits: int) -> str:
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for path in sorted((ROOT / "results").glob("*.json")):
         result = json.loads(path.read_text())
-        if result["monitor"] == metric:
+        if result.get("monitor") == metric:
             lines += [row(path.stem, result, found, metric, scale, digits) for found in result["evaluation"]["rows"]]
     return "\n".join(lines)
 
