@@ -164,3 +164,11 @@ def test_a_difference_is_paired():
     half_width = 2.2009851600916 * (other - own).std().item() / 12**0.5  # Student's quantile for 11 degrees of freedom
     assert found.half_width == pytest.approx(half_width, rel=1e-6)
     assert first.difference is None
+
+
+@pytest.mark.parametrize(("tasks", "judged"), [(2, 2), (None, 6)])
+def test_from_scratch_is_judged_on_the_first_tasks_or_on_all(tasks, judged):
+    task = Sinusoid()
+    evaluation = Evaluation(tasks=6, seed=0, validation_tasks=2, baseline={"": FromScratch(tasks=tasks, steps=1)})
+    report = evaluation.run("maml", layer_of(task, Exact()), lambda: MLP(task.spec, hidden=[8]), CPU)
+    assert [row.tasks for row in report.rows] == [6, judged]

@@ -29,12 +29,13 @@ class FromScratch(Baseline):
     A frozen network that came trained stays as it is: then the head alone is trained.
 
     Args:
-        tasks: the number of tasks on which it is judged, the first of the set, for training takes long.
+        tasks: the number of tasks on which it is judged, the first of the set, for training takes long; None: all.
         steps: training steps at most.
     """
 
-    def __init__(self, *, tasks: int, steps: int) -> None:
-        self.tasks, self.steps = at_least("tasks", tasks, 1), at_least("steps", steps, 1)
+    def __init__(self, *, tasks: int | None, steps: int) -> None:
+        self.tasks = tasks if tasks is None else at_least("tasks", tasks, 1)
+        self.steps = at_least("steps", steps, 1)
 
     def rows(self, name: str, trial: Trial) -> Iterator[MethodResult]:
         choice = trial.choose(self.candidate(rule, trial) for rule in trial.rules)
