@@ -47,7 +47,13 @@ def written(folder: Path, **changes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(BOARD.glob("*.json")), ids=lambda path: path.stem)
+def records():
+    """All; the slow ones draw images or texts."""
+    for path in sorted(BOARD.glob("*.json")):
+        yield pytest.param(path, id=path.stem, marks=() if path.stem.startswith("sinusoid") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("path", records())
 def test_a_record_of_the_board_is_whole_and_its_tasks_have_its_hash(path):
     record = BoardRecord.read(path)
     assert path.name == record.file_name
