@@ -53,7 +53,7 @@ def records():
         yield pytest.param(path, id=path.stem, marks=() if path.stem.startswith("sinusoid") else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("path", records())
+@pytest.mark.parametrize("path", list(records()))
 def test_a_record_of_the_board_is_whole_and_its_tasks_have_its_hash(path):
     record = BoardRecord.read(path)
     assert path.name == record.file_name
