@@ -234,9 +234,8 @@ def only_regions(monkeypatch):
     monkeypatch.setattr(capture_module, "MOST_OPERATIONS", 0)
 
 
-@pytest.mark.parametrize(
-    "update", [partial(SGD, lr=0.1), pytest.param(partial(LayerStepRates, lr=0.1, steps=3), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("update", [partial(SGD, lr=0.1), partial(LayerStepRates, lr=0.1, steps=3)])
 def test_regions_give_the_eager_meta_gradient_whether_or_not_a_step_knows_its_number(only_regions, update, caplog):
     task = Sinusoid(k_shot=3, k_query=3)
     layer = MAML(MLP(task.spec, hidden=[6]), task, update=update, meta_gradient=Exact(), inner_steps=3)

@@ -9,8 +9,9 @@ from matplotlib.text import Text
 from torch.func import functional_call
 
 from mlframework.base_layers import MLP, Conv4
+from mlframework.episode import Episode, Examples
 from mlframework.evaluation.displays.by_inner_step import by_step_figure
-from mlframework.evaluation.displays.confusion import confusion_figure
+from mlframework.evaluation.displays.confusion import confusion, confusion_figure
 from mlframework.evaluation.displays.contact_sheet import contact_sheet
 from mlframework.evaluation.displays.fits import fits
 from mlframework.evaluation.displays.inner_steps import InnerSteps, inner_steps, inner_steps_figure
@@ -165,6 +166,13 @@ def test_the_diagonal_of_the_confusion_is_the_accuracy(digits):
     assert sum(cells.values()) == 8
     assert sum(cells[i, i] for i in range(2)) / 8 == pytest.approx(float(accuracy))
     assert f"{cells[0, 0] + cells[1, 1]} of 8 right" in after.get_title()
+
+
+def test_columns_of_the_confusion_are_the_true_classes():
+    y, mask = torch.tensor([[0, 0, 1, 0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    query = Examples(torch.zeros(1, 4, 1), y, mask)
+    logits = torch.tensor([[[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])  # the last example does not count
+    assert confusion(logits, Episode(query, query)).tolist() == [[0, 0], [2, 1]]
 
 
 class Mean(MetaLayer):

@@ -120,12 +120,14 @@ def test_a_network_of_ones_own_that_is_trained_already(tmp_path):
     assert "head.weight, head.bias start anew" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_generator_of_tables_in_one_file_and_one_yaml(tmp_path):
     trained, predicted = run_as_written("priors.md", tmp_path)
     assert "step 20: validation query_loss" in trained.stderr
     assert predicted.stdout.strip() == "(30, 3)"
 
 
+@pytest.mark.slow
 def test_a_contender_in_one_yaml(tmp_path):
     (compared,) = run_as_written("comparison.md", tmp_path)
     assert re.search(r"^│ naive bayes ", compared.stdout, re.MULTILINE)
@@ -146,6 +148,7 @@ def test_examples_are_short(page):
         assert language != "python" or len(text.splitlines()) <= 35, name
 
 
+@pytest.mark.slow
 def test_a_regulariser_in_one_file_and_one_yaml(tmp_path):
     (trained,) = run_as_written("over-fitting.md", tmp_path)
     assert "step 4: validation query_loss" in trained.stderr

@@ -15,12 +15,13 @@ from torch import nn
 
 from mlframework.base_layers import MLP, BaseLayer, BatchStatistics, Conv4
 from mlframework.base_layers.base_layer import MixesExamples, Stack
+from mlframework.episode import TaskSpec
 from mlframework.errors import FailedRun, InvalidValue, UserError
-from mlframework.meta_layers import Prototypes
-from mlframework.runs import build, export
+from mlframework.meta_layers import LinearKernel, Prototypes, Ridge
+from mlframework.runs import build, export, save
 from mlframework.runs.portable import log_ndtr
 from mlframework.runs.trained import Trained
-from mlframework.tasks import Digits
+from mlframework.tasks import Digits, LinearTables, TablePrior, TaskDistribution
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: In every test run; the others in .ci/run.
@@ -181,6 +182,69 @@ def test_a_file_that_predicts_otherwise_is_not_written(tmp_path, monkeypatch):
 def test_log_ndtr_is_torchs():
     x = torch.linspace(-40, 10, 5001, dtype=torch.float64)
     torch.testing.assert_close(log_ndtr(x), torch.special.log_ndtr(x), rtol=0, atol=2e-7)
+
+
+def test_fewer_classes_than_in_training_are_exported(tmp_path):
+    task = Digits(n_way=3, k_shot=2, k_query=2, validation_digits=[4, 5, 6], test_digits=[7, 8, 9])
+    x = 0.4 * torch.rand(4, 1, 8, 8)  # mostly paper
+    maml = small("algorithm=maml", "task=digits", "base_layer=mlp")
+    model = Trained(build.build_meta_layer(maml, task)).adapt(x, [0, 0, 1, 1], n_way=2)
+    path = model.export(tmp_path / "model.pt2")
+    assert predicted(path, x).shape == (4, 2)
+    check_file(path, model, x)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_an_exported_regression_has_the_units_of_the_data(tmp_path, prepared):
+    """A table whose target is scaled as the training's was, and one that is scaled by the support rows."""
+    rows = np.random.default_rng(0).uniform(size=(12, 2))
+    values = 1000 + 50 * rows.sum(1)
+    task = TablePrior(kind="regression", generator={"linear": LinearTables()}) if prepared else in_thousands()
+    layer = Ridge(MLP(task.spec, hidden=[8]), task, kernel=LinearKernel(constant=1.0), reg=0.01)
+    model = Trained(layer).adapt(rows, values)
+    path = model.export(tmp_path / "model.pt2")
+    found, wanted = predicted(path, model.queries(rows[:5])), model.predict(rows[:5])
+    assert 900 < float(wanted.mean()) < 1200
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-2)
+
+
+def in_thousands():
+    """A regression whose values are thousands to its user."""
+
+    class Thousands(ArrayRegression):
+        def encode_targets(self, y, support=None):
+            return super().encode_targets(y) / 1000
+
+        def decode_values(self, values, support=None):
+            return values * 1000
+
+    return Thousands()
+
+
+class ArrayRegression(TaskDistribution):
+    spec = TaskSpec("regression", (2,), 1)
+
+    def sample(self, num_tasks, split, generator):
+        raise NotImplementedError
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    task = Digits(n_way=2, k_shot=2, k_query=2)
+    Path("runs").mkdir()
+    save(Prototypes(MLP(task.spec, hidden=[8]), task), "runs/mine")
+    rows = np.random.default_rng(0).uniform(0, 0.4, (7, 1, 8, 8)).astype(np.float32)
+    names = {"x": rows[:4], "y": [0, 1, 0, 1], "queries": rows[4:]}
+    page = (DOCS / "export.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(first, names)
+    wanted = names["model"].predict(rows[4:]).numpy()
+    for block in others:
+        exec(block, names)
+        np.testing.assert_allclose(np.asarray(names["prediction"]), wanted, atol=1e-5)
+    assert len(others) == 2
 
 
 def test_an_exported_regression_needs_only_numpy_inputs(tmp_path):

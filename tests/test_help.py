@@ -62,8 +62,8 @@ steps: 10
 every: 5 # steps; "never": not at all
 sizes: [1, 2] # of layers
 name: "a # b"
-# What goes with it
-# unless it is named.
+# Rates that suit the task,
+# unless others are typed.
 suggested:
   lr: 1 # the rate
 last: # all of it
@@ -73,7 +73,7 @@ last: # all of it
         "trainer.steps": "How long.",
         "trainer.every": 'steps; "never": not at all',
         "trainer.sizes": "of layers",
-        "trainer.suggested": "What goes with it unless it is named.",
+        "trainer.suggested": "Rates that suit the task, unless others are typed.",
         "trainer.suggested.lr": "the rate",
         "trainer.last": "all of it",
     }

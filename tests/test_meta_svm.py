@@ -16,6 +16,7 @@ from commands import SHORT, call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from mlframework.backend.machine import PeakMemory
 from mlframework.base_layers import MLP, BaseLayer
 from mlframework.cli import evaluate, train
 from mlframework.episode import Examples
@@ -150,6 +151,27 @@ def test_everything_may_be_learned_and_the_gradient_is_exact(name, kernel):
         return member(MLP(task.spec, hidden=[5]), task, kernel=KERNELS[kernel](), learn=learn, **settings)
 
     check_meta_layer(make, blobs(k_shot=3))
+
+
+@pytest.mark.parametrize(("dtype", "offset", "near"), [(torch.float64, 1e6, 1e-12), (torch.float32, 100.0, 1e-6)])
+def test_an_rbf_kernel_is_that_of_the_differences_far_from_the_origin_too(dtype, offset, near):
+    a, b = torch.randn(2, 5, 3, dtype=dtype) + offset, torch.randn(2, 4, 3, dtype=dtype) + offset
+    b[:, :2] = a[:, :2]
+    kernel = RBFKernel(gamma=0.6, learn=False).to(dtype)
+    gamma = kernel.positive["gamma"].double()
+    wanted = (-gamma * (a.double().unsqueeze(2) - b.double().unsqueeze(1)).square().mean(-1)).exp()
+    torch.testing.assert_close(kernel(a, b).double(), wanted, rtol=0, atol=near)
+    if dtype is torch.float64:
+        both = (torch.randn(1, 3, 2, dtype=dtype, requires_grad=True),)
+        assert torch.autograd.gradcheck(lambda x: kernel(x, x), both)
+        assert torch.autograd.gradgradcheck(lambda x: kernel(x, x), both)
+
+
+def test_an_rbf_kernel_holds_no_differences_of_all_pairs():
+    x = torch.randn(1, 300, 100)
+    with PeakMemory() as memory, torch.no_grad():
+        RBFKernel()(x, x)
+    assert memory.peak < 300 * 300 * 100  # bytes; the differences take four times as many
 
 
 @pytest.mark.parametrize(("c", "binds"), [(0.05, True), (1e3, False)])

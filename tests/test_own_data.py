@@ -280,6 +280,10 @@ DRAWN = {
     "nested lists of numbers": (each(lambda x, y, mask: (x.tolist(), y.tolist())), None),
     "labels from 1": (each(lambda x, y, mask: (x, y + 1)), r"class ids are not all in 0\.\.\.1: y holds 1\.\.\.2"),
     "NaN": (each(lambda x, y, mask: (x.masked_fill(x > 1, torch.nan), y)), "support: x is not finite"),
+    "numbers beyond float32": (
+        each(lambda x, y, mask: (x.double() * 1e39, y)),
+        r"support\.x=-?\S+e\+39: is beyond torch\.float32: scale the data, or call torch\.set_default_dtype",
+    ),
     "bytes": (each(lambda x, y, mask: (x.byte(), y)), r"x is torch\.uint8, and must be torch\.float32"),
     "a mask of twos": (each(lambda x, y, mask: (x, y, 2 * mask)), "the mask holds something other than 0 and 1"),
     "halves of labels": (each(lambda x, y, mask: (x, y + 0.5)), r"y is torch\.float32, and must be torch\.int64"),
@@ -318,6 +322,18 @@ def test_values_of_a_regression_may_be_flat_double_or_whole(change):
     task = Own(each(lambda x, y, mask: (x, change(y))), "regression")
     episode = task.sample(3, "train", torch.Generator().manual_seed(0))
     check_episode(episode, task.spec, num_tasks=3, where="task")
+
+
+def test_float64_is_rounded_unless_that_is_the_default(float64):
+    x, y = torch.rand(3, 4, 2), torch.rand(3, 4, 1)
+    task = Own(lambda halves: ((x, y), (x, y)), "regression")
+
+    def drawn():
+        return task.sample(3, "train", torch.Generator()).support
+
+    torch.testing.assert_close(drawn()[:2], (x, y), rtol=0, atol=0)
+    torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(drawn()[:2], (x.float(), y.float()), rtol=0, atol=0)
 
 
 def test_a_class_in_place_of_a_task_is_refused():

@@ -14,7 +14,7 @@ from torch.func import grad, jacfwd, jacrev, vmap
 from mlframework.solvers import box_qp, linear
 from mlframework.solvers.linear import factor_each, solve_each
 from mlframework.solvers.logistic import logistic
-from mlframework.solvers.ridge import kernel_ridge
+from mlframework.solvers.ridge import kernel_ridge, linear_ridge
 from mlframework.solvers.support_vectors import crammer_singer, one_vs_rest
 
 pytestmark = [
@@ -132,6 +132,30 @@ def test_ridge_is_scikit_learns(size):
     assert np.abs((x.mT @ kernel_ridge(x @ x.mT, y, reg=2.0).dual)[0].numpy().T - reference).max() <= 1e-10
 
 
+def test_ridge_by_features_is_ridge_by_their_kernel_with_its_derivatives():
+    x, y, reg = (
+        features(2, 3, 4, 5, 10).requires_grad_(),
+        torch.randn(2, 12, 3),
+        torch.tensor([0.3, 2.0]).requires_grad_(),
+    )
+    mask = torch.ones(2, 12)
+    mask[0, 9:] = 0
+
+    def by_features(x, reg):
+        return linear_ridge(x, y, reg=reg, mask=mask).dual
+
+    def by_kernel(x, reg):
+        return kernel_ridge(x @ x.mT, y, reg=reg, mask=mask).dual
+
+    torch.testing.assert_close(by_features(x, reg), by_kernel(x, reg))
+    solution = linear_ridge(x, y, reg=reg, mask=mask)
+    assert solution.converged.all() and solution.residual.max() <= 1e-12 and not solution.dual[0, 9:].any()
+    assert gradcheck(by_features, (x, reg), rtol=1e-6, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(by_features, (x, reg), rtol=1e-5, fast_mode=True)
+    (found, wanted) = (torch.autograd.grad(way(x, reg).square().sum(), (x, reg)) for way in (by_features, by_kernel))
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("scale", [3, 1e3])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_gradients_are_those_of_finite_differences_to_second_order_and_in_forward_mode(solver, scale):
@@ -216,7 +240,10 @@ def several_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+SLOW = ("crammer_singer", "one_vs_rest")
+
+
+@pytest.mark.parametrize("solver", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SOLVERS])
 def test_large_problems_are_solved_in_several_threads(solver, several_threads):
     """Some of torch's batched factorisations are wrong there."""
     shots = 40 if solver == "logistic" else 80  # systems of 160 unknowns

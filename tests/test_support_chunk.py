@@ -15,7 +15,7 @@ from mlframework.cli.train import main
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers import MAML, Exact, FirstOrder, Prototypes, StoppedLoss
+from mlframework.meta_layers import MAML, Exact, FirstOrder, LinearKernel, Prototypes, Ridge, StoppedLoss
 from mlframework.runs import build
 from mlframework.runs.trained import Trained
 from mlframework.tasks import TaskDistribution
@@ -119,9 +119,10 @@ def meta_step(layer, episode):
         pytest.param(partial(maml, meta_gradient=Exact()), meta_step, marks=pytest.mark.slow),
         pytest.param(partial(maml, meta_gradient=FirstOrder()), meta_step, marks=pytest.mark.slow),
         (lambda task: Prototypes(conv4(task), task), adapt),
+        (lambda task: Ridge(conv4(task), task, kernel=LinearKernel(constant=1.0)), adapt),
         pytest.param(lambda task: Prototypes(conv4(task), task), meta_step, marks=pytest.mark.slow),
     ],
-    ids=["maml adapts", "maml", "fomaml", "prototypes adapts", "prototypes"],
+    ids=["maml adapts", "maml", "fomaml", "prototypes adapts", "ridge adapts", "prototypes"],
 )
 def test_many_examples_in_parts_take_a_tenth_of_the_memory_of_the_whole(make, work):
     task = Images(count=400, size=16)
@@ -156,12 +157,12 @@ def test_what_needs_all_examples_at_once_is_refused_in_one_line(make, line):
 
 
 def test_a_trained_algorithm_adapts_in_parts_when_asked():
-    task = Images()
     layer = maml(Images(size=16), Exact())
     x, y = torch.randn(9, 1, 16, 16), torch.arange(9) % 3
     whole = Trained(layer).adapt(x, y).predict(x)
-    torch.testing.assert_close(Trained(layer).adapt(x, y, support_chunk=2).predict(x), whole)
-    assert layer.support_chunk == 2 and task.count == 7
+    in_parts = Trained(layer).adapt(x, y, support_chunk=2)
+    torch.testing.assert_close(in_parts.predict(x), whole)
+    assert in_parts.meta_layer.support_chunk == 2 and layer.support_chunk is None
 
 
 @pytest.mark.parametrize("capture", ["false", pytest.param("true", marks=pytest.mark.slow)])

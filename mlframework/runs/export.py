@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MIXING
 from mlframework.base_layers.normalisation import BatchStatistics
-from mlframework.episode import Episode, Examples
+from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.files import atomic
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
@@ -46,13 +46,20 @@ class TaskPredictor(nn.Module):
     meta_layer: MetaLayer
     adapted: Adapted
     support: Examples
+    decode: Callable[[Tensor], Tensor]
 
-    def __init__(self, meta_layer: MetaLayer, adapted: Adapted, support: Examples) -> None:
+    def __init__(
+        self, meta_layer: MetaLayer, adapted: Adapted, support: Examples, decode: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         # Not as a part: a program would then hold every parameter, those that a task's own replace among them.
-        self.__dict__.update(meta_layer=meta_layer, adapted=adapted, support=support)
+        self.__dict__.update(meta_layer=meta_layer, adapted=adapted, support=support, decode=decode)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.outputs(x))
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Predictions in the task's own numbers, of all classes of the training."""
         layer, x = self.meta_layer, x.unsqueeze(0)
         norms = mixing(layer)
         if all(isinstance(norm, BatchStatistics) and norm.fixed for norm in norms):
@@ -63,7 +70,13 @@ class TaskPredictor(nn.Module):
 
 
 def export_model(
-    meta_layer: MetaLayer, adapted: Adapted, support: Examples, path: str | Path, batch_norm: BatchNormPolicy
+    meta_layer: MetaLayer,
+    adapted: Adapted,
+    support: Examples,
+    path: str | Path,
+    *,
+    batch_norm: BatchNormPolicy,
+    decode: Callable[[Tensor], Tensor],
 ) -> Path:
     """Writes a task's model, checks the file's predictions for the support set against the model's, and names the file.
 
@@ -71,6 +84,7 @@ def export_model(
         adapted, support: of one task, leaves `[1, ...]`.
         path: ends in `.onnx` or `.pt2`. The input is `x` `[n, *x_shape]`, with any `n`; the output `prediction`.
         batch_norm: `support`, where layers mix examples: an exported model predicts each query by itself.
+        decode: the user's own units, or the task's own classes, of predictions in the task's numbers.
 
     Raises:
         InvalidValue: another ending, or another policy.
@@ -80,11 +94,11 @@ def export_model(
     check(meta_layer, path, batch_norm)
     inputs = support.x.squeeze(0)
     with torch.no_grad(), statistics_fixed(meta_layer, adapted, support), quiet():
-        predictor = TaskPredictor(meta_layer, adapted, support).eval()
+        predictor = TaskPredictor(meta_layer, adapted, support, as_constants(decode, meta_layer.task.spec)).eval()
         program = as_program(meta_layer, predictor, inputs, path)
         content, run = written(meta_layer, program, path)
         for rows in (inputs[:1], inputs, torch.cat([inputs, inputs])):
-            compare(run(rows), predictor(rows), path)
+            compare(run(rows), decode(predictor.outputs(rows)), path)
     with atomic(path) as part:
         part.write_bytes(content)
     return path
@@ -102,6 +116,18 @@ def check(meta_layer: MetaLayer, path: Path, batch_norm: str) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
         raise UserError(f"{path}: needs {', '.join(missing)}: pip install 'mlframework[onnx]'")
+
+
+def as_constants(decode: Callable[[Tensor], Tensor], spec: TaskSpec) -> Callable[[Tensor], Tensor]:
+    """`decode` as a program can hold it: values get a constant scale and a constant offset."""
+    if spec.kind != "regression":
+        return decode
+    zero = torch.zeros(1, spec.out_features, dtype=torch.float64)
+    offset = decode(zero)
+    scale = decode(zero + 1) - offset
+    if bool((scale == 1).all() and (offset == 0).all()):
+        return lambda values: values
+    return lambda values: values * scale.to(values) + offset.to(values)
 
 
 def mixing(meta_layer: MetaLayer) -> list[nn.Module]:

@@ -144,7 +144,8 @@ def read_model(path: Path, classes: Sequence[type], device: torch.device) -> Sto
     with torch.no_grad():
         form = next(iter(meta_layer.trajectory(support, 0)))  # as it was before its first step: the same names
     adapted = with_leaves(form, iter(tensors[f"adapted_{i}"] for i in range(len(leaves_of(form)))))
-    own = OwnNumbers(tensors.get("own_x"), tensors.get("own_y")) if model["own"] else None
+    given = (tensors.get(f"own_{name}") for name in OwnNumbers._fields)  # of the user, who hands over the CPU's
+    own = OwnNumbers(*(None if each is None else each.cpu() for each in given)) if model["own"] else None
     return Stored(meta_layer, adapted, support, own, model["n_way"], model["labels"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ class Trained:
         if steps < 0:
             raise InvalidValue("inner_steps", steps, "must be at least 0, or null for the algorithm's own number")
         if support_chunk is not None:
+            layer = copy.copy(layer)  # the run itself stays as it is
             layer.take_support_by(support_chunk)
         with torch.no_grad():
             adapted = last(layer.trajectory(support, steps))
@@ -192,19 +194,28 @@ class TaskModel:
             return Predictive(values[..., : self.n_way])
         if task.spec.kind == "sequence" or self.own is None:
             return found
-        variance = None if variance is None else task.decode_variance(variance, self.own.y)
-        return Predictive(task.decode_values(values, self.own.y), variance)
+        own = None if self.own.y is None else self.own.y.to(values.device)
+        variance = None if variance is None else task.decode_variance(variance, own)
+        return Predictive(task.decode_values(values, own), variance)
 
     def export(self, path: str | Path, *, batch_norm: BatchNormPolicy | None = None) -> Path:
         """Writes the model to a file that predicts without this package: `model.onnx`, or `model.pt2` of torch.export.
 
-        Its input `x` `[n, *x_shape]` may have any `n`; its output is what `predict` gives. Before the file takes its
-        name, its predictions are checked against the model's.
+        Its input `x` `[n, *x_shape]` may have any `n`, and is in the task's own numbers, which `queries` gives for
+        whatever `predict` takes; its output is what `predict` gives. Before the file takes its name, its predictions
+        are checked against the model's.
 
         Args:
             batch_norm: as in `predict`; where layers mix examples it must be `support`.
         """
-        return export_model(self.meta_layer, self.adapted, self.support, path, batch_norm or self.meta_layer.batch_norm)
+        return export_model(
+            self.meta_layer,
+            self.adapted,
+            self.support,
+            path,
+            batch_norm=batch_norm or self.meta_layer.batch_norm,
+            decode=lambda values: self.decoded(Predictive(values)).prediction,
+        )
 
     def asked(self, x: Any, batch_norm: BatchNormPolicy | None) -> tuple[BatchNormPolicy, Episode]:
         """The policy, checked, and an episode whose queries are the inputs."""
@@ -224,7 +235,7 @@ class TaskModel:
         return policy, Episode(self.support, Examples(x, mask, mask))  # predictions do not read targets
 
     def queries(self, x: Any) -> Tensor:
-        """Inputs `[n, *x_shape]`, in numbers like those of the support set."""
+        """Inputs `[n, *x_shape]` in the task's own numbers, from whatever `predict` takes."""
         task = self.meta_layer.task
         if self.own is None and task.scaled_by_support:  # in the task's own numbers, as the support set was
             found = as_inputs(x, task.spec)

@@ -1,4 +1,7 @@
-"""Ridge regression in closed form, batched over tasks; plain autograd differentiates it to any order."""
+"""Ridge regression in closed form, batched over tasks; plain autograd differentiates it to any order.
+
+`kernel_ridge` solves a system with a row for each example, `linear_ridge` one with a row for each feature.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mlframework.solvers.linear import solve_each
-from mlframework.solvers.support_vectors import Solution, regularised
+from mlframework.solvers.support_vectors import Solution, per_task, regularised
 
-__all__ = ["kernel_ridge"]
+__all__ = ["kernel_ridge", "linear_ridge"]
 
 TOLERANCE = 1e-9  # a relative residual up to which a solution counts as converged
 
@@ -25,11 +28,34 @@ def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: 
     Returns:
         Its `dual` `[tasks, n, k]` is 0 for an example that does not count; its residual is relative to the targets.
     """
-    wanted = targets.double()
-    if mask is not None:
-        wanted = torch.where(mask.unsqueeze(-1) > 0, wanted, 0.0)
+    wanted = counted(targets, mask)
     matrix = regularised(kernel, reg, mask)
     dual = solve_each(matrix, wanted)
     with torch.no_grad():
-        rest = (matrix @ dual - wanted).abs().amax((-2, -1)) / wanted.abs().amax((-2, -1)).clamp(min=1e-300)
-    return Solution(dual.to(kernel.dtype), rest.to(kernel.dtype), rest <= TOLERANCE)
+        rest = matrix @ dual - wanted
+    return checked(dual, rest, wanted, kernel.dtype)
+
+
+def linear_ridge(features: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tensor | None = None) -> Solution:
+    """The solution of `kernel_ridge` for the kernel `K = F F^T` of features `F` `[tasks, n, p]`, without that matrix.
+
+    The weights solve `(F^T F + reg I) W = F^T Y`, and `A = (Y - F W) / reg`. That takes less memory and time than
+    `kernel_ridge` where a task has more examples than features. For the arguments see `kernel_ridge`.
+    """
+    wanted, known, divisor = counted(targets, mask), counted(features, mask), per_task(reg, features)
+    matrix = regularised(known.mT @ known, reg, None)
+    dual = (wanted - known @ solve_each(matrix, known.mT @ wanted)) / divisor
+    with torch.no_grad():
+        rest = known @ (known.mT @ dual) + divisor * dual - wanted
+    return checked(dual, rest, wanted, features.dtype)
+
+
+def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows `[tasks, n, k]` in float64, 0 where an example does not count."""
+    return rows.double() if mask is None else torch.where(mask.unsqueeze(-1) > 0, rows.double(), 0.0)
+
+
+def checked(dual: Tensor, rest: Tensor, wanted: Tensor, dtype: torch.dtype) -> Solution:
+    """The solution, with what the equations leave over, relative to the targets."""
+    residual = rest.abs().amax((-2, -1)) / wanted.detach().abs().amax((-2, -1)).clamp(min=1e-300)
+    return Solution(dual.to(dtype), residual.to(dtype), residual <= TOLERANCE)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlframework.episode import Episode, Examples, TaskSpec
-from mlframework.errors import UserError
+from mlframework.errors import InvalidData, UserError
 from mlframework.tasks.own_data import as_numbers
 
 __all__ = ["as_episode"]
@@ -20,9 +20,11 @@ WANTED = "sample must return an Episode of Examples, whose x, y and mask are ten
 def as_episode(drawn: Any, spec: TaskSpec) -> Episode:
     """The episode itself, or one made of tuples, dictionaries, arrays and numbers of other widths.
 
+    Numbers become torch's default dtype: float64 is rounded to float32, unless `torch.set_default_dtype` says float64.
     Without a mask all examples count. Bytes stay bytes: whether they are to be divided by 255 is not known.
 
     Raises:
+        InvalidData: a number is beyond the range of that dtype.
         UserError: it holds something else.
     """
     number = torch.get_default_dtype()
@@ -68,10 +70,19 @@ def in_type(field: str, values: Any, dtype: torch.dtype) -> Tensor:
     tensor = values if isinstance(values, Tensor) else as_numbers(field, values)
     if tensor.is_floating_point():
         is_whole = not dtype.is_floating_point and bool((tensor == tensor.round()).all())
-        return tensor.to(dtype) if is_whole or dtype.is_floating_point else tensor
+        return in_range(field, tensor, dtype) if is_whole or dtype.is_floating_point else tensor
     if tensor.dtype == torch.bool and dtype.is_floating_point:
         return tensor.to(dtype)
     return tensor if tensor.dtype == torch.uint8 and dtype.is_floating_point else tensor.long()
+
+
+def in_range(field: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers in another width, where none of them becomes infinite."""
+    rounded = tensor.to(dtype)
+    if dtype.is_floating_point and (beyond := rounded.isinf() & ~tensor.isinf()).any():
+        why = f"is beyond {dtype}: scale the data, or call torch.set_default_dtype(torch.float64)"
+        raise InvalidData(field, f"{tensor[beyond][0].item():g}", why)
+    return rounded
 
 
 def described(value: Any) -> str:

@@ -58,7 +58,7 @@ class TaskDistribution(KeepsArguments, ABC):
 
         Returns:
             An episode on the CPU whose leaves start with `[num_tasks]`. Plain tuples, arrays and numbers of other
-            widths are converted: see `as_episode`.
+            widths are converted: float64 is rounded to torch's default dtype. See `as_episode`.
         """
 
     def drawn_from(self, num_tasks: int, split: Split, generator: torch.Generator) -> list[tuple[str, ...]] | None:

@@ -405,6 +405,18 @@ ALGORITHMS = (
         "regularised(kernel, 1 / reg, mask)",
         "test_ridge_is_scikit_learns",
     ),
+    ridge(
+        "ridge by features forgets its regulariser",
+        "regularised(known.mT @ known, reg, None)",
+        "regularised(known.mT @ known, 1.0, None)",
+        "test_ridge_by_features_is_ridge_by_their_kernel_with_its_derivatives",
+    ),
+    File("meta_layers/svm/kernels.py", "test_meta_svm.py")(
+        "the features of a kernel have no offset",
+        "return with_constant(a, self.constant)",
+        "return with_constant(a, 0.0)",
+        "test_predictions_are_those_of_scikit_learn_on_support_sets_of_any_size",
+    ),
     logistic(
         "the softmax's derivative without its second term",
         "torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)",
@@ -1025,4 +1037,84 @@ PRETRAINED = (
     ),
 )
 
-MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES, *TABLES, *PRETRAINED)
+meta_layer_in_parts = File("meta_layers/meta_layer.py", "test_support_chunk.py")
+own_data = File("tasks/own_data.py", "test_own_data.py")
+export = File("runs/export.py", "test_export.py")
+asked = File("runs/asked.py", "test_asked.py")
+
+IN_USE = (
+    meta_layer_in_parts(
+        "the backward pass keeps every part of a support set",
+        "found.append(checkpoint(run, *args, use_reentrant=False) if graph else run(*args))",
+        "found.append(run(*args))",
+        "test_many_examples_in_parts_take_a_tenth_of_the_memory_of_the_whole",
+    ),
+    own_data(
+        "a negative class id is the last class",
+        "(ids != tensor) | (ids < 0) | (ids >= count)",
+        "(ids != tensor) | (ids >= count)",
+        "test_class_ids_of_any_kind_or_one_line",
+    ),
+    File("tasks/own_episodes.py", "test_own_data.py")(
+        "numbers beyond float32 become infinite",
+        "rounded.isinf() & ~tensor.isinf()",
+        "rounded.isinf() & tensor.isinf()",
+        "test_episodes_of_ones_own_are_converted_or_refused",
+    ),
+    File("runs/saved.py", "test_estimators.py")(
+        "a saved model forgets its classes",
+        'meta_layer = of_classes(meta_layer, model["n_way"])',
+        "meta_layer = of_classes(meta_layer, 1)",
+        "test_an_adapted_model_in_one_file",
+    ),
+    asked(
+        "another task has sizes of its own",
+        "task.update({name: size for name, size in sizes.items() if name in task})",
+        "task.update({})",
+        "test_another_task_has_the_sizes_of_the_runs_own_unless_they_are_named",
+    ),
+    asked(
+        "training data are among the tests",
+        "        if own.get(name) != asked.get(name):",
+        "        if own.get(name) == asked.get(name):",
+        "test_what_the_run_cannot_take_is_refused_in_one_line",
+    ),
+    export(
+        "an exported file is compared with itself",
+        "compare(run(rows), decode(predictor.outputs(rows)), path)",
+        "compare(run(rows), run(rows), path)",
+        "test_a_file_that_predicts_otherwise_is_not_written",
+    ),
+    export(
+        "a norm that is called twice is fixed at its first call",
+        "once = all(len(found.get(norm, ())) == 1 for norm in norms)",
+        "once = all(len(found.get(norm, ())) >= 1 for norm in norms)",
+        "test_a_norm_that_is_called_twice_has_no_statistics_to_fix",
+    ),
+    export(
+        "an exported model has the classes of the training",
+        "return self.decode(self.outputs(x))",
+        "return self.outputs(x)",
+        "test_fewer_classes_than_in_training_are_exported",
+    ),
+    File("evaluation/displays/confusion.py", "test_displays.py")(
+        "the confusion has true classes in its rows",
+        "logits.argmax(-1)[kept] * classes + episode.query.y[kept]",
+        "episode.query.y[kept] * classes + logits.argmax(-1)[kept]",
+        "test_columns_of_the_confusion_are_the_true_classes",
+    ),
+    File("screen.py", "test_screen.py")(
+        "a long stage stands still",
+        "max(SILENCE - TICK, SHARE * (now - self.began))",
+        "max(60 * SILENCE, SHARE * (now - self.began))",
+        "test_a_long_stage_is_told_again",
+    ),
+    File("training/mlflow_logger.py", "test_mlflow_logger.py")(
+        "MLflow gets each point again with every checkpoint",
+        "        self.points = []",
+        "        self.points = list(self.points)",
+        "test_a_resumed_run_goes_on_in_the_same_mlflow_run",
+    ),
+)
+
+MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES, *TABLES, *PRETRAINED, *IN_USE)

@@ -34,18 +34,15 @@ class Confusion(Display):
 
 def confusion_figure(meta_layer: MetaLayer, episode: Episode) -> Figure:
     """How many queries of each true class have each predicted class, before and after adaptation."""
-    models = drawing.some_models(meta_layer, episode)
-    last = max(models)
-    shown = dict.fromkeys((0, last))
-    figure = drawing.new_figure(2.6 * len(shown), 2.6)
-    for number, step in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), number + 1)
-        counts = confusion(drawing.predictions(meta_layer, models[step], episode), episode)
+
+    def draw(axes: Axes, logits: Tensor) -> None:
+        counts = confusion(logits, episode)
         draw_confusion(axes, counts)
-        right = int(counts.trace())
         axes.set(xlabel="true class", ylabel="predicted class")
-        axes.set_title(f"{drawing.after_steps(step, last)}\n{right} of {int(counts.sum())} right", fontsize=10)
-    return figure
+        right = f"{int(counts.trace())} of {int(counts.sum())} right"
+        axes.set_title(f"{axes.get_title()}\n{right}", fontsize=10)
+
+    return drawing.before_and_after(meta_layer, episode, draw)
 
 
 def draw_confusion(axes: Axes, counts: Tensor) -> None:

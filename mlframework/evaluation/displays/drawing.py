@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["after_steps", "new_figure", "predictions", "some_models", "tidy"]
+__all__ = ["after_steps", "before_and_after", "new_figure", "predictions", "some_models", "tidy"]
 
 #: TensorBoard shows a figure as a thumbnail of about 475 x 215 pixels. Letters can be read there if a figure is no
 #: wider than this, and about 2.5 inches high.
@@ -60,3 +61,16 @@ def predictions(meta_layer: MetaLayer, adapted: Adapted, episode: Episode) -> Te
     """The predictions of adapted models for the query set: `[tasks, n, out_features]`."""
     with torch.no_grad():
         return meta_layer.predict_query(adapted, episode, meta_layer.batch_norm)
+
+
+def before_and_after(meta_layer: MetaLayer, episode: Episode, draw: Callable[[Axes, Tensor], None]) -> Figure:
+    """Axes before and after adaptation; `draw` gets the predictions for the query set: `[tasks, n, out_features]`."""
+    models = some_models(meta_layer, episode)
+    last = max(models)
+    shown = dict.fromkeys((0, last))
+    figure = new_figure(2.6 * len(shown), 2.6)
+    for number, step in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        axes.set_title(after_steps(step, last), fontsize=10)
+        draw(axes, predictions(meta_layer, models[step], episode))
+    return figure

@@ -36,20 +36,15 @@ def predicted_against_true(meta_layer: MetaLayer, episode: Episode) -> Figure:
 
     Each task of a regression has its colour. The first output alone is drawn.
     """
-    models = drawing.some_models(meta_layer, episode)
-    last = max(models)
-    shown = dict.fromkeys((0, last))
-    figure = drawing.new_figure(2.6 * len(shown), 2.6)
-    for number, step in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), number + 1)
-        found = drawing.predictions(meta_layer, models[step], episode)
+
+    def draw(axes: Axes, found: Tensor) -> None:
         if meta_layer.task.spec.kind == "classification":
             draw_confusion(axes, confusion(found, episode))
         else:
             draw_values(axes, found, episode)
         drawing.tidy(axes, "true", "predicted")
-        axes.set_title(drawing.after_steps(step, last), fontsize=10)
-    return figure
+
+    return drawing.before_and_after(meta_layer, episode, draw)
 
 
 def draw_values(axes: Axes, predicted: Tensor, episode: Episode) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from mlframework.meta_layers.svm.kernels import Kernel, Positive
 from mlframework.solvers.support_vectors import Solution
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["Fitted", "KernelMachine"]
+__all__ = ["Fitted", "KernelMachine", "of_finite"]
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +81,13 @@ class KernelMachine(FeatureMetaLayer):
         targets = self.targets(support)
         if self.prior is not None:
             targets = targets - self.prior(features).softmax(-1).masked_fill(padding, 0)
-        kernel = self.kernel(features, features)
-        # A solver may refuse numbers that are not finite, and all tasks with them: only the broken task's loss is nan.
-        broken = ~kernel.isfinite().flatten(1).all(1)[:, None, None]
-        found = self.solve(kernel.masked_fill(broken, 0), targets, self.mask_or_none(support.mask))
-        tasks = broken.flatten()
-        residual = found.residual.masked_fill(tasks, torch.inf)
-        solution = Solution(found.dual.masked_fill(broken, torch.nan), residual, found.converged & ~tasks)
+        solution = self.solution(features, targets, self.mask_or_none(support.mask))
         self.warn_of(solution)
         return Fitted(features, solution)
+
+    def solution(self, features: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
+        """The optimum of every task for support features `[tasks, n, d]`; for targets and mask see `solve`."""
+        return of_finite(self.kernel(features, features), lambda kernel: self.solve(kernel, targets, mask))
 
     def outputs(self, adapted: Fitted, features: Tensor) -> Tensor:
         found = self.kernel(features, adapted.features) @ adapted.solution.dual
@@ -111,3 +109,14 @@ class KernelMachine(FeatureMetaLayer):
         text = "%s: the solver did not converge in %d of %d tasks (largest residual %.1e); "
         text += "from here on, see solver_converged and solver_residual"
         log.warning(text, type(self).__name__, failed, tasks, float(solution.residual.max()))
+
+
+def of_finite(numbers: Tensor, solve: Callable[[Tensor], Solution]) -> Solution:
+    """The solution for each task's numbers `[tasks, n, m]`; coefficients are nan where a number is not finite.
+
+    A solver may refuse such numbers, and all tasks with them. So only the broken task's loss is nan.
+    """
+    broken = ~numbers.isfinite().flatten(1).all(1)
+    found = solve(numbers.masked_fill(broken[:, None, None], 0))
+    dual = found.dual.masked_fill(broken[:, None, None], torch.nan)
+    return Solution(dual, found.residual.masked_fill(broken, torch.inf), found.converged & ~broken)

@@ -50,6 +50,10 @@ class Kernel(KeepsArguments, nn.Module, ABC):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Similarities `[tasks, n, m]` of features `a` `[tasks, n, d]` to features `b` `[tasks, m, d]`."""
 
+    def features(self, a: Tensor) -> Tensor | None:
+        """Features `[tasks, n, p]` whose inner products are the similarities; None: no finite number of them."""
+        return None
+
     def variance(self, a: Tensor) -> Tensor:
         """The similarity `[tasks, n]` of each example to itself, for features `a` `[tasks, n, d]`."""
         alone = a.flatten(0, 1).unsqueeze(1)
@@ -78,6 +82,9 @@ class LinearKernel(Kernel):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT + self.constant
 
+    def features(self, a: Tensor) -> Tensor:
+        return with_constant(a, self.constant)
+
 
 class RBFKernel(Kernel):
     """`exp(-gamma |a - b|^2 / d)`, with the mean squared difference of `d` features, so that `gamma` fits any width.
@@ -95,7 +102,7 @@ class RBFKernel(Kernel):
         self.positive = Positive({"gamma": gamma}, learn=["gamma"] if learn else [])
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (-self.positive["gamma"] * squared_distances(a, b)).exp()
+        return (-self.positive["gamma"] * distances_by_products(a, b)).exp()
 
 
 class MaternKernel(Kernel):
@@ -147,8 +154,24 @@ class CosineKernel(Kernel):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT + self.constant
 
+    def features(self, a: Tensor) -> Tensor:
+        return with_constant(F.normalize(a, dim=-1), self.constant)
+
+
+def with_constant(a: Tensor, constant: float) -> Tensor:
+    """Features `a` `[tasks, n, d]`, and one more with this square that all examples have in common."""
+    return F.pad(a, (0, 1), value=math.sqrt(constant)) if constant else a
+
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """The mean squared differences `[tasks, n, m]` of features `a` `[tasks, n, d]` and `b` `[tasks, m, d]`."""
-    # The differences themselves: |a|^2 - 2ab + |b|^2 would cancel in float32.
+    # The differences themselves: the root of a rounding would be as large as that of a small distance.
     return (a.unsqueeze(2) - b.unsqueeze(1)).square().mean(-1)
+
+
+def distances_by_products(a: Tensor, b: Tensor) -> Tensor:
+    """`squared_distances` without the differences `[tasks, n, m, d]`; a distance of 0 is one of a rounding here."""
+    centre = b.detach().double().mean(1, keepdim=True)  # takes a common offset away, which would cancel
+    a_centred, b_centred = a.double() - centre, b.double() - centre
+    squares = a_centred.square().sum(-1, keepdim=True) + b_centred.square().sum(-1).unsqueeze(1)
+    return ((squares - 2 * a_centred @ b_centred.mT) / a.shape[-1]).to(a.dtype)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.meta_layers.meta_layer import with_settings_of
-from mlframework.meta_layers.svm.kernel_machine import KernelMachine
+from mlframework.meta_layers.svm.kernel_machine import KernelMachine, of_finite
 from mlframework.solvers.logistic import logistic
-from mlframework.solvers.ridge import kernel_ridge
+from mlframework.solvers.ridge import kernel_ridge, linear_ridge
 from mlframework.solvers.support_vectors import Solution
 from mlframework.tasks.task_distribution import TaskDistribution
 
@@ -49,6 +49,9 @@ class RegularisedFit(KernelMachine):
 class Ridge(RegularisedFit):
     """Regresses on values, or on one-hot classes: `min_f sum_i |f(x_i) - y_i|^2 + reg |f|^2`, in closed form.
 
+    Where the kernel has features, as the linear one, and fewer of them than there are support examples, the system that
+    is solved has a row for each feature, not for each example.
+
     `reg` has scikit-learn's scale; `scale` turns what was fitted to 0 and 1 into logits. In a sequence, with as many
     examples as there are positions, that is a step from the prior towards the support set in closed form. See
     `RegularisedFit` for the arguments.
@@ -58,6 +61,12 @@ class Ridge(RegularisedFit):
         of all logits is left out, as cross-entropy does not see it; nothing is divided by the number of examples, as
         the authors' code does, so that `reg` has scikit-learn's scale.
     """
+
+    def solution(self, features: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
+        known = self.kernel.features(features)
+        if known is None or known.shape[2] >= known.shape[1]:
+            return super().solution(features, targets, mask)
+        return of_finite(known, lambda known: linear_ridge(known, targets, reg=self.positive["reg"], mask=mask))
 
     def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
         return kernel_ridge(kernel, targets, reg=self.positive["reg"], mask=mask)
