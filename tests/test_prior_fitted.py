@@ -26,7 +26,7 @@ def network():
     torch.manual_seed(0)
     task = prior()
     layer = InContext(LinearModel(task.spec), task, width=32, depth=2, heads=4)
-    train(layer, steps=300, meta_batch=16, lr=3e-3)
+    train(layer, steps=120, meta_batch=16, lr=3e-3)
     return layer
 
 
