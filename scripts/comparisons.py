@@ -45,10 +45,10 @@ STEPS = (
     "++evaluation.baseline.finetune.tasks=null"
 )
 WAVES = (
-    f"{STEPS} evaluation.inner_steps=50 evaluation.tune_rule=true evaluation.tasks=200 evaluation.validation_tasks=30 "
-    "curve.tasks=50 curve.validation_tasks=15"
+    f"{STEPS} evaluation.inner_steps=50 evaluation.tune_rule=true evaluation.tasks=200 evaluation.validation_tasks=100 "
+    "curve.tasks=50 curve.validation_tasks=30"
 )
-TABLES = "evaluation.validation_tasks=50 shots=[1,2,5,10,20] curve.tasks=60 curve.validation_tasks=20"
+TABLES = "evaluation.tune_rule=true evaluation.validation_tasks=50 shots=[1,2,5,10,20] curve.tasks=60 curve.validation_tasks=20"
 COMPARISONS = {
     "sinusoid_ridge": Made("task=sinusoid algorithm=ridge optimizer.lr=0.01 trainer.steps=2000", WAVES),
     "sinusoid_maml": Made("task=sinusoid algorithm=maml algorithm.inner_steps=5 trainer.steps=2000", WAVES),
@@ -67,11 +67,11 @@ COMPARISONS = {
         "evaluation.tasks=300 evaluation.validation_tasks=50",
     ),
     "table_schools": Made(
-        "experiment=table_schools algorithm=maml suggested.inner_lr=0.01 optimizer.lr=0.003",
+        "experiment=table_schools algorithm=maml suggested.inner_lr=0.003 optimizer.lr=0.003",
         f"evaluation.tasks=200 {TABLES}",
     ),
     "table_aggression": Made(
-        "experiment=table_aggression algorithm=maml suggested.inner_lr=0.1 optimizer.lr=0.003",
+        "experiment=table_aggression algorithm=maml suggested.inner_lr=0.3 optimizer.lr=0.003",
         f"evaluation.tasks=200 {TABLES}",
     ),
     "glyphs_to_omniglot": Made(

@@ -164,7 +164,12 @@ def collect(folder: Path) -> None:
 
 
 #: The methods from which differences are taken, and their short names.
-REFERENCES = {"item and user means, attribute offsets": "means", "kernel_ridge on each user": "kernel ridge"}
+MEANS, KERNEL_RIDGE = "item and user means, attribute offsets", "kernel_ridge on each user"
+REFERENCES = {MEANS: "means", KERNEL_RIDGE: "kernel ridge"}
+DIFFERENCES = [
+    *(("query_mae", other) for other in REFERENCES),
+    *((metric, KERNEL_RIDGE) for metric in ("query_mae_rounded", "query_rmse", "query_ndcg")),
+]
 
 Values = dict[str, dict[int, dict[str, Any]]]
 
@@ -194,12 +199,12 @@ def interval(numbers: Sequence[float]) -> str:
 
 def table(rows: Values) -> str:
     """A markdown table, the smallest MAE first; differences are paired by seed and user."""
-    there = [name for name in REFERENCES if name in rows]
-    header = ["method", "seeds", *METRICS.values(), *(f"MAE minus {REFERENCES[name]}" for name in there)]
+    header = ["method", "seeds", *METRICS.values()]
+    header += [f"{METRICS[metric]} minus {REFERENCES[other]}" for metric, other in DIFFERENCES]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for name, runs in sorted(rows.items(), key=lambda item: average(item[1])):
         cells = [interval([mean_of(run, metric) for run in runs.values()]) for metric in METRICS]
-        minus = ["" if name == other else paired(runs, rows[other]) for other in there]
+        minus = ["" if name == other else paired(runs, rows[other], metric) for metric, other in DIFFERENCES]
         lines.append("| " + " | ".join([name, str(len(runs)), *cells, *minus]) + " |")
     return "\n".join(lines)
 
@@ -214,23 +219,26 @@ def mean_of(row: Mapping[str, Any], metric: str) -> float:
     return float(sum(values) / len(values))
 
 
-def paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
-    """The mean difference of the MAE of each test user of each seed, with the interval over users and seeds.
+def paired(ours: Mapping[int, Any], theirs: Mapping[int, Any], metric: str) -> str:
+    """The mean difference of each test user of each seed, with the wider of two intervals.
 
-    Users of a seed share a split and a training, and one user may test under several seeds: both are sources.
+    Users of a seed share a split and a training, and one user may test under several seeds: one interval has users and
+    seeds as sources. The other is Student's over the means of seeds, which knows how few seeds are.
     """
-    differences, users = [], []
-    for seed in ours.keys() & theirs.keys():
-        other = theirs[seed]["of_user"]["query_mae"]
-        for user, value in ours[seed]["of_user"]["query_mae"].items():
-            differences.append(value - other[user])
-            users.append((user, f"seed {seed}"))
+    differences, users, means = [], [], []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        other = theirs[seed]["of_user"][metric]
+        own = [value - other[user] for user, value in ours[seed]["of_user"][metric].items()]
+        differences += own
+        users += [(user, f"seed {seed}") for user in ours[seed]["of_user"][metric]]
+        means.append(sum(own) / len(own))
     found = Interval.of(torch.tensor(differences, dtype=torch.float64), users)
-    return shown_interval(found.mean, found.over_sources)
+    over_seeds = Interval.of(torch.tensor(means, dtype=torch.float64)).half_width
+    return shown_interval(found.mean, max(over_seeds, found.over_sources or 0.0))
 
 
 def partition_tables() -> Iterator[str]:
-    """A row for each method, a column of the MAE for each partition."""
+    """A row for each method, a column for each partition; then differences from kernel ridge regression."""
     columns = {}
     for users, items in PARTITIONS:
         prefix = f"{users}_{items}_"
@@ -244,6 +252,11 @@ def partition_tables() -> Iterator[str]:
                 interval([mean_of(run, metric) for run in column[method].values()]) if method in column else ""
                 for column in columns.values()
             ]
+            yield f"| {method} | " + " | ".join(cells) + " |"
+    yield "\nMAE minus kernel ridge on each user:\n\n| method | " + " | ".join(columns) + " |\n|" + " --- |" * 5
+    for method in methods:
+        if method != KERNEL_RIDGE:
+            cells = [paired(found[method], found[KERNEL_RIDGE], "query_mae") for found in columns.values()]
             yield f"| {method} | " + " | ".join(cells) + " |"
 
 

@@ -203,15 +203,24 @@ class Crossing(NamedTuple):
         ('catches up at 12 shots (95 %: above 9)', 'does not catch up within 50 shots')
         >>> Crossing(1, 1, 3.4).described(1, 50), Crossing(None, 31.0, None).described(1, 50)
         ('is as good or better from 1 on (95 %: up to 3.4)', 'does not catch up within 50 shots (95 %: above 31)')
+        >>> Crossing(None, 1.0, None).described(1, 50)
+        'does not catch up within 50 shots (95 %: from 1 on, or never)'
         """
-        bounds = [f"above {self.low:.2g}"] if self.low is not None and self.low > first else []
-        bounds += [f"up to {self.high:.2g}"] if self.high is not None and self.high > first else []
+        if self.low is not None and self.low <= first and self.high is None:
+            bounds = [f"from {first:g} on, or never"]
+        else:
+            bounds = self.bounds(first)
         interval = f" (95 %: {', '.join(bounds)})" if bounds else ""
         if self.shots is None:
             return f"does not catch up within {last:g} shots{interval}"
         if self.shots <= first:
             return f"is as good or better from {first:g} on{interval}"
         return f"catches up at {self.shots:.2g} shots{interval}"
+
+    def bounds(self, first: float) -> list[str]:
+        """The ends of the interval that lie on the curve."""
+        bounds = [f"above {self.low:.2g}"] if self.low is not None and self.low > first else []
+        return bounds + ([f"up to {self.high:.2g}"] if self.high is not None and self.high > first else [])
 
 
 def crossing(shots: Sequence[int], differences: Sequence[Interval], *, higher_is_better: bool) -> Crossing:

@@ -194,7 +194,7 @@ def grid(estimator: Any) -> Iterator[tuple[str, Any]]:
 
     >>> from sklearn.svm import LinearSVC
     >>> [setting for setting, _ in grid(LinearSVC())]
-    ['C=0.01', 'C=0.1', 'C=1', 'C=10', 'C=100']
+    ['C=0.001', 'C=0.01', 'C=0.1', 'C=1', 'C=10', 'C=100']
     """
     from sklearn.base import clone
     from sklearn.model_selection import ParameterGrid
