@@ -48,7 +48,10 @@ WAVES = (
     f"{STEPS} evaluation.inner_steps=50 evaluation.tune_rule=true evaluation.tasks=200 evaluation.validation_tasks=100 "
     "curve.tasks=50 curve.validation_tasks=30"
 )
-TABLES = "evaluation.tune_rule=true evaluation.validation_tasks=50 shots=[1,2,5,10,20] curve.tasks=60 curve.validation_tasks=20"
+TABLES = (
+    "evaluation.tune_rule=true evaluation.validation_tasks=50 "
+    "shots=[1,2,5,10,20] curve.tasks=60 curve.validation_tasks=20"
+)
 COMPARISONS = {
     "sinusoid_ridge": Made("task=sinusoid algorithm=ridge optimizer.lr=0.01 trainer.steps=2000", WAVES),
     "sinusoid_maml": Made("task=sinusoid algorithm=maml algorithm.inner_steps=5 trainer.steps=2000", WAVES),
