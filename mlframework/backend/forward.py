@@ -16,7 +16,7 @@ from mlframework.backend import stacked
 from mlframework.backend.algorithm import Engine
 from mlframework.backend.engine import over_tasks
 from mlframework.backend.machine import fork_rng, name_of, synchronise
-from mlframework.backend.private import is_fake, swap_tensors
+from mlframework.backend.private import has_bf16, is_fake, swap_tensors
 from mlframework.backend.stacked import (
     batch_norm,
     by_vmap,
@@ -37,6 +37,7 @@ __all__ = [
     "call_per_task",
     "compiled_by",
     "fork_rng",
+    "has_bf16",
     "is_fake",
     "name_of",
     "over_tasks",
@@ -57,7 +58,13 @@ TIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def call_per_task(
-    module: nn.Module, params: Params, x: Tensor, mask: Tensor | None = None, *, engine: Engine = "vectorised"
+    module: nn.Module,
+    params: Params,
+    x: Tensor,
+    mask: Tensor | None = None,
+    *,
+    engine: Engine = "vectorised",
+    multiply_in: torch.dtype | None = None,
 ) -> Tensor:
     """The output `[tasks, n, ...]` of a module, called with each task's parameters on each task's inputs.
 
@@ -67,7 +74,12 @@ def call_per_task(
         x: `[tasks, n, *x_shape]`.
         mask: `[tasks, n, ...]`, handed to the module beside `x`; None: nothing is.
         engine: see `over_tasks`. Vectorised, layers with a rule of their own take it; see `runs_per_task`.
+        multiply_in: the type of products and convolutions, by torch's autocast; the output is in float32 all the same.
+            None: that of the parameters.
     """
+    if multiply_in is not None:
+        with torch.autocast(x.device.type, dtype=multiply_in):
+            return call_per_task(module, params, x, mask, engine=engine).float()
     if engine == "vectorised" and not is_tied(module) and stacked.supports(module, x):
         return stacked.forward(module, params, x, mask)
 

@@ -42,6 +42,13 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16; without it a CPU that emulates it, far slower, is not told apart."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+
+
 def gradient_is_batched(grad: Tensor) -> bool:
     """Whether a gradient stands for many (`is_grads_batched`); without it those of batch norm have no derivative."""
     return _functorch.is_legacy_batchedtensor(grad)

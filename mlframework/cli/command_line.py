@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mlframework import processes
 from mlframework.cli import plugins
 from mlframework.cli.private import explain_help, get_args_parser
 from mlframework.errors import FailedRun, UserError
@@ -76,31 +77,34 @@ def in_sweep(run: Job, config: DictConfig) -> float | None:
                 return run(config)
         except Exception as error:
             found = report(error, config, prefix=f"job {this.name}: ")
-            if this.record_failure(found, diverged=isinstance(cause(error), FailedRun)):
+            if processes.leads() and this.record_failure(found, diverged=isinstance(cause(error), FailedRun)):
                 log_failed_job(config, this, found)
             return None
 
 
 def command(
-    function: Job, *, config_name: str, rewrite: Callable[[Sequence[str]], list[str]] = list
+    function: Job, *, config_name: str, rewrite: Callable[[Sequence[str]], list[str]] = list, ranks: bool = False
 ) -> Callable[[], None]:
     """The entry point of a console script: composes `conf/<config_name>.yaml` and calls a job with it.
 
     Args:
         rewrite: changes the arguments that the user typed before Hydra reads them.
+        ranks: whether several processes, as torchrun starts them, can share the work.
     """
     run = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name=config_name)(function)
 
     def main() -> None:
         exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
         os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
-        with showing():
+        with processes.one_speaks(), showing():
             try:
                 sys.argv[1:] = for_jobs(rewrite(sys.argv[1:]))
                 refuse_unknown_flags()
                 import_from_here()
                 plugins.register()
-                run()
+                refuse_ranks(config_name, sys.argv[1:], ranks)
+                with processes.joined():
+                    run()
             except Exception as error:
                 exit_code = report(error).exit_code
             except KeyboardInterrupt:
@@ -129,8 +133,18 @@ def report(error: Exception, config: DictConfig | None = None, *, prefix: str = 
     if os.environ.get(TRACEBACKS) == "1":
         traceback.print_exception(error)
     found = fault(error, config)
-    print(f"{prefix}{found.line}", file=sys.stderr, flush=True)
+    processes.tell(f"{prefix}{found.line}", lost=isinstance(cause(error), processes.RankFailed))
     return found
+
+
+def refuse_ranks(name: str, arguments: Sequence[str], ranks: bool) -> None:
+    """Refuses a command or a sweep as one of several processes."""
+    if not processes.is_started():
+        return
+    if not ranks:
+        raise UserError(f"mlframework-{name}: takes one process, and WORLD_SIZE={os.environ['WORLD_SIZE']}")
+    if {"-m", "--multirun"} & {*arguments}:
+        raise UserError("-m: a sweep gives its jobs several processes each by launcher=submitit, slurm or ray")
 
 
 def refuse_unknown_flags() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mlframework import processes
 from mlframework.cli.command_line import as_override, command, job, report as report_error
 from mlframework.errors import UserError
 
@@ -47,7 +48,7 @@ def evaluate_command(config: DictConfig) -> None:
             failed = report_error(error, config, prefix="" if named else f"{' '.join(typed)}: ").exit_code
         else:
             found.append(Evaluated(typed, report, path))
-    if len(asked) > 1 and found:
+    if len(asked) > 1 and found and processes.leads():
         print(f"written to {show_combinations(found, folder.config().trainer.monitor)}")
     if failed:
         raise SystemExit(failed)
@@ -79,7 +80,8 @@ def evaluate_on(config: DictConfig, folder: RunFolder, typed: Sequence[str]) -> 
     others = [override for override in HydraConfig.get().overrides.task if not override.startswith("asked=")]
     content = {**report.to_json(), "weights": config.weights, "overrides": [*others, *typed]}
     content |= {"task_config": OmegaConf.to_container(config.task, resolve=True)}
-    path = folder.add_evaluation(content, asked="_".join(each.lstrip("+").removeprefix("task.") for each in typed))
+    name = "_".join(each.lstrip("+").removeprefix("task.") for each in typed)
+    path = processes.agreed(lambda: folder.add_evaluation(content, asked=name))
     print(f"written to {path}")
     return report, path
 
@@ -101,7 +103,7 @@ def with_asked(arguments: Sequence[str]) -> list[str]:
     return [*others[:place], f"asked=[{quoted}]", *others[place:]]
 
 
-main = command(evaluate_command, config_name="evaluate", rewrite=with_asked)
+main = command(evaluate_command, config_name="evaluate", rewrite=with_asked, ranks=True)
 
 if __name__ == "__main__":
     main()

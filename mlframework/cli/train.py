@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mlframework import processes
 from mlframework.cli.command_line import command, job
-from mlframework.errors import FailedRun
+from mlframework.errors import FailedRun, InvalidValue
 from mlframework.runs.overrides import of_run
 from mlframework.runs.resume import changed_since
 from mlframework.runs.run_folder import PARTS, RunFolder
@@ -46,12 +49,15 @@ def train_command(config: DictConfig) -> float | None:
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     if in_sweep:
         config.run_dir = hydra_config.runtime.output_dir
+    config.run_dir = common_folder(config, hydra_config.overrides.task)
     folder = RunFolder(config.run_dir)
     if in_sweep:
-        same = folder.holds_job(overrides)
-        if same and (before := result_before(folder, overrides, config)):
+        same, before = processes.agreed(lambda: job_before(folder, overrides, config))
+        if before:
             return monitored(before)
         config.resume = same or (config.resume and folder.holds_run)
+    elif os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        config.resume = processes.agreed(lambda: config.resume or folder.holds_job(overrides))
 
     # Imported here, so that neither --help nor completion nor a job that ended before waits for torch.
     with stage("importing"):
@@ -67,6 +73,20 @@ def train_command(config: DictConfig) -> float | None:
     if not in_sweep:
         print(f"next: mlframework-evaluate run={folder.path}, or tensorboard --logdir {folder.path}", file=sys.stderr)
     return monitored(result)
+
+
+def common_folder(config: DictConfig, overrides: Sequence[str]) -> str:
+    """The run folder of all ranks, whose clocks may differ; one that a restart finds again."""
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if processes.count() > 1 and restarts and not any(o.startswith("run_dir=") for o in overrides):
+        raise InvalidValue("run_dir", config.run_dir, "must be given with --max-restarts, so that a restart finds it")
+    return processes.agreed(lambda: str(config.run_dir))
+
+
+def job_before(folder: RunFolder, overrides: list[str], config: DictConfig) -> tuple[bool, dict[str, Any] | None]:
+    """Whether a folder holds this job, and its result if it has ended before."""
+    same = folder.holds_job(overrides)
+    return same, result_before(folder, overrides, config) if same else None
 
 
 def result_before(folder: RunFolder, overrides: list[str], config: DictConfig) -> dict[str, Any] | None:
@@ -86,7 +106,7 @@ def monitored(result: dict[str, Any]) -> float | None:
     return result["validation"][result["monitor"]]["mean"]
 
 
-main = command(train_command, config_name="train")
+main = command(train_command, config_name="train", ranks=True)
 
 if __name__ == "__main__":
     main()

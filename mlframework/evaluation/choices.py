@@ -14,7 +14,7 @@ from mlframework.episode import Params
 from mlframework.errors import FailedRun
 from mlframework.evaluation.interval import Interval, Sources
 from mlframework.evaluation.report import MethodResult
-from mlframework.evaluation.task_set import TaskSet
+from mlframework.evaluation.task_set import TaskSet, over_ranks
 from mlframework.inner_loop import SGD, Adam, InnerUpdate
 from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer, Metrics
 from mlframework.screen import stage
@@ -90,7 +90,7 @@ class Trial(NamedTuple):
         with stage("choosing") as at:
             for candidate in candidates:
                 at.note = candidate.setting
-                means = candidate.judge(self.validation)[self.monitor].double().mean(1)
+                means = over_ranks(candidate.judge, self.validation)[self.monitor].double().mean(1)
                 for row, value in enumerate(means.tolist()):
                     better = best is None or (value > best.value if higher_is_better else value < best.value)
                     if math.isfinite(value) and better:
@@ -104,7 +104,7 @@ class Trial(NamedTuple):
         judged = self.tasks.first(tasks) if tasks else self.tasks
         sources = self.sources and self.sources[: judged.tasks]
         candidate, row, value = choice
-        values = candidate.judge(judged)
+        values = over_ranks(candidate.judge, judged)
         metrics = {name: [Interval.of(step, sources) for step in steps] for name, steps in values.items()}
         at_choice = {name: steps[row].tolist() for name, steps in values.items()}
         steps = tuple(candidate.steps)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
+from mlframework import processes
 from mlframework.episode import Episode, Split
 from mlframework.evaluation.interval import Sources
 from mlframework.inner_loop.inner_update import at_least
@@ -16,7 +17,7 @@ from mlframework.screen import stage
 from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 
-__all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "policies", "task_values"]
+__all__ = ["VALIDATION_SEED", "TaskSet", "judge_by_step", "over_ranks", "policies", "task_values"]
 
 #: Validation tasks come from their own generator, so that they are the same for every run and every method.
 VALIDATION_SEED = 1
@@ -35,6 +36,7 @@ class TaskSet:
     tasks: int
     seed: int  # of the draws
     chunk: int = 50  # tasks at a time when they are used
+    start: int = 0  # tasks of these draws that come before the first one
 
     def __post_init__(self) -> None:
         at_least("tasks", self.tasks, 1)
@@ -43,6 +45,8 @@ class TaskSet:
     def __iter__(self) -> Iterator[Episode]:
         with stage("tasks", self.tasks) as at:
             generator = torch.Generator().manual_seed(self.seed)
+            for _ in range(self.start):
+                self.task.sample(1, self.split, generator)
             for start in range(0, self.tasks, self.chunk):
                 count = min(self.chunk, self.tasks - start)
                 yield Episode.stack([self.task.sample(1, self.split, generator) for _ in range(count)])
@@ -51,6 +55,10 @@ class TaskSet:
     def first(self, tasks: int) -> TaskSet:
         """The set of its first tasks."""
         return replace(self, tasks=min(tasks, self.tasks))
+
+    def part(self, tasks: slice) -> TaskSet:
+        """The set of some of its tasks, from the first to the one after the last."""
+        return replace(self, start=self.start + tasks.start, tasks=tasks.stop - tasks.start)
 
     def sources(self) -> Sources | None:
         """The sources of each task; None where each task is a source of its own."""
@@ -71,6 +79,21 @@ class TaskSet:
             for part in episode.chunks(1):
                 digest.update(part.hash().encode())
         return digest.hexdigest()[:16]
+
+
+def over_ranks(judge: Callable[[TaskSet], Metrics], tasks: TaskSet) -> Metrics:
+    """What judging every task of a set gives, `[steps, tasks]`, in each rank; each judges its share of the tasks.
+
+    Random numbers of torch are afterwards those of rank 0 in all ranks: a baseline draws its networks from them.
+    """
+    if processes.count() == 1:
+        return judge(tasks)
+    rows = processes.share(tasks.tasks)
+    values = judge(tasks.part(rows)) if rows.start < rows.stop else None
+    found = processes.gathered((values, torch.get_rng_state()))
+    torch.set_rng_state(found[0][1])
+    parts = [values for values, _ in found if values is not None]
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
 def policies(meta_layer: MetaLayer) -> tuple[BatchNormPolicy, ...]:

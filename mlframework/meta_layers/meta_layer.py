@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mlframework.backend.forward import Engine, call_per_task
+from mlframework.backend.forward import Engine, call_per_task, has_bf16
 from mlframework.base_layers.base_layer import BATCH_NORMS, BaseLayer, PlainLayer, as_base_layer, mixing_parts
 from mlframework.episode import Episode, Examples, Kind, Params, masked_mean
 from mlframework.errors import IncompatibleKind, InvalidValue, UserError, part_of
@@ -91,6 +91,8 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
     engine: Engine = "vectorised"
     #: How many examples of a support set are adapted to at a time; None: all of them. See `take_support_by`.
     support_chunk: int | None = None
+    #: The type of the base layer's products in training; None: that of its parameters. See `multiply_in`.
+    products: torch.dtype | None = None
 
     def __init__(
         self,
@@ -142,6 +144,21 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
             why = f"{next(mixing_parts(self.base_layer))[0]} mixes examples, so it needs all of a support set"
             raise InvalidValue("support_chunk", chunk, f"{why}: use base_layer.norm=group, or a frozen network")
         self.support_chunk = chunk
+
+    def multiply_in(self, precision: str) -> None:
+        """Lets the base layer multiply in bfloat16 while it is trained (`bf16`), or in the type of its parameters.
+
+        All else stays in float32: parameters, losses, inner steps, solvers, the meta-gradient and its optimizer.
+
+        Raises:
+            InvalidValue: no such precision, or the device has no bfloat16.
+        """
+        if precision not in ("float32", "bf16"):
+            raise InvalidValue("precision", precision, "must be float32 or bf16")
+        device = next(self.parameters(), torch.empty(0)).device
+        if precision == "bf16" and not has_bf16(device):
+            raise InvalidValue("precision", precision, f"this {device.type} does not compute in bfloat16: use float32")
+        self.products = torch.bfloat16 if precision == "bf16" else None
 
     def in_parts(self, run: Callable[..., Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
         """The outputs `[tasks, n, ...]` of `run(x, mask)`, `support_chunk` examples at a time."""
@@ -275,7 +292,8 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
 
     def call_base_layer(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The base layer of each task, with stacked parameters in place of its own: `[tasks, n, out_features]`."""
-        return call_per_task(self.base_layer, params, x, mask, engine=self.engine)
+        products = self.products if self.training else None
+        return call_per_task(self.base_layer, params, x, mask, engine=self.engine, multiply_in=products)
 
     @property
     def batch_norm_policy(self) -> str:
@@ -321,4 +339,6 @@ def call_features(meta_layer: MetaLayer, params: Params, x: Tensor, mask: Tensor
     require_features(meta_layer.base_layer, type(meta_layer).__name__)
     network = BaseLayer(meta_layer.base_layer.features, nn.Identity())
     own = {name: p for name, p in params.items() if name.startswith("features.")}
-    return meta_layer.in_parts(partial(call_per_task, network, own, engine=meta_layer.engine), x, mask)
+    products = meta_layer.products if meta_layer.training else None
+    run = partial(call_per_task, network, own, engine=meta_layer.engine, multiply_in=products)
+    return meta_layer.in_parts(run, x, mask)

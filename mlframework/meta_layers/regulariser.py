@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from mlframework import processes
 from mlframework.episode import Episode, Kind
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments
@@ -30,11 +31,15 @@ class Regulariser(KeepsArguments, nn.Module):
 
     #: The kinds of task that it is for.
     kinds: tuple[Kind, ...] = get_args(Kind)
+    #: Whether its loss compares the tasks of a meta-batch, which one process then has to take at once.
+    compares_tasks: bool = False
 
     def check(self, task: TaskDistribution) -> None:
         """Refuses a task that the regulariser is not for: a `UserError` says why."""
         if task.spec.kind not in self.kinds:
             raise UserError(f"is for a {' or a '.join(self.kinds)}, and {type(task).__name__} is a {task.spec.kind}")
+        if self.compares_tasks and processes.count() > 1:
+            raise UserError(f"compares the tasks of a meta-batch, which {processes.count()} processes share: use one")
 
     # `Any` for MetaLayer: its module imports this one.
     def attach(self, meta_layer: Any) -> None:

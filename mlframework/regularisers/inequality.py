@@ -46,6 +46,8 @@ class Inequality(Regulariser):
         (inequality-minimising TAML). Deviation: the losses before adaptation are those of the query set.
     """
 
+    compares_tasks = True
+
     def __init__(self, *, weight: float, measure: str) -> None:
         super().__init__()
         self.weight = at_least("weight", weight, 0)

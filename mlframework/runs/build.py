@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mlframework import processes
 from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
 from mlframework.base_layers.weight_files import SUFFIXES, load_base_layer
@@ -107,9 +108,14 @@ def build_named(group: DictConfig | None) -> dict[str, Any]:
 
 
 def build_device(name: str) -> torch.device:
-    """The device of that name, with its number where it has one; `auto` is the GPU if there is one."""
+    """The device of that name, with its number where it has one; `auto` is the GPU if there is one.
+
+    Of several processes on a machine each takes a GPU of its own, unless the name has a number.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.count() > 1 and torch.cuda.device_count():
+        name = f"cuda:{processes.local_rank() % torch.cuda.device_count()}"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # one or the other, depending on torch's build
@@ -117,4 +123,5 @@ def build_device(name: str) -> torch.device:
         raise InvalidValue("device", name, f"must be one of {', '.join(there)} on this machine") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams and events belong to the current device
+    processes.sum_on(device)
     return device

@@ -18,7 +18,8 @@ __all__ = ["CHANGEABLE", "DIGITS", "OF_THIS_PROCESS", "identity", "job_name", "k
 #: Settings that may change when a run goes on: length, intervals, place and output; not the learning, nor the choice of
 #: the best weights.
 CHANGEABLE = (
-    *("trainer.steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every"),
+    *("trainer.steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
+    "trainer.log_every",
     *("outer.capture", "outer.engine", "outer.chunk", "outer.memory_limit", "outer.support_chunk"),
     *("evaluation", "logger", "display", "device", "threads", "allocator"),
 )

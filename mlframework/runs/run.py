@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mlframework import processes
 from mlframework.backend.step import import_compiler, tune
 from mlframework.base_layers.base_layer import BaseLayer, InEvaluation
 from mlframework.base_layers.weight_files import weights_follow
@@ -25,7 +26,7 @@ from mlframework.runs.asked import Asked, check_divided_alike, refusal
 from mlframework.runs.check_config import check_episodes, located, parts
 from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import fault
-from mlframework.runs.resume import resumed
+from mlframework.runs.resume import Resumed, resumed
 from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.runs.try_out import try_out
 from mlframework.screen import stage
@@ -33,7 +34,7 @@ from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
-from mlframework.training.logger import Logger
+from mlframework.training.logger import Logger, Silent
 from mlframework.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -68,21 +69,18 @@ def train_run(
     Returns:
         The content of `result.json`, and the evaluation if the config asks for one.
     """
-    run, choices = resumed(folder, overrides) if config.resume else None, choices or {}
-    if run is None:
-        folder.check_new()
-    else:
+    run, choices = processes.agreed(lambda: begun(config, folder, overrides)), choices or {}
+    if run is not None:
         config, overrides, choices = run.config, run.overrides, run.choices
     prepare_process(config)
     training, trainer, evaluation = build_checked(config, folder)
-    with folder.locked():
-        folder.failed.unlink(missing_ok=True)
-        if not config.resume:
-            folder.check_new()  # another process may have finished a run here in the meantime
-        progress = start(training, config, partial(folder.record, config, overrides, choices, training.task.kept()))
+    with folder.locked() if processes.leads() else nullcontext():
+        progress = start(
+            training, config, folder, partial(folder.record, config, overrides, choices, training.task.kept())
+        )
         if progress.step > trainer.steps:
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
-        if run is not None:
+        if run is not None and processes.leads():
             run.record(folder, progress.step)
         log.info("run folder %s: %s", folder.path, " ".join(overrides) or "the defaults")
         with logging_to(config, folder, progress.step) as logger:
@@ -94,14 +92,23 @@ def train_run(
             log_outcome(logger, trainer, progress, result, report)
             if show is not None and report is not None:
                 show(report, trainer.monitor)
-            write_json(folder.result, result)
+            if processes.leads():
+                write_json(folder.result, result)
     return result, report
+
+
+def begun(config: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> Resumed | None:
+    """The run that goes on; None for a new one, which no run is in the way of."""
+    if config.resume:
+        return resumed(folder, overrides)
+    folder.check_new()
+    return None
 
 
 @contextmanager
 def logging_to(config: DictConfig, folder: RunFolder, start: int) -> Iterator[Logger]:
     """The logger of a run, which learns how the run ends."""
-    logger: Logger = instantiate(config.logger)(folder.path, start=start)
+    logger: Logger = instantiate(config.logger)(folder.path, start=start) if processes.leads() else Silent(folder.path)
     try:
         yield logger
     except Exception as error:
@@ -154,7 +161,7 @@ def prepare_process(config: DictConfig) -> None:
 
 def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trainer, Evaluation | None]:
     """Builds all parts of a run and tries each of them once, so that no mistake comes to light after the training."""
-    resumes = config.resume and folder.last.exists()
+    resumes = processes.agreed(lambda: config.resume and folder.last.exists())
     if resumes:
         config.init = None  # the checkpoint holds the weights
     with stage("building"), weights_follow() if resumes else nullcontext():
@@ -227,12 +234,21 @@ def set_up(config: DictConfig, folder: RunFolder, kept: Mapping[str, Any] | None
     return Training(task, meta_layer, outer, generator, device, folder.last, folder.best)
 
 
-def start(training: Training, config: DictConfig, record: Callable[[], None]) -> Progress:
+def start(training: Training, config: DictConfig, folder: RunFolder, record: Callable[[], None]) -> Progress:
     """Restores the last checkpoint of a resumed run, or records the settings of a new one."""
-    if config.resume and training.last.exists():
-        return checkpoint.restore(training)
+    goes_on = processes.agreed(partial(recorded, config, folder, record))
+    return checkpoint.restore(training) if goes_on else Progress()
+
+
+def recorded(config: DictConfig, folder: RunFolder, record: Callable[[], None]) -> bool:
+    """Whether there is a checkpoint to go on from; else the settings are recorded."""
+    folder.failed.unlink(missing_ok=True)
+    if config.resume and folder.last.exists():
+        return True
+    if not config.resume:
+        folder.check_new()  # another process may have finished a run here in the meantime
     record()
-    return Progress()
+    return False
 
 
 def evaluate(evaluation: Evaluation, config: DictConfig, training: Training, choices: Mapping[str, str]) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from mlframework import processes
 from mlframework.errors import FailedRun, UserError
 from mlframework.files import write_json
 from mlframework.runs.check_config import located
@@ -91,7 +92,7 @@ def current_job() -> Iterator[Job]:
     """The job that Hydra runs here, with its folder locked: the same job of another process has ended before."""
     config = HydraConfig.get()
     run = RunFolder(config.runtime.output_dir)
-    with run.locked(wait=True):
+    with run.locked(wait=True) if processes.leads() else nullcontext():
         yield Job(tuple(of_run(config.overrides.task)), run)
 
 

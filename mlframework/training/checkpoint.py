@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mlframework import processes
 from mlframework.base_layers.weight_files import from_bytes
 from mlframework.errors import UserError
 from mlframework.evaluation.part import Display
@@ -63,34 +64,58 @@ class Progress(NamedTuple):
 
 
 def state_of(training: Training, progress: Progress) -> dict[str, Any]:
-    """The state of a training: meta-parameters, optimizer, schedule, choices, all generators, how far it is."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """The state of a training: meta-parameters, optimizer, schedule, choices, all generators, how far it is.
+
+    All ranks call it together: `ranks` has the choices and generators of each.
+    """
+    of_ranks = processes.gathered(state_of_rank(training))
     return {
         "meta_layer": training.meta_layer.state_dict(),
         "optimizer": training.outer.optimizer.state_dict(),
         "scheduler": training.outer.scheduler.state_dict(),
-        "choices": training.outer.planner.choices(),
-        "generators": {"tasks": training.generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda},
+        "choices": of_ranks[0]["choices"],
+        "generators": {"tasks": training.generator.get_state(), **of_ranks[0]["generators"]},
+        "ranks": of_ranks[1:],
         "progress": progress._asdict(),
     }
+
+
+def state_of_rank(training: Training) -> dict[str, Any]:
+    """The part of a training's state in which ranks differ."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "choices": training.outer.planner.choices(),
+        "generators": {"torch": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
+def of_this_rank(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a checkpoint's state for this rank; that of rank 0 where the run had another number of ranks."""
+    others, rank = state.get("ranks", []), processes.rank()
+    return others[rank - 1] if rank and len(others) + 1 == processes.count() else state
 
 
 def restore(training: Training) -> Progress:
     """Loads the last checkpoint, a `state_of` a training, into the objects at hand, and says how far the run was."""
     path, outer = training.last, training.outer
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever a broken file provokes
-        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+    state = processes.agreed(lambda: read_state(path))  # ranks on other machines may not see the file
+    own = of_this_rank(state)
     load_state(training.meta_layer, state["meta_layer"], path)
     outer.optimizer.load_state_dict(state["optimizer"])
     outer.scheduler.load_state_dict(state["scheduler"])
-    outer.planner.restore_choices(state.get("choices", {}))
+    outer.planner.restore_choices(own.get("choices", {}))
     training.generator.set_state(state["generators"]["tasks"])
-    torch.set_rng_state(state["generators"]["torch"])
-    if state["generators"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["generators"]["cuda"])
+    torch.set_rng_state(own["generators"]["torch"])
+    if own["generators"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(own["generators"]["cuda"])
     return Progress(**state["progress"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever a broken file provokes
+        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
 
 
 def save_weights(path: Path, module: nn.Module, *, metadata: Mapping[str, str] = {}) -> None:
@@ -129,11 +154,15 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
 
     Only tensors whose names start with `prefix` are read, under the rest of their names.
     """
+    tensors = processes.agreed(lambda: read_weights(path))
+    load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")
     with safetensors_errors(path):
-        tensors = from_bytes(path.read_bytes())
-    load_state(module, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
+        return from_bytes(path.read_bytes())
 
 
 def read_metadata(path: Path) -> dict[str, str]:

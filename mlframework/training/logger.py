@@ -17,7 +17,7 @@ from mlframework.files import leaves
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Logger", "finite", "hyperparameters"]
+__all__ = ["Logger", "Silent", "finite", "hyperparameters"]
 
 #: Parts of the config that do not change what is learned.
 NOT_HYPERPARAMETERS = ("run_dir", "resume", "logger", "evaluation", "display", "suggested")
@@ -84,6 +84,34 @@ class Logger(ABC):
         """A point of each metric after 0, 1, ... inner steps, at an outer step; tags start with the split."""
         for name, intervals in metrics.items():
             self.scalars({f"{split}/{name}_by_step/{inner}": each.mean for inner, each in enumerate(intervals)}, step)
+
+
+class Silent(Logger):
+    """Writes nothing: of several processes one writes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, start=0, figures=False)
+
+    def config(self, config: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> None:
+        return
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        return
+
+    def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
+        return
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        return
+
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
+        return
+
+    def flush(self) -> None:
+        return
+
+    def close(self, error: str | None = None, *, finished: bool = False) -> None:
+        return
 
 
 def hyperparameters(config: DictConfig, choices: Mapping[str, str]) -> dict[str, float | str]:

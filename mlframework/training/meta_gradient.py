@@ -27,6 +27,7 @@ def meta_gradient(
     chunk: int | None = None,
     gradients_of: Callable[[Episode], Gradients] | None = None,
     learned: Mapping[str, nn.Parameter] | None = None,
+    tasks: int | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Sets `.grad` of every meta-parameter to the gradient of the meta-loss, averaged over tasks.
 
@@ -34,6 +35,7 @@ def meta_gradient(
         chunk: tasks at a time; each chunk's graph is freed before the next is built, so memory is that of one chunk.
         gradients_of: finds the gradients of a chunk's summed losses; by default autograd does.
         learned: the meta-parameters by name; finding them takes a good part of a small step.
+        tasks: of the whole meta-batch, over which is averaged; None: the episode is all of it.
 
     Returns:
         The meta-loss of each task `[tasks]` and the metrics, detached. Without meta-parameters that is all.
@@ -44,14 +46,14 @@ def meta_gradient(
     learned = learned_by(meta_layer) if learned is None else learned
     for p in learned.values():
         p.grad = None
-    parts = []
+    parts, tasks = [], tasks or episode.num_tasks
     for part in episode.chunks(chunk or episode.num_tasks):
         if gradients_of is None or not learned:
             losses, metrics = meta_layer.training_loss(part)
             if learned:
-                losses.backward(torch.full_like(losses, 1 / episode.num_tasks))
+                losses.backward(torch.full_like(losses, 1 / tasks))
         else:
-            losses, metrics, by_name, _ = averaged(gradients_of(part), episode.num_tasks)
+            losses, metrics, by_name, _ = averaged(gradients_of(part), tasks)
             for name, grad in by_name.items():
                 p = learned[name]
                 p.grad = grad if p.grad is None else p.grad + grad

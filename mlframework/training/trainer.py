@@ -7,14 +7,16 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from mlframework import processes
 from mlframework.errors import FailedRun, InvalidValue, nearest
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
 from mlframework.evaluation.part import Validated
-from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
+from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, over_ranks, task_values
 from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
@@ -45,6 +47,7 @@ class Trainer:
         validate_every: outer steps between validations; the last step is always validated.
         validation_tasks: tasks of the frozen validation set.
         checkpoint_every: outer steps between checkpoints; a resumed run continues at the last one.
+        checkpoint_minutes: minutes after which there is a checkpoint in any case; None: the number of steps decides.
         log_every: outer steps between points of the training curves.
         monitor: the validation metric that selects the best checkpoint.
         monitor_step: inner steps after which it is taken; None takes the number that is trained, or the last one if
@@ -59,10 +62,14 @@ class Trainer:
     log_every: int
     monitor: str
     monitor_step: int | None = None
+    checkpoint_minutes: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("steps", "meta_batch", "validate_every", "validation_tasks", "checkpoint_every", "log_every"):
             at_least(field, getattr(self, field), 1)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            why = "must be above 0, or null for checkpoints by checkpoint_every alone"
+            raise InvalidValue("checkpoint_minutes", self.checkpoint_minutes, why)
         if self.monitor_step is not None and self.monitor_step < 0:
             why = "must be at least 0, or null for the steps that are trained"
             raise InvalidValue("monitor_step", self.monitor_step, why)
@@ -81,9 +88,10 @@ class Trainer:
             return self.without_steps(training, logger, progress)
         with stage("meta-training", self.steps, progress.step) as training_stage, DeferredInterrupt() as interrupt:
             training.outer.capture.interrupted = lambda: interrupt.asked
-            clock = resumed = time.perf_counter()
+            clock = resumed = saved = time.perf_counter()
             spent, reported = progress.seconds, progress.step
             for step in range(progress.step + 1, self.steps + 1):
+                training.outer.notes = interrupt.asked, self.overdue(saved)
                 metrics = self.outer_step(training, step)
                 training_stage.done = step
                 if step % self.log_every == 0 or step == self.steps:
@@ -94,10 +102,11 @@ class Trainer:
                 if step % self.validate_every == 0 or step == self.steps:
                     progress = self.validate(training, logger, progress)
                     clock, reported = time.perf_counter(), step
-                interrupted = interrupt.asked
-                if step % self.checkpoint_every == 0 or step == self.steps or interrupted:
+                interrupted, due = self.wishes(training, interrupt.asked, saved)
+                if step % self.checkpoint_every == 0 or step == self.steps or interrupted or due:
                     logger.flush()  # a resumed run does not take the steps before its checkpoint again
                     self.save(training, progress)
+                    saved = time.perf_counter()
                 if interrupted:
                     raise KeyboardInterrupt
         if interrupt.asked:  # after the last step
@@ -107,6 +116,18 @@ class Trainer:
             why = f"{self.monitor} ({after}) was not finite at any validation, so no weights are the best"
             raise FailedRun(f"{why}; the last ones are in {training.last}")
         return progress
+
+    def overdue(self, saved: float) -> bool:
+        """Whether the last checkpoint is older than `checkpoint_minutes`, by the clock of rank 0."""
+        minutes = (time.perf_counter() - saved) / 60
+        return self.checkpoint_minutes is not None and processes.leads() and minutes > self.checkpoint_minutes
+
+    def wishes(self, training: Training, asked: bool, saved: float) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save; of several ranks, as one of them told the others before the step."""
+        if processes.count() == 1:
+            return asked, self.overdue(saved)
+        stop, due = training.outer.heard
+        return bool(stop), bool(due)
 
     def without_steps(self, training: Training, logger: Logger, progress: Progress) -> Progress:
         """The validation of an algorithm that has nothing to learn; its weights are the best ones."""
@@ -124,6 +145,11 @@ class Trainer:
 
     def check(self, meta_layer: MetaLayer, metrics: Collection[str]) -> None:
         """Refuses to monitor an inner step that validation does not take, or a metric that does not exist."""
+        if self.meta_batch < processes.count():
+            why = (
+                f"must be at least {processes.count()}, the number of processes, each of which takes some of the tasks"
+            )
+            raise InvalidValue("meta_batch", self.meta_batch, why)
         most = meta_layer.test_inner_steps
         if self.monitor_step is not None and self.monitor_step > most:
             why = f"must be at most {most}, the inner steps of validation (algorithm.test_inner_steps)"
@@ -136,10 +162,12 @@ class Trainer:
         """Steps on the next meta-batch; where the loss is not finite, says which step and which tasks."""
         task = on_features(training.task, training.meta_layer.base_layer)
         episode = task.sample(self.meta_batch, "train", training.generator)
-        episode = training.meta_layer.before_step(episode, training.generator).to(training.device)
+        episode = training.meta_layer.before_step(episode, training.generator)
+        # Each rank draws the whole meta-batch, so that the tasks are the same whatever the number of ranks.
+        mine = episode.tasks(processes.share(self.meta_batch)) if processes.count() > 1 else episode
         training.outer.capture.steps_left = self.steps - step
         try:
-            return training.outer.step(episode)
+            return training.outer.step(mine.to(training.device), self.meta_batch)
         except NotFinite as error:
             hashes = [f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in error.tasks]
             who = ", ".join(hashes) or f"meta-batch {episode.hash()}"
@@ -162,14 +190,15 @@ class Trainer:
         shown = {name: steps for name, steps in by_step.items() if name.startswith("query_")}
         count, rest = divmod(progress.step, self.validate_every)
         doubled = rest == 0 and count & (count - 1) == 0  # 1, 2, 4, 8, ...: things change early, then slowly
-        if logger.figures and (doubled or progress.step == self.steps):
+        if logger.figures and processes.leads() and (doubled or progress.step == self.steps):
             self.show(training, logger, shown, progress.step)
         said = ", ".join(f"{name} {metrics[name]}" for name in shown)
         log.info("step %d: validation %s", progress.step, said)
         value = metrics[self.monitor].mean
         if not self.better(training.task, value, progress.best):
             return progress
-        checkpoint.save_weights(training.best, training.meta_layer)
+        if processes.leads():
+            checkpoint.save_weights(training.best, training.meta_layer)
         return progress._replace(best=value, best_step=progress.step)
 
     def validation(self, training: Training) -> tuple[dict[str, Interval], dict[str, list[Interval]]]:
@@ -177,7 +206,8 @@ class Trainer:
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
         with stage("validating"):
-            values = task_values(layer, tasks, layer.test_inner_steps, device=training.device)
+            judge = partial(task_values, layer, steps=layer.test_inner_steps, device=training.device)
+            values = over_ranks(judge, tasks)
         by_step = {name: [Interval.of(row) for row in rows] for name, rows in values.items()}
         inner_steps = self.selecting_step(layer)
         # An algorithm without inner steps has one row.
@@ -202,5 +232,7 @@ class Trainer:
         return than is None or (value > than if higher else value < than)
 
     def save(self, training: Training, progress: Progress) -> None:
-        with atomic(training.last) as part:
-            torch.save(checkpoint.state_of(training, progress), part)
+        state = checkpoint.state_of(training, progress)
+        if processes.leads():
+            with atomic(training.last) as part:
+                torch.save(state, part)

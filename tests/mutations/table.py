@@ -431,7 +431,7 @@ ALGORITHMS = (
     ),
     meta_gradient(
         "each chunk's mean counts alike",
-        "1 / episode.num_tasks))",
+        "1 / tasks))",
         "1 / part.num_tasks))",
         "test_chunks_change_neither_losses_metrics_nor_gradient",
     ),
@@ -464,8 +464,8 @@ EVALUATION = (
     ),
     trial(
         "choices made on test",
-        "candidate.judge(self.validation)",
-        "candidate.judge(self.tasks)",
+        "over_ranks(candidate.judge, self.validation)",
+        "over_ranks(candidate.judge, self.tasks)",
         "test_every_row_is_judged_on_the_split_asked_for_and_chosen_on_validation",
     ),
     trial(
@@ -561,8 +561,8 @@ EVALUATION = (
     ),
     judging(
         "task sets ignore their seed",
-        "generator = torch.Generator().manual_seed(self.seed)\n            for start",
-        "generator = torch.Generator().manual_seed(0)\n            for start",
+        "generator = torch.Generator().manual_seed(self.seed)\n            for _",
+        "generator = torch.Generator().manual_seed(0)\n            for _",
         "test_the_hash_tells_seeds_apart_and_nothing_else",
     ),
     judging(
@@ -690,7 +690,7 @@ SELECTION_AND_RESUME = (
                 'training.generator.set_state(state["generators"]["tasks"])',
                 "pass",
             ),
-            ("torch's generator is not restored", 'torch.set_rng_state(state["generators"]["torch"])', "pass"),
+            ("torch's generator is not restored", 'torch.set_rng_state(own["generators"]["torch"])', "pass"),
             ("the optimizer is not restored", 'outer.optimizer.load_state_dict(state["optimizer"])', "pass"),
             ("the schedule is not restored", 'outer.scheduler.load_state_dict(state["scheduler"])', "pass"),
             (

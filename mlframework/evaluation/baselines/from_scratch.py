@@ -51,6 +51,8 @@ class FromScratch(Baseline):
             with fork_rng(trial.device):
                 torch.manual_seed(tasks.seed)
                 scratch = TrainedFromScratch(trial.make_base_layer, trial.task, update=rule.update, steps=self.steps)
+                for _ in range(tasks.start):  # networks of tasks that other ranks judge
+                    trial.make_base_layer()
                 scratch.engine = trial.meta_layer.engine
                 return task_values(scratch.to(trial.device), tasks, self.steps, device=trial.device)
 

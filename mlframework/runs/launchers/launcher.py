@@ -15,6 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from mlframework import processes
 from mlframework.errors import UserError
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.sweep import job_folder, write_plan
@@ -61,16 +62,11 @@ class HydraJob:
         )
 
     def __call__(self) -> JobReturn:
-        """Runs the job in another process."""
+        """Runs the job in another process, or in each of several that share its tasks."""
         setup_globals()
         Singleton.set_state(self.state)
-        return self.here()
-
-    def checkpoint(self) -> Any:
-        """The job again, when a cluster takes the machine away: it goes on at its last checkpoint."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
+        with processes.one_speaks(), processes.joined():
+            return self.here()
 
 
 class JobLauncher(Launcher):

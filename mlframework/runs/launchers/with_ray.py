@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ __all__ = ["RayLauncher"]
 
 
 class RayLauncher(JobLauncher):
-    """A Ray task for each job, as many at a time as there are cores and GPUs for them.
+    """A Ray task for each process of a job, as many jobs at a time as there are cores and GPUs for them.
 
     Args:
         address: of a running cluster, whose machines share the sweep's folder; null starts Ray on this machine.
         cpus, gpus: of the machine that is started; null: all.
-        cpus_per_job, gpus_per_job: what a job takes.
+        ranks_per_job: processes of a job, which share its tasks.
+        cpus_per_job, gpus_per_job: what each process of a job takes.
     """
 
     name = "ray"
@@ -29,8 +31,15 @@ class RayLauncher(JobLauncher):
     extra = "ray"
 
     def __init__(
-        self, address: str | None, cpus: int | None, gpus: int | None, cpus_per_job: float, gpus_per_job: float
+        self,
+        address: str | None,
+        cpus: int | None,
+        gpus: int | None,
+        cpus_per_job: float,
+        gpus_per_job: float,
+        ranks_per_job: int = 1,
     ) -> None:
+        self.ranks = ranks_per_job
         self.machine = {"num_cpus": cpus, "num_gpus": gpus} if address is None else {"address": address}
         self.of_job = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": 0}
 
@@ -39,30 +48,67 @@ class RayLauncher(JobLauncher):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns that this will change
         import ray
 
-        remote: Any = ray.remote
         try:
             ray.init(include_dashboard=False, logging_level=logging.ERROR, **self.machine)
         except Exception as error:  # Ray raises bare ones
             raise FailedRun(f"launcher=ray: Ray does not start: {error}") from error
         try:
-            task = remote(**self.of_job)(call)
-            tasks = {task.remote(job): job for job in jobs}
-            while tasks:
-                (ended, *_), _ = ray.wait(list(tasks))
-                job = tasks.pop(ended)
-                yield job, outcome(job, ended)
+            started = {job.number: (job, *self.start(job)) for job in jobs}
+            waiting = {task: job.number for job, tasks, _ in started.values() for task in tasks}
+            while waiting:
+                (ended, *_), _ = ray.wait(list(waiting))
+                number = waiting.pop(ended)
+                if number not in waiting.values():
+                    job, tasks, group = started.pop(number)
+                    if group is not None:
+                        ray.util.remove_placement_group(group)
+                    yield job, outcome(job, tasks)
         finally:
             ray.shutdown()
 
+    def start(self, job: HydraJob) -> tuple[list[Any], Any]:
+        """The tasks of a job, one for each of its processes, and the machines' parts that are kept free for them."""
+        import ray
 
-def outcome(job: HydraJob, ended: Any) -> JobReturn:
-    """What a job gave, once its task has ended."""
+        remote: Any = ray.remote
+        if self.ranks == 1:
+            return [remote(**self.of_job)(call).remote(job)], None
+        part = {"CPU": self.of_job["num_cpus"], "GPU": self.of_job["num_gpus"]}
+        group = ray.util.placement_group([{name: n for name, n in part.items() if n}] * self.ranks)
+
+        def within(rank: int) -> dict[str, Any]:
+            # A process of its own for each task: one that was a rank of another job would still be of that job.
+            placed = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, rank)
+            return {**self.of_job, "scheduling_strategy": placed, "max_calls": 1}
+
+        address = remote(**within(0))(free_address).remote()
+        return [remote(**within(r))(as_rank).remote(job, r, self.ranks, address) for r in range(self.ranks)], group
+
+
+def outcome(job: HydraJob, tasks: Sequence[Any]) -> JobReturn:
+    """What a job gave in its first process, once all its tasks have ended."""
     import ray
 
     try:
-        return ray.get(ended)
+        return ray.get(list(tasks))[0]
     except ray.exceptions.RayError as error:
         return failure(job, error)
+
+
+def free_address() -> tuple[str, int]:
+    """An address on the machine of the first rank, at which the ranks find each other."""
+    import ray
+
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return ray.util.get_node_ip_address(), found.getsockname()[1]
+
+
+def as_rank(job: HydraJob, rank: int, count: int, address: tuple[str, int]) -> JobReturn:
+    """Runs a job as one of its processes."""
+    place = {"MASTER_ADDR": address[0], "MASTER_PORT": address[1], "RANK": rank, "WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    return job()
 
 
 def call(job: HydraJob) -> JobReturn:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,8 +22,27 @@ __all__ = ["SlurmLauncher", "SubmititLauncher"]
 PAUSE = 0.2
 
 
+@dataclass(frozen=True)
+class ClusterJob:
+    """A job as submitit runs it, in each of its processes."""
+
+    job: HydraJob
+
+    def __call__(self) -> JobReturn:
+        import submitit
+
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        return self.job()
+
+    def checkpoint(self) -> Any:
+        """The job again, when a cluster takes the machine away: it goes on at its last checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
 class SubmititLauncher(JobLauncher):
-    """A process for each job on this machine, `n_jobs` at a time; -1 is one for each core.
+    """Each job in `tasks_per_node` processes on this machine, `n_jobs` jobs at a time; -1 is one for each core.
 
     Args:
         folder: for what the jobs print.
@@ -52,11 +72,11 @@ class SubmititLauncher(JobLauncher):
     def run(self, jobs: Sequence[HydraJob]) -> Iterator[tuple[HydraJob, JobReturn]]:
         executor, left = self.executor(), iter(jobs)
         most = self.n_jobs if self.n_jobs > 0 else os.cpu_count() or 1
-        running = [(job, executor.submit(job)) for job in islice(left, most)]
+        running = [(job, executor.submit(ClusterJob(job))) for job in islice(left, most)]
         while running:
             ended = [pair for pair in running if pair[1].done()]
             running = [pair for pair in running if pair not in ended]
-            running += [(job, executor.submit(job)) for job in islice(left, len(ended))]
+            running += [(job, executor.submit(ClusterJob(job))) for job in islice(left, len(ended))]
             yield from ((job, outcome(job, submitted)) for job, submitted in ended)
             time.sleep(PAUSE)
 
@@ -75,15 +95,15 @@ class SlurmLauncher(SubmititLauncher):
     def run(self, jobs: Sequence[HydraJob]) -> Iterator[tuple[HydraJob, JobReturn]]:
         executor = self.executor()
         with executor.batch():
-            submitted = [executor.submit(job) for job in jobs]
+            submitted = [executor.submit(ClusterJob(job)) for job in jobs]
         yield from ((job, outcome(job, each)) for job, each in zip(jobs, submitted, strict=True))
 
 
 def outcome(job: HydraJob, submitted: Any) -> JobReturn:
-    """What a job gave, once its process has ended."""
+    """What a job gave in its first process, once all of them have ended."""
     import submitit
 
     try:
-        return submitted.result()
+        return submitted.results()[0]
     except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
         return failure(job, error)

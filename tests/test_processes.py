@@ -1,0 +1,96 @@
+"""Several processes take a run's tasks between them, and come to the result of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from torch import Tensor
+
+from mlframework import processes
+from mlframework.runs.run import set_up
+from mlframework.runs.run_folder import RunFolder
+
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
+COMMON = (
+    "trainer.steps=50",
+    "trainer.validate_every=25",
+    "trainer.validation_tasks=5",
+    "trainer.meta_batch=7",
+    "trainer.log_every=10",
+    "evaluation=none",
+    "display=[]",
+    "threads=1",
+    "device=cpu",
+)
+IMAGES = ("task=digits", "task.k_shot=1", "task.k_query=2", "base_layer=conv4", "base_layer.filters=4")
+TEXT = ("task=text_lists", "task.length=12", "base_layer=gru", "base_layer.width=8")
+#: Not Adam: a bias before a batch norm has no gradient but rounding, which Adam divides by its size.
+SGD = ("optimizer=sgd", "optimizer.lr=0.05")
+RUNS = {
+    "maml": ("algorithm=maml", "task=sinusoid", "base_layer.hidden=[8]"),
+    "maml_plus_plus": ("algorithm=maml_plus_plus", *IMAGES, *SGD, "algorithm.inner_steps=2"),
+    "prototypes": ("algorithm=prototypes", *IMAGES, *SGD),
+    "svm": ("algorithm=svm", *IMAGES, *SGD),
+    "lora": ("algorithm=lora", *TEXT),
+}
+
+
+def outer_steps(file: Path, names: Sequence[str], *more: str) -> None:
+    """Takes the outer steps of runs in float32 and float64, and saves the parameters by name."""
+    found = {}
+    with initialize_config_module("mlframework.conf", version_base="1.3"):
+        configs = {n: compose("train", [*RUNS[n], *COMMON, *more, f"run_dir={file.parent}"]) for n in names}
+    for (name, config), dtype in product(configs.items(), TOLERANCES):
+        torch.set_default_dtype(dtype)
+        torch.manual_seed(0)
+        training = set_up(config, RunFolder(config.run_dir))
+        for step in range(config.trainer.steps):
+            instantiate(config.trainer).outer_step(training, step)
+        found[name, dtype] = training.meta_layer.state_dict()
+        if more:
+            assert all(training.outer.capture.decided.values()), "a step was not compiled"
+    if processes.leads():
+        torch.save(found, file)
+
+
+def farthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The largest difference between the numbers of two modules."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def check_alike(folder: Path, names: Sequence[str], *more: str) -> None:
+    """The parameters of two and of three processes are those of one."""
+    for count in (1, 2, 3):
+        ranks.run(count, outer_steps, folder / f"{count}.pt", names, *more)
+    one, *others = (torch.load(folder / f"{count}.pt") for count in (1, 2, 3))
+    off = {key: max(farthest(one[key], other[key]) for other in others) for key in one}
+    assert {key: far for key, far in off.items() if far > TOLERANCES[key[1]]} == {}
+
+
+def test_shares_are_all_tasks_once_and_differ_by_one(monkeypatch):
+    for count in (1, 2, 3, 8):
+        shares = []
+        for rank in range(count):
+            monkeypatch.setattr(processes.Group, "current", processes.Group(rank, count, None))
+            shares.append(processes.share(7))
+        assert [task for share in shares for task in range(7)[share]] == list(range(7))
+        sizes = [share.stop - share.start for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.slow
+def test_seven_tasks_over_one_two_and_three_processes_end_alike(tmp_path):
+    check_alike(tmp_path, tuple(RUNS))
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_one_two_and_three_processes_end_alike(tmp_path):
+    check_alike(tmp_path, ("maml",), "outer.capture=true")

@@ -1,0 +1,152 @@
+"""A rank that dies ends the run, with its name; under torchrun's restarts the run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from mlframework.cli.train import main
+
+pytestmark = pytest.mark.slow
+
+KILLS = 10
+OVERRIDES = (
+    "task=sinusoid",
+    "algorithm=meta_sgd",
+    "base_layer.hidden=[8]",
+    "trainer.meta_batch=3",
+    "trainer.validation_tasks=4",
+    "trainer.validate_every=200",
+    "trainer.checkpoint_every=5",
+    "evaluation=none",
+    "display=[]",
+    "threads=1",
+    "device=cpu",
+)
+
+
+def command(notes: Path, *arguments: str) -> None:
+    """`mlframework-train` as a rank; what it says goes to a file, and its process number to another."""
+    rank = os.environ["RANK"]
+    said = os.open(notes / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    (notes / f"attempts-{rank}").open("a").write("|")
+    (notes / f"process-{rank}").write_text(str(os.getpid()))
+    torch.set_num_threads(1)
+    sys.argv[1:] = arguments
+    main()
+
+
+def bare_rank(rank: int, count: int, port: int, notes: Path, arguments: tuple[str, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command(notes, *arguments)
+
+
+def start(count: int, notes: Path, *arguments: str) -> list[Any]:
+    notes.mkdir()
+    port = ranks.free_port()
+    found = [ranks.CONTEXT.Process(target=bare_rank, args=(r, count, port, notes, arguments)) for r in range(count)]
+    for each in found:
+        each.start()
+    return found
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the last checkpoint; 0 where there is none."""
+    there = (folder / "checkpoints" / "last.pt").exists()
+    return ranks.state_of(folder)["progress"]["step"] if there else 0
+
+
+def wait_for_step(folder: Path, after: int, seconds: float = 1800) -> None:
+    end = time.monotonic() + seconds
+    while steps_done(folder) <= after:
+        assert time.monotonic() < end, f"no checkpoint beyond step {after}"
+        time.sleep(0.01)
+
+
+def said(notes: Path, rank: int) -> str:
+    return (notes / f"said-{rank}").read_text()
+
+
+def test_a_rank_that_is_killed_ends_the_run_with_a_line_that_names_it(tmp_path):
+    notes, folder = tmp_path / "notes", tmp_path / "run"
+    processes = start(3, notes, *OVERRIDES, f"run_dir={folder}", "trainer.steps=100000")
+    wait_for_step(folder, 0)
+    processes[1].kill()
+    codes = ranks.ended(processes)
+    assert codes[1] == -signal.SIGKILL and codes[0] == codes[2] == 1
+    lines = [line for rank in (0, 2) for line in said(notes, rank).splitlines() if "was killed" in line]
+    (line,) = lines
+    assert line.startswith(f"rank 1 (process {processes[1].pid} on ")
+
+
+def test_a_mistake_of_all_ranks_is_told_once(tmp_path):
+    notes = tmp_path / "notes"
+    processes = start(2, notes, *OVERRIDES, f"run_dir={tmp_path / 'run'}", "task.k_shot=0")
+    assert ranks.ended(processes) == [2, 2]
+    assert said(notes, 0).count("task.k_shot=0: must be a whole number of at least 1") == 1 and not said(notes, 1)
+    assert not (tmp_path / "run").exists()
+
+
+def kill_now_and_then(folder: Path, notes: Path, killed: list[int]) -> None:
+    """Kills one of two ranks at random moments after the run went on beyond its last end."""
+    chance, reached = random.Random(0), 0
+    for _ in range(KILLS):
+        wait_for_step(folder, reached)
+        time.sleep(chance.uniform(0, 0.15))
+        rank = chance.randrange(2)
+        os.kill(int((notes / f"process-{rank}").read_text()), signal.SIGKILL)
+        killed.append(rank)
+        reached = steps_done(folder)
+
+
+def agent(notes: Path, *arguments: str) -> None:
+    """What `torchrun --standalone --nproc-per-node=2 --max-restarts=10` does, without importing torch each time."""
+    notes.mkdir()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="kills",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=KILLS,
+        monitor_interval=0.1,
+        start_method="forkserver",
+    )
+    elastic_launch(config, command)(notes, *arguments)
+
+
+def test_one_of_two_ranks_killed_ten_times_under_max_restarts_ends_as_an_undisturbed_run(tmp_path):
+    arguments = (*OVERRIDES, "trainer.steps=600")
+    agent(tmp_path / "calm", *arguments, f"run_dir={tmp_path / 'whole'}")
+    killed: list[int] = []
+    notes, folder = tmp_path / "notes", tmp_path / "killed"
+    killer = threading.Thread(target=kill_now_and_then, args=(folder, notes, killed), daemon=True)
+    killer.start()
+    agent(notes, *arguments, f"run_dir={folder}")
+    assert len(killed) == KILLS and set(killed) == {0, 1}
+    assert (notes / "attempts-0").read_text() == (notes / "attempts-1").read_text() == "|" * (KILLS + 1)
+    whole, found = ranks.state_of(tmp_path / "whole"), ranks.state_of(folder)
+    for state in (whole, found):
+        del state["progress"]["seconds"]
+    assert str(found) == str(whole) and len(found["ranks"]) == 1
+    assert all(torch.equal(found["meta_layer"][name], value) for name, value in whole["meta_layer"].items())
+    best = [(each / "checkpoints" / "best.safetensors").read_bytes() for each in (tmp_path / "whole", folder)]
+    assert best[0] == best[1]
+    results = [json.loads((each / "result.json").read_text())["validation"] for each in (tmp_path / "whole", folder)]
+    assert results[0] == results[1]
