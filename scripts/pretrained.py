@@ -160,7 +160,7 @@ def row_of(name: str, steps: int, base_layer: BaseLayer, task: ImageFolder) -> d
     times = milliseconds(layer, task) if isinstance(base_layer, Pretrained) and steps else {}
     accuracy = report.rows[0].interval("query_accuracy")._asdict()
     about = {"steps": steps, "seconds": seconds, "accuracy": accuracy, "hash": report.task_hash, "parameters": learned}
-    return {**about, **times}
+    return {**about, **times, "commit": git_state()["commit"]}
 
 
 def milliseconds(layer: MetaLayer, task: ImageFolder) -> dict[str, float]:
@@ -221,11 +221,13 @@ def drawn() -> Iterator[str]:
             times = [f"{kept:.1f}", f"{through:,.0f}", f"{through / kept:,.0f}x"]
         yield f"| {name} | {accuracy} | {row['steps']} | {row['seconds']:.0f} | {' | '.join(times)} |"
     (tasks,) = {row["hash"] for row in found["rows"].values()}
+    later = {name: row["commit"][:7] for name, row in rows if row.get("commit", found["commit"]) != found["commit"]}
+    commits = ", ".join([found["commit"][:7], *(f"{name} {commit}" for name, commit in later.items())])
     yield ""
     yield (
         f"{TASKS} test tasks, 5-way 1-shot with 15 queries per class, hash {tasks}; mean and 95 % interval over tasks, "
         f"seed 0; CPU seconds of the training on one thread of an {found['machine']}; "
-        f"{META_BATCH} tasks per outer step; commit {found['commit'][:7]}, torch {found['torch']}. Cannot: "
+        f"{META_BATCH} tasks per outer step; commit {commits}, torch {found['torch']}. Cannot: "
         + "; ".join(f"{name} ({why})" for name, why in found["cannot"].items())
         + "."
     )

@@ -79,6 +79,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path, logger):
     killed = logger()
     killed.scalars({"train/query_loss": 3.0}, 1)
     killed.flush()  # before a checkpoint
+    assert not killed.points, "a long run holds no points that are written"
     killed.scalars({"train/query_loss": 2.0}, 2)
     resumed = logger(start=1)
     resumed.scalars({"train/query_loss": 1.0}, 2)

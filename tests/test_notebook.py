@@ -66,6 +66,13 @@ def test_train_takes_the_steps_of_the_command_line(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
 
 
+def test_a_network_of_other_numbers_than_the_tasks_is_refused_in_one_line():
+    line = r"parameters of torch\.float64: tasks draw torch\.float32: call torch\.set_default_dtype\(torch\.float64\)"
+    for use in (functools.partial(train, steps=1), evaluate):
+        with pytest.raises(InvalidValue, match=line):
+            use(maml().double())
+
+
 def test_evaluations_with_one_seed_are_of_the_same_tasks():
     layer = maml()
     one, same, other = (evaluate(layer, tasks=5, validation_tasks=3, seed=seed) for seed in (1, 1, 2))

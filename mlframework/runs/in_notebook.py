@@ -42,6 +42,7 @@ def train(
     Returns:
         The mean query loss of each outer step's tasks.
     """
+    check_numbers(meta_layer)
     at_least("steps", steps, 1)
     at_least("meta_batch", meta_batch, 1)
     learned = [p for p in meta_layer.parameters() if p.requires_grad]
@@ -83,11 +84,22 @@ def evaluate(
     Returns:
         The report; `report.rows[0].interval("query_loss")` is the algorithm's mean with its 95 % interval.
     """
+    check_numbers(meta_layer)
     evaluation = Evaluation(tasks=tasks, seed=seed, split=split, validation_tasks=validation_tasks, baseline=baseline)
     device = next(meta_layer.parameters(), torch.empty(0)).device
     make = make_base_layer or no_base_layer
     with showing(), stage("evaluating"):
         return evaluation.run(type(meta_layer).__name__, meta_layer, make, device, monitor=monitor)
+
+
+def check_numbers(meta_layer: MetaLayer) -> None:
+    """Refuses parameters of another width than the numbers that its tasks draw, which are of torch's default dtype."""
+    drawn, kind = torch.get_default_dtype(), meta_layer.task.spec.kind
+    others = {p.dtype for p in meta_layer.parameters() if p.is_floating_point()} - {drawn}
+    if others and kind != "sequence":  # tokens are whole numbers
+        (other, *_) = others
+        why = f"tasks draw {drawn}: call torch.set_default_dtype({other}) before anything is built"
+        raise InvalidValue("meta_layer", f"parameters of {other}", why)
 
 
 def no_base_layer() -> BaseLayer:

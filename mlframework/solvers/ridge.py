@@ -56,6 +56,6 @@ def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def checked(dual: Tensor, rest: Tensor, wanted: Tensor, dtype: torch.dtype) -> Solution:
-    """The solution, with what the equations leave over, relative to the targets."""
+    """The solution with its residual: the largest error of the equations, relative to the largest target."""
     residual = rest.abs().amax((-2, -1)) / wanted.detach().abs().amax((-2, -1)).clamp(min=1e-300)
     return Solution(dual.to(dtype), residual.to(dtype), residual <= TOLERANCE)

@@ -51,7 +51,7 @@ class Kernel(KeepsArguments, nn.Module, ABC):
         """Similarities `[tasks, n, m]` of features `a` `[tasks, n, d]` to features `b` `[tasks, m, d]`."""
 
     def features(self, a: Tensor) -> Tensor | None:
-        """Features `[tasks, n, p]` whose inner products are the similarities; None: no finite number of them."""
+        """Features `[tasks, n, p]` whose inner products are the similarities; None: they would be infinitely many."""
         return None
 
     def variance(self, a: Tensor) -> Tensor:
@@ -165,13 +165,13 @@ def with_constant(a: Tensor, constant: float) -> Tensor:
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """The mean squared differences `[tasks, n, m]` of features `a` `[tasks, n, d]` and `b` `[tasks, m, d]`."""
-    # The differences themselves: the root of a rounding would be as large as that of a small distance.
+    # Exact differences: a kernel that takes the root of a small square would magnify a rounding error.
     return (a.unsqueeze(2) - b.unsqueeze(1)).square().mean(-1)
 
 
 def distances_by_products(a: Tensor, b: Tensor) -> Tensor:
-    """`squared_distances` without the differences `[tasks, n, m, d]`; a distance of 0 is one of a rounding here."""
-    centre = b.detach().double().mean(1, keepdim=True)  # takes a common offset away, which would cancel
+    """`squared_distances` without all differences `[tasks, n, m, d]`; a distance of 0 may be a rounding error."""
+    centre = b.detach().double().mean(1, keepdim=True)  # a common offset would cost digits
     a_centred, b_centred = a.double() - centre, b.double() - centre
     squares = a_centred.square().sum(-1, keepdim=True) + b_centred.square().sum(-1).unsqueeze(1)
     return ((squares - 2 * a_centred @ b_centred.mT) / a.shape[-1]).to(a.dtype)
