@@ -40,6 +40,11 @@ RATES = ["0.001", "0.003", "0.01"]
 OTHER_RATES = {"reptile": ["0.3", "0.6", "1.0"]}
 #: Of a run whose baselines alone are wanted.
 BASELINES_ALONE = ["algorithm=ridge", "trainer.steps=1"]
+#: The sweeps of baselines; where two have a method, the later one counts.
+BASELINES = {
+    "baselines": "evaluation/baseline=[rating_means,popularity,on_all_users,matrix_factorisation]",
+    "baselines_on_each_user": "evaluation/baseline=[on_each_user]",
+}
 
 #: Every method by its name in the table, with its overrides.
 METHODS: dict[str, list[str]] = {
@@ -74,8 +79,9 @@ METRICS = {
 
 
 def train(folder: Path, seeds: int, only: Sequence[str]) -> None:
-    if not only or "baselines" in only:
-        sweep(folder / "baselines", seeds, BASELINES_ALONE)
+    for name, baselines in BASELINES.items():
+        if not only or "baselines" in only:
+            sweep(folder / name, seeds, [*BASELINES_ALONE, baselines])
     for name, overrides in METHODS.items():
         if not only or name in only:
             sweep(folder / name, seeds, [*overrides, NO_BASELINES], OTHER_RATES.get(name, RATES))
@@ -154,7 +160,7 @@ def by_user(values: Sequence[float], users: Sequence[str]) -> dict[str, float]:
 
 def collect(folder: Path) -> None:
     """Writes one record for each sweep."""
-    for name in ("baselines", *METHODS):
+    for name in (*BASELINES, *METHODS):
         if found := record(folder / name):
             write_json(RECORDS / f"{name}.json", found)
     for users, items in PARTITIONS:
@@ -180,7 +186,7 @@ def values(records: Mapping[str, Any]) -> Values:
     for name, each in records.items():
         for run in each["runs"]:
             of_algorithm, *of_baselines = run["rows"]
-            if name != "baselines":
+            if name not in BASELINES:
                 found.setdefault(name, {})[run["seed"]] = of_algorithm
             for row in of_baselines:
                 found.setdefault(row["method"], {})[run["seed"]] = row
@@ -265,7 +271,7 @@ def provenance(records: Mapping[str, Any]) -> str:
     runs = [run for each in records.values() for run in each["runs"]]
     commits = sorted({run["commit"][:7] for run in runs})
     machines = sorted({run["machine"] for run in runs})
-    seconds = sorted(run["seconds"] for name, each in records.items() if name != "baselines" for run in each["runs"])
+    seconds = sorted(run["seconds"] for name, each in records.items() if name not in BASELINES for run in each["runs"])
     return (
         f"{len(runs)} runs, commits {', '.join(commits)}, {', '.join(machines)}; a training takes {seconds[0]:.0f} to "
         f"{seconds[-1]:.0f} s, {seconds[len(seconds) // 2]:.0f} s in the median, on one core."
