@@ -13,11 +13,13 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory):
-    """Nothing is read from or left in the user's cache; what one test or worker computes, the others find."""
+    """Nothing is read from or left in the user's cache, nor signed by the user's key; what one test or worker computes,
+    the others find."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFRAMEWORK_CACHE", str(folder))
+        patch.setenv("MLFRAMEWORK_KEY", str(folder.with_name("key")))
         yield
 
 

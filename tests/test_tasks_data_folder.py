@@ -1,5 +1,6 @@
 """Files that are there whole or not at all: the cache, downloads."""
 
+import fcntl
 import hashlib
 import http.server
 import threading
@@ -9,19 +10,30 @@ import pytest
 
 from mlframework.errors import UserError
 from mlframework.files import atomic
-from mlframework.tasks.data_folder import cached, data_folder, download
+from mlframework.tasks.data_folder import cached, data_folder
+from mlframework.tasks.download import download
 
 BODY = bytes(range(256)) * 1000
+SHA256, LENGTH = hashlib.sha256(BODY).hexdigest(), len(BODY)
+
+#: The ranges that the server was asked for.
+asked = []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves BODY; `/short` breaks off in the middle, `/absent` is a 404."""
+    """Serves BODY, from where it is asked to; what starts with `/short` breaks off, `/absent` is a 404.
+
+    What ends with `from_the_start` does not know ranges.
+    """
 
     def do_GET(self):
-        self.send_response(404 if self.path == "/absent" else 200)
-        self.send_header("Content-Length", str(len(BODY)))
+        wanted = self.headers.get("Range")
+        asked.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and "from_the_start" not in self.path else 0
+        self.send_response(404 if self.path == "/absent" else 206 if start else 200)
+        self.send_header("Content-Length", str(len(BODY) - start))
         self.end_headers()
-        self.wfile.write(BODY[:1000] if self.path == "/short" else BODY)
+        self.wfile.write(BODY[:1000] if self.path.startswith("/short") else BODY[start:])
 
     def log_message(self, *args):
         pass
@@ -89,16 +101,23 @@ def test_a_truncated_cache_file_is_built_anew(cache, keep):
     assert np.array_equal(np.load(path)["x"], np.arange(1000))
 
 
-def test_a_flipped_byte_in_the_cache_is_noticed(cache):
+def test_every_flipped_bit_in_the_cache_is_noticed(cache):
+    built = []
+
     def arrays():
-        return cached("thing", 0, lambda: {"x": np.arange(1000)}, source=__file__)
+        return cached("thing", 0, lambda: built.append(1) or {"x": np.arange(40), "y": np.eye(3)}, source=__file__)
 
     arrays()
     (path,) = cache.iterdir()
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    path.write_bytes(damaged)
-    assert np.array_equal(arrays()["x"], np.arange(1000))
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 61):  # every position within a byte
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        built.clear()
+        found = arrays()
+        assert built == [1], f"bit {bit}"
+        assert np.array_equal(found["x"], np.arange(40)) and np.array_equal(found["y"], np.eye(3))
 
 
 def test_a_build_that_fails_writes_nothing(cache):
@@ -115,20 +134,67 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     assert arrays["x"].tolist() == [0, 1, 2]
 
 
+def fetched(url, path, *, sha256=SHA256, size=LENGTH):
+    download(url, path, sha256=sha256, size=size, otherwise="put it here")
+
+
 def test_a_download_arrives_whole(server, tmp_path):
-    download(f"{server}/file", tmp_path / "new" / "file", md5=hashlib.md5(BODY).hexdigest(), otherwise="")
+    fetched(f"{server}/file", tmp_path / "new" / "file")
     assert (tmp_path / "new" / "file").read_bytes() == BODY
     assert files_in(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("page", ["other", "short", "absent"])
-def test_a_download_that_goes_wrong_leaves_nothing_and_says_what_else_to_do(server, tmp_path, page):
-    right = "0" * 32 if page == "other" else hashlib.md5(BODY).hexdigest()
+@pytest.mark.parametrize(
+    ("page", "wrong", "line"),
+    [
+        ("file", {"sha256": "0" * 64}, "came with sha256 "),
+        ("file", {"size": 5000}, "came with sha256 "),  # more is sent than declared
+        ("absent", {}, "HTTP Error 404"),
+    ],
+)
+def test_a_download_that_goes_wrong_leaves_nothing_and_says_what_else_to_do(server, tmp_path, page, wrong, line):
     with pytest.raises(UserError, match="put it here") as caught:
-        download(f"{server}/{page}", tmp_path / "file", md5=right, otherwise="put it here")
-    assert "\n" not in str(caught.value)
+        fetched(f"{server}/{page}", tmp_path / "file", **wrong)
+    assert "\n" not in str(caught.value) and line in str(caught.value)
     assert f"{server}/{page}" in str(caught.value)
     assert files_in(tmp_path) == []
+
+
+def test_no_more_than_the_declared_bytes_are_written(server, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("mlframework.tasks.download.sha256_of", lambda part: written.append(part.stat().st_size))
+    with pytest.raises(UserError):
+        fetched(f"{server}/file", tmp_path / "file", size=5000)
+    assert written[0] <= 5000 + 2**16 < len(BODY)
+
+
+@pytest.mark.parametrize("page", ["short", "short_and_from_the_start"])
+def test_a_download_that_broke_off_goes_on(server, tmp_path, page):
+    path = tmp_path / "file"
+    with pytest.raises(UserError, match=r"broke off after 1000 of 256000 bytes: try again, or put it here"):
+        fetched(f"{server}/{page}", path)
+    asked.clear()
+    fetched(f"{server}/{'file' if page == 'short' else 'from_the_start'}", path)
+    assert asked == ["bytes=1000-"]
+    assert path.read_bytes() == BODY and files_in(tmp_path) == ["file"]
+
+
+def test_what_an_earlier_try_fetched_wrongly_is_fetched_anew(server, tmp_path):
+    part = tmp_path / f"file.{SHA256[:32]}.part"
+    part.write_bytes(b"wrong" * 100)
+    with pytest.raises(UserError, match="sha256"):
+        fetched(f"{server}/file", tmp_path / "file")
+    fetched(f"{server}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_two_processes_that_download_one_file_do_not_mix_it_up(server, tmp_path):
+    part = tmp_path / f"file.{SHA256[:32]}.part"
+    with part.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as another process that is at it
+        fetched(f"{server}/file", tmp_path / "file")
+        assert not part.stat().st_size
+    assert (tmp_path / "file").read_bytes() == BODY
 
 
 def test_the_data_folder_is_the_argument_else_the_environment_else_in_the_home(monkeypatch, tmp_path):

@@ -2,7 +2,8 @@
 
 A graph's file is named by a digest of all that it can depend on: the algorithm with its numbers, shapes, the loaded
 sources, torch, and the machine. Had the digest forgotten something, the check of `mlframework.backend.capture` fails,
-and the graph is traced anew.
+and the graph is traced anew. A file begins with its signature by the user's key: loading a graph runs code, so that a
+file of anybody else, or a damaged one, is not loaded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.machine import name_of
 from mlframework.files import atomic, cache_folder
+from mlframework.keys import LENGTH, is_signed, sign
 
 __all__ = ["GraphCache"]
 
@@ -96,7 +98,10 @@ class GraphCache:
 def load(file: Path) -> Any | None:
     """The graph in a file, or None."""
     try:
-        graph = pickle.loads(zlib.decompress(file.read_bytes()))
+        content = file.read_bytes()
+        if not is_signed(content[:LENGTH], content[LENGTH:]):
+            raise ValueError("this user did not write it, or it is damaged")
+        graph = pickle.loads(zlib.decompress(content[LENGTH:]))
         os.utime(file)
         return graph
     except Exception as error:  # there is none, it is damaged, or files that it refers to are gone: all kinds
@@ -108,8 +113,10 @@ def save(graph: Any, file: Path) -> None:
     """Keeps a graph; one that cannot be kept is traced anew in every process."""
     try:
         content = zlib.compress(pickle.dumps(graph), level=1)
+        if (signature := sign(content)) is None:
+            return
         with atomic(file) as part:
-            part.write_bytes(content)
+            part.write_bytes(signature + content)
     except Exception as error:  # a full disk, or something in a graph that cannot be pickled
         log.debug("capture: %s is not kept: %s", file, error)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
+import logging
 import os
 import platform
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx
@@ -20,8 +26,11 @@ from mlframework.backend.private import (
     restore_code,
 )
 from mlframework.files import cache_folder
+from mlframework.keys import private_folder, sign
 
 __all__ = ["CompiledGraph", "compiled", "keep_compiled_files"]
+
+log = logging.getLogger(__name__)
 
 
 def compiled(graph: fx.GraphModule, meta_layer: Algorithm, **settings: Any) -> CompiledGraph:
@@ -70,7 +79,26 @@ def keep_compiled_files() -> None:
     """Names the folder of compiled files, unless the user has."""
     # torch names its own, which does not outlive the system's temporary files, as soon as there is an optimizer.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiler_folder()) == compiler_folder():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder_of_code(cache_folder()))
+
+
+def folder_of_code(cache: Path) -> Path:
+    """A folder for the compiler's files, which it loads as code without looking at them: only this user writes there.
+
+    Its name follows from the user's key, so that a cache that was copied from somebody else brings none.
+    """
+    name = sign("inductor")
+    folder = None if name is None else private_folder(cache / f"inductor-{name.hex()[:16]}")
+    return folder or folder_of_process(cache)
+
+
+@functools.cache
+def folder_of_process(cache: Path) -> Path:
+    """A folder that is removed when the process ends."""
+    log.warning("%s: others can write here, or you have no key: what is compiled is not kept (SECURITY.md)", cache)
+    folder = tempfile.mkdtemp(prefix="mlframework-inductor-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def inductor_settings(meta_layer: Algorithm) -> dict[str, Any]:

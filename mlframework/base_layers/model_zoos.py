@@ -14,17 +14,20 @@ from mlframework.files import KeepsArguments
 
 __all__ = ["Timm", "Torchvision"]
 
+#: How the names of arguments begin by which timm and torchvision load weights.
+LOADING = ("checkpoint", "pretrained", "weights", "cache_dir")
+
 
 class Timm(KeepsArguments):
     """A network of timm, by its name there, such as `resnet18`, without weights.
 
     Args:
         name: as `timm.list_models()` lists it.
-        options: further arguments of `timm.create_model`.
+        options: further arguments of `timm.create_model`, without those that load weights.
     """
 
     def __init__(self, name: str, *, options: Mapping[str, Any] | None = None) -> None:
-        self.name, self.options = name, dict(options or {})
+        self.name, self.options = name, without_weights(options or {})
 
     def __call__(self) -> nn.Module:
         timm = imported("timm")
@@ -36,15 +39,26 @@ class Torchvision(KeepsArguments):
 
     Args:
         name: as `torchvision.models.list_models()` lists it.
-        options: further arguments of `torchvision.models.get_model`.
+        options: further arguments of `torchvision.models.get_model`, without those that load weights.
     """
 
     def __init__(self, name: str, *, options: Mapping[str, Any] | None = None) -> None:
-        self.name, self.options = name, dict(options or {})
+        self.name, self.options = name, without_weights(options or {})
 
     def __call__(self) -> nn.Module:
         models = imported("torchvision.models")
         return built(self.name, models.list_models(), lambda: models.get_model(self.name, weights=None, **self.options))
+
+
+def without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options; those are refused by which the packages download weights, or unpickle a file of them."""
+    for name in options:
+        if name.startswith(LOADING):
+            why = (
+                "would load weights by the package's own code, which may run a file's: base_layer.weights=FILE does not"
+            )
+            raise InvalidValue("options", name, why)
+    return dict(options)
 
 
 def imported(name: str) -> ModuleType:

@@ -26,6 +26,7 @@ from mlframework.errors import FailedRun, UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
 from mlframework.runs.error_report import Fault, cause, fault
+from mlframework.runs.trusted import TRUST, trust
 from mlframework.screen import showing, stage
 
 __all__ = ["command", "job"]
@@ -95,10 +96,11 @@ def command(
 
     def main() -> None:
         exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
+        trusted_before = os.environ.get(TRUST, "")
         os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
         with processes.one_speaks(), showing():
             try:
-                sys.argv[1:] = for_jobs(rewrite(sys.argv[1:]))
+                sys.argv[1:] = for_jobs(rewrite(trust(sys.argv[1:])))
                 refuse_unknown_flags()
                 import_from_here()
                 plugins.register()
@@ -111,7 +113,7 @@ def command(
                 print("interrupted", file=sys.stderr)
                 exit_code = 130
             finally:
-                os.environ["HYDRA_FULL_ERROR"] = before
+                os.environ |= {"HYDRA_FULL_ERROR": before, TRUST: trusted_before}
             of_sweep = sweep.conclude()
         if exit_code or of_sweep:
             raise SystemExit(exit_code or of_sweep)

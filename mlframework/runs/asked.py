@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,6 +80,8 @@ def asked_task(config: DictConfig, choice: str | None, typed: Sequence[str]) -> 
         elif groups:
             if choice is None:
                 raise UserError(f"{groups[0]}: the run does not say which option its task was: name it, as in task=...")
+            if not re.fullmatch(r"[\w/-]+", choice):  # a file elsewhere, or an interpolation
+                raise UserError(f"choices.json: task={choice[:80]}: is no name of an option")
             other = composed([f"task={choice}", *groups])
             for path in (key_of(each).removeprefix("task/").replace("/", ".") for each in groups):
                 OmegaConf.update(task, path, OmegaConf.select(other, path), merge=False)

@@ -20,6 +20,7 @@ from mlframework.errors import UserError, nearest
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.files import write_json
 from mlframework.runs.build import build_task
+from mlframework.runs.trusted import check_stored
 
 __all__ = ["BoardRecord", "add_to_board", "machine", "read_board", "task_set_of"]
 
@@ -67,6 +68,7 @@ class BoardRecord:
         record = cls(**content)
         for name, why in record.faults():
             raise UserError(f"{path}: {name}={getattr(record, name)!r}: {why}")
+        check_stored({"task_config": record.task_config}, path)  # somebody else may have written it
         return record
 
     def faults(self) -> Iterator[tuple[str, str]]:

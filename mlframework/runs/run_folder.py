@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, remove_parts, write_json, write_text
 from mlframework.runs.overrides import identity
+from mlframework.runs.trusted import SIGNATURE, check_overrides, check_stored, signature_of
 
 __all__ = ["PARTS", "RunFolder", "git_state", "locked_file", "locked_folder"]
 
@@ -32,7 +33,7 @@ PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "t
 #: Files that the process with the lock writes, in the folder and in `checkpoints/`.
 FILES = (
     *("config.yaml", "overrides.yaml", "choices.json", "environment.json", "task.json"),
-    *("resumed.json", "result.json"),
+    *("resumed.json", "result.json", SIGNATURE),
 )
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
@@ -46,7 +47,8 @@ class RunFolder:
     Args:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
             TensorBoard's events lie here; `task.json`, if there is one, has what using the run needs from its data;
-            `resumed.json` lists the changes of each resume.
+            `resumed.json` lists the changes of each resume; `signature.json` proves that this user's key wrote the
+            settings.
         key: the setting that named the folder, for messages.
     """
 
@@ -132,10 +134,17 @@ class RunFolder:
         self.record_settings(config, overrides, choices)
 
     def record_settings(self, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
-        """Writes the resolved config, the overrides, and the options chosen of groups."""
-        write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
-        write_json(self.path / "choices.json", dict(choices))
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        """Writes the resolved config, the overrides, the options chosen of groups, and the user's signature of them."""
+        texts = {
+            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
+            "choices.json": as_json(dict(choices), indent=2) + "\n",
+            "config.yaml": OmegaConf.to_yaml(config, resolve=True),
+        }
+        (self.path / SIGNATURE).unlink(missing_ok=True)
+        if signature := signature_of(OmegaConf.to_container(config, resolve=True), texts):
+            write_text(self.path / SIGNATURE, signature)
+        for name, text in texts.items():  # the config last: with it the folder holds a run
+            write_text(self.path / name, text)
 
     def kept(self) -> dict[str, Any]:
         """What the task keeps of its data, if anything."""
@@ -155,6 +164,12 @@ class RunFolder:
     def overrides(self) -> list[str]:
         return [str(override) for override in read(self.path / "overrides.yaml", list, yaml.safe_load)]
 
+    def overrides_to_compose(self) -> list[str]:
+        """The overrides, checked: composing them reads nothing that this user has not named."""
+        found = self.overrides()
+        check_overrides(found, self.path / "overrides.yaml")
+        return found
+
     def holds_job(self, overrides: Sequence[str]) -> bool:
         """Whether the run here has these overrides, those of later resumes included, in whichever order."""
         return self.holds_run and identity(self.overrides()) == identity(overrides)
@@ -173,6 +188,7 @@ class RunFolder:
         return dict(read(self.result, dict, json.loads))
 
     def config(self) -> DictConfig:
+        """The resolved config; one that names code of neither this package nor this user is refused."""
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UserError(f"{self.path}: not a run folder (it holds no config.yaml)")
@@ -180,6 +196,7 @@ class RunFolder:
         for name in (*PARTS, "seed"):
             if config.get(name) is None:
                 raise UserError(f"{path}: damaged (it holds no {name})")
+        check_stored(OmegaConf.to_container(config, resolve=False), path)
         return config
 
     def add_evaluation(self, content: Mapping[str, Any], *, asked: str = "") -> Path:

@@ -8,7 +8,6 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments, as_json
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
+from mlframework.runs.trusted import is_of_plug_in
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 
@@ -275,10 +275,8 @@ def built(part: Any, own: Mapping[str, type], *args: Any) -> Any:
 
 def class_named(name: str) -> type:
     """A class of this package or of an installed plug-in; any other is refused."""
-    module, _, last = name.rpartition(".")
-    plug_ins = {entry.value.partition(".")[0] for entry in entry_points(group="mlframework.conf")}
-    known = module in ROOMS or name.partition(".")[0] in plug_ins
-    kind = getattr(import_module(module), last, None) if known else None
+    module, _, last = str(name).rpartition(".")
+    kind = getattr(import_module(module), last, None) if module in ROOMS or is_of_plug_in(str(name)) else None
     if not isinstance(kind, type):
         own = "hand over a class of your own, as in load(path, classes=[MyLayer])"
         raise UserError(f"{name} is no class of mlframework or of an installed plug-in: {own}")

@@ -21,6 +21,7 @@ from mlframework.runs.export import export_model
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.saved import OwnNumbers, Stored, of_classes, read, read_model, save_model
+from mlframework.runs.trusted import vouching
 from mlframework.tasks.own_data import as_inputs, as_numbers, require_finite
 from mlframework.tasks.text.text_tasks import as_text
 from mlframework.text.generation import Sampling, generate
@@ -36,11 +37,13 @@ def load(run: str | Path, *, weights: str = "best", device: str = "auto", classe
     Args:
         weights: of a run folder: `best` or `last`.
         device: `auto`, `cpu`, `cuda`, ...
-        classes: classes of your own that a file may name, beside those of this package and of installed plug-ins.
+        classes: classes of your own that the folder or the file may name, beside those of this package and of
+            installed plug-ins. A run folder that you made on this machine needs none.
     """
     if Path(run).is_file():
         return Trained(read(Path(run), classes).to(build_device(device)))
-    return Trained(load_run(RunFolder(run, key="run"), weights=weights, device=device).meta_layer)
+    with vouching(classes):
+        return Trained(load_run(RunFolder(run, key="run"), weights=weights, device=device).meta_layer)
 
 
 class Trained:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import unicodedata
-import urllib.error
-import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.files import atomic, cache_folder
-from mlframework.screen import stage
 
-__all__ = ["cached", "data_folder", "download", "in_split_folders", "subfolders", "there", "visible"]
+__all__ = ["cached", "data_folder", "in_split_folders", "subfolders", "there", "visible"]
 
 #: Names of folders, in lower case, whose contents belong to one split.
 SPLIT_FOLDERS: dict[str, Split] = {
@@ -32,6 +28,9 @@ SPLIT_FOLDERS: dict[str, Split] = {
 
 #: Files and folders, in lower case, that operating systems and archives leave behind.
 LEFT_BEHIND = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found")
+
+#: Bytes that are read at a time.
+CHUNK = 1 << 20
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -112,7 +111,8 @@ def cached(
 ) -> Arrays:
     """The arrays that `build` returns, read from the cache when they were built before.
 
-    They are stored contiguous: sums over another memory layout are rounded in another order.
+    They are stored contiguous: sums over another memory layout are rounded in another order. The file ends with the
+    SHA-256 of the rest: a damaged one is built anew. Numbers alone are read from it, never objects.
 
     Args:
         settings: all that they depend on; another `repr` builds them anew.
@@ -122,36 +122,38 @@ def cached(
     key = hashlib.sha256(repr(settings).encode() + Path(source).read_bytes()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
     try:
-        with path.open("rb") as raw, np.load(raw) as file:
-            if accept(found := dict(file)):
-                return found
+        with path.open("rb") as raw:
+            if is_whole(raw):
+                with np.load(raw, allow_pickle=False) as file:
+                    if accept(found := dict(file)):
+                        return found
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        pass  # not there, or damaged by something outside: built below
+        pass  # not there, or put there by somebody else: built below
     arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:
-        with atomic(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        with atomic(path) as part:
+            with part.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            with part.open("rb+") as file:
+                file.write(digest_of(file))
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error}), so it is computed anew every time", stacklevel=2)
     return arrays
 
 
-def download(url: str, path: Path, *, md5: str, otherwise: str) -> None:
-    """Fetches a file that must have this md5; it appears under its name whole or not at all.
+def is_whole(file: IO[bytes]) -> bool:
+    """Whether a file ends with the SHA-256 of the rest of it; it is read from its start afterwards."""
+    length = file.seek(0, os.SEEK_END) - hashlib.sha256().digest_size
+    file.seek(0)
+    right = length >= 0 and digest_of(file, length) == file.read()
+    file.seek(0)
+    return right
 
-    `otherwise` is advice to the user if this fails, as in `put it into this folder`.
-    """
-    try:
-        with atomic(path) as part:
-            with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
-                length = int(response.headers.get("Content-Length") or 0)
-                with stage(f"downloading {url.rsplit('/', 1)[-1]}, kilobytes", length // 1000 or None) as at:
-                    while chunk := response.read(1 << 16):
-                        at.done += file.write(chunk) / 1000
-            found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
-            if found != md5:
-                raise UserError(f"{url}: came with md5 {found} instead of {md5}: try again, or {otherwise}")
-    except (OSError, http.client.HTTPException) as error:  # no network, a full disk, a folder that may not be written
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the server's answer as well, with an open connection
-        raise UserError(f"{url}: cannot be downloaded to {path} ({error}): {otherwise}") from error
+
+def digest_of(file: IO[bytes], length: int | None = None) -> bytes:
+    """The SHA-256 of the next bytes of a file, or of all that follow; the file may be larger than memory."""
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK if length is None else min(CHUNK, length)):
+        digest.update(chunk)
+        length = None if length is None else length - len(chunk)
+    return digest.digest()

@@ -1117,4 +1117,65 @@ IN_USE = (
     ),
 )
 
-MUTATIONS = (*ALGORITHMS, *EVALUATION, *SELECTION_AND_RESUME, *EPISODES, *TEXT_MEASURES, *TABLES, *PRETRAINED, *IN_USE)
+trusted = File("runs/trusted.py", "test_trust.py")
+graph_cache = File("backend/graph_cache.py", "test_trust.py")
+data_folder = File("tasks/data_folder.py", "test_tasks_data_folder.py")
+keys = File("keys.py", "test_trust.py")
+omniglot = File("tasks/images/omniglot.py", "test_trust.py")
+
+TRUST = (
+    trusted(
+        "lists in a stored config are not looked into",
+        "if isinstance(node, Mapping) or (isinstance(node, Sequence) and not isinstance(node, str)):",
+        "if isinstance(node, Mapping):",
+        "test_a_stored_config_with_a_nested_target_is_refused",
+    ),
+    trusted(
+        "what a plug-in has imported counts as its own",
+        'str(getattr(found, "__module__", "")).partition(".")[0] == package',
+        'str(getattr(found, "__module__", "")).partition(".")[0] != ""',
+        "test_what_a_plug_in_has_imported_is_none_of_its_parts",
+    ),
+    trusted(
+        "a signature covers a module of the same name elsewhere",
+        "(here in (None, modules[module]) or is_installed(here))",
+        "(here in (None, here) or is_installed(here))",
+        "test_ones_own_signature_does_not_cover_a_module_of_the_same_name_elsewhere",
+    ),
+    graph_cache(
+        "a graph without a signature is loaded",
+        "if not is_signed(content[:LENGTH], content[LENGTH:]):",
+        "if is_signed(content[LENGTH:], content[:LENGTH]):",
+        "test_a_pickle_in_place_of_a_graph_in_the_cache_is_not_loaded",
+    ),
+    keys(
+        "a key that others can read is used",
+        "if about.st_uid != os.geteuid() or about.st_mode & OPEN or len(key) != LENGTH:",
+        "if about.st_uid != os.geteuid() or len(key) != LENGTH:",
+        "test_a_key_that_others_can_read_is_not_used",
+    ),
+    data_folder(
+        "damage in the cache goes unnoticed",
+        "right = length >= 0 and digest_of(file, length) == file.read()",
+        "right = length >= 0",
+        "test_every_flipped_bit_in_the_cache_is_noticed",
+    ),
+    omniglot(
+        "a drawing unpacks to any size",
+        "if (size := archive.getinfo(member).file_size) > MOST_BYTES:",
+        "if (size := archive.getinfo(member).file_size) > 10**12:",
+        "test_a_bomb_in_an_archive_is_refused",
+    ),
+)
+
+MUTATIONS = (
+    *ALGORITHMS,
+    *EVALUATION,
+    *SELECTION_AND_RESUME,
+    *EPISODES,
+    *TEXT_MEASURES,
+    *TABLES,
+    *PRETRAINED,
+    *IN_USE,
+    *TRUST,
+)

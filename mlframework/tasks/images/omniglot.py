@@ -18,19 +18,24 @@ from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.data_folder import Arrays, cached, data_folder, download
+from mlframework.tasks.data_folder import Arrays, cached, data_folder
+from mlframework.tasks.download import download
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, hash_sorted
 from mlframework.tasks.images.own_images import as_images
 
 __all__ = ["Omniglot"]
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
-# The MD5 of each zip, and its characters and alphabets.
-ZIPS = {
-    "images_background.zip": ("68d2efa1b9178cc56df9314c21c6e718", 964, 30),
-    "images_evaluation.zip": ("6b91aef0f799c5bb55b94e3f2daec811", 659, 20),
+# The characters and alphabets of each zip.
+ZIPS = {"images_background.zip": (964, 30), "images_evaluation.zip": (659, 20)}
+# The SHA-256 of each zip as it is downloaded, and its bytes; TensorFlow Datasets has found the same.
+DOWNLOADS = {
+    "images_background.zip": ("ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640", 9_464_212),
+    "images_evaluation.zip": ("1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee", 6_462_886),
 }
 DRAWINGS = 20
+# The most bytes that a drawing may unpack to, of which true ones take some 300, and the most pixels of its sides.
+MOST_BYTES, MOST_PIXELS = 100_000, 1000
 
 # zipfile, zlib and PIL raise these on damaged files.
 DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, SyntaxError, ValueError, NotImplementedError)
@@ -127,13 +132,14 @@ def find_zips(folder: Path, may_download: bool) -> list[Path]:
     """The two zips in `folder/omniglot` or `folder`, downloaded to the former if they are in neither."""
     otherwise = f"put {URL}{' and '.join(ZIPS)} into {folder / 'omniglot'}"
     paths = []
-    for name, (md5, *_) in ZIPS.items():
+    for name in ZIPS:
         places = [folder / "omniglot" / name, folder / name]
         path = next((place for place in places if place.is_file()), places[0])
         if not path.is_file() and not may_download:
             raise InvalidValue("download", False, f"{path} is not there: allow it, or {otherwise}")
         if not path.is_file():
-            download(URL + name, path, md5=md5, otherwise=otherwise)
+            sha256, size = DOWNLOADS[name]
+            download(URL + name, path, sha256=sha256, size=size, otherwise=otherwise)
         paths.append(path)
     return paths
 
@@ -153,7 +159,7 @@ def read_zips(paths: list[Path], image_size: int) -> Arrays:
             with zipfile.ZipFile(path) as archive:
                 for name, members in characters(archive, path).items():
                     names.append(name)
-                    images.append([read_image(archive.read(member), image_size) for member in members])
+                    images.append([read_image(unpacked(archive, member), image_size) for member in members])
         except DAMAGED as error:
             raise UserError(f"{path}: damaged ({error}): replace it by {URL}{path.name}, or delete it") from error
     return {"names": np.array(names), "images": np.array(images, dtype=np.uint8)}
@@ -168,7 +174,7 @@ def characters(archive: zipfile.ZipFile, path: Path) -> dict[str, list[str]]:
             found["/".join(parts[:3])].append(member)
     alphabets = {name.split("/")[1] for name in found}
     count = "{} characters of {} alphabets".format
-    there, right = count(len(found), len(alphabets)), count(*ZIPS[path.name][1:])
+    there, right = count(len(found), len(alphabets)), count(*ZIPS[path.name])
     wrong = [f"{there} instead of {right}"] if there != right else []
     sizes = ((name, len(members)) for name, members in found.items())
     wrong += [f"{size} drawings of {name} instead of {DRAWINGS}" for name, size in sizes if size != DRAWINGS]
@@ -177,7 +183,17 @@ def characters(archive: zipfile.ZipFile, path: Path) -> dict[str, list[str]]:
     return found
 
 
+def unpacked(archive: zipfile.ZipFile, member: str) -> bytes:
+    """The bytes of a drawing, in memory; nothing is written. zipfile stops at the size that the archive declares."""
+    if (size := archive.getinfo(member).file_size) > MOST_BYTES:
+        raise ValueError(f"{member} unpacks to {size} bytes, and a drawing takes at most {MOST_BYTES}")
+    return archive.read(member)
+
+
 def read_image(png: bytes, image_size: int) -> np.ndarray:
     """One drawing as uint8 `[image_size, image_size]`, ink 255 and paper 0."""
-    drawing = Image.open(io.BytesIO(png)).convert("L")
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if max(image.size) > MOST_PIXELS:
+            raise ValueError(f"a drawing of {image.size[0]} x {image.size[1]} pixels")
+        drawing = image.convert("L")
     return 255 - np.asarray(drawing.resize((image_size, image_size), Image.Resampling.LANCZOS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ __all__ = ["UNREADABLE", "pixels_of", "read_image"]
 DEPTHS = (8, 10, 12, 14)
 SHALLOW = DEPTHS[-1]
 
+#: The most pixels of an image: 8,192 x 8,192. A small file can declare any size, and its pixels fill the memory.
+MOST_PIXELS = 2**26
+
 # PIL raises these on files that are no images.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -22,10 +26,23 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
     """One image as uint8 `x_shape`: `[channels, height, width]`."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower than PIL's
+            image = Image.open(path)
+        with image:
+            check_opened(image)
             return pixels_of(path, image, x_shape, bits)
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as an image ({error}): mend or remove it") from error
+
+
+def check_opened(image: Image.Image) -> None:
+    """Refuses an image before its pixels are read: one that is too large, or a program."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, and at most {MOST_PIXELS} are read: scale it down")
+    if image.format == "EPS":  # PIL would run it with Ghostscript
+        raise ValueError("PostScript, which is a program: save it as PNG")
 
 
 def pixels_of(path: Path, image: Image.Image, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
