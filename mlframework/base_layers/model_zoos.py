@@ -54,9 +54,7 @@ def without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options; those are refused by which the packages download weights, or unpickle a file of them."""
     for name in options:
         if name.startswith(LOADING):
-            why = (
-                "would load weights by the package's own code, which may run a file's: base_layer.weights=FILE does not"
-            )
+            why = "would load weights by code of the package, which may run a file: take base_layer.weights=FILE"
             raise InvalidValue("options", name, why)
     return dict(options)
 
