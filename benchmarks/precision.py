@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 from solvers import machine
 
 from mlframework.files import write_json, write_part
@@ -27,10 +28,16 @@ CASES = {
 SEEDS = 5
 
 
-def error(overrides: tuple[str, ...], seed: int) -> float:
-    """The norm of the difference of the two meta-gradients of an episode, over that in float32."""
+def errors(overrides: tuple[str, ...]) -> list[float]:
+    """The error of each seed."""
     with initialize_config_module("mlframework.conf", version_base="1.3"):
-        config = compose("train", [*overrides, "device=cpu", "threads=1", f"seed={seed}", "run_dir=/nowhere"])
+        config = compose("train", [*overrides, "device=cpu", "threads=1", "run_dir=/nowhere"])
+    return [error(config, seed) for seed in range(SEEDS)]
+
+
+def error(config: DictConfig, seed: int) -> float:
+    """The norm of the difference of the two meta-gradients of an episode, over that in float32."""
+    config.seed = seed
     torch.manual_seed(seed)
     training = set_up(config, RunFolder("/nowhere"))
     layer, episode = training.meta_layer.train(), training.task.sample(8, "train", training.generator)
@@ -44,7 +51,7 @@ def error(overrides: tuple[str, ...], seed: int) -> float:
 
 
 def main() -> None:
-    found = {name: [error(overrides, seed) for seed in range(SEEDS)] for name, overrides in CASES.items()}
+    found = {name: errors(overrides) for name, overrides in CASES.items()}
     write_json(ROOT / "results" / "precision.json", {**machine([]), **git_state(), "cases": found})
     lines = [f"| case | median of {SEEDS} seeds | largest |", "| --- | --- | --- |"]
     lines += [f"| {n} | {100 * statistics.median(each):.2f} % | {100 * max(each):.2f} % |" for n, each in found.items()]

@@ -111,7 +111,8 @@ def one_speaks() -> Iterator[None]:
     if not is_started() or os.environ.get("RANK", "0") == "0":
         yield
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    nowhere = open(os.devnull, "w")  # noqa: SIM115 - it stays open for the log handlers that are made within
+    with redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -94,3 +95,25 @@ def test_seven_tasks_over_one_two_and_three_processes_end_alike(tmp_path):
 @pytest.mark.slow
 def test_compiled_steps_of_one_two_and_three_processes_end_alike(tmp_path):
     check_alike(tmp_path, ("maml",), "outer.capture=true")
+
+
+@pytest.mark.slow
+def test_a_whole_run_with_its_evaluation_ends_as_that_of_one_process(tmp_path):
+    common = [override for override in COMMON if override != "evaluation=none"]
+    judged = ("evaluation.tasks=5", "evaluation.validation_tasks=3", "evaluation/baseline=[from_scratch]")
+    scratch = [f"evaluation.baseline.from_scratch.{name}=5" for name in ("tasks", "steps")]
+    for count in (1, 2):
+        ranks.run(count, ranks.train, tmp_path / str(count), *RUNS["maml"], *common, *judged, *scratch)
+    one, two = (json.loads((tmp_path / str(count) / "result.json").read_text()) for count in (1, 2))
+    assert two["best"]["step"] == one["best"]["step"]
+    assert two["evaluation"]["task_hash"] == one["evaluation"]["task_hash"]
+    rows = list(zip(two["evaluation"]["rows"], one["evaluation"]["rows"], strict=True))
+    assert len(rows) == 2
+    for ours, theirs in rows:
+        assert (ours["method"], ours["setting"], ours["chosen"]) == (
+            theirs["method"],
+            theirs["setting"],
+            theirs["chosen"],
+        )
+        assert ours["values"]["query_loss"] == pytest.approx(theirs["values"]["query_loss"], rel=1e-4)
+    assert len(list((tmp_path / "2").glob("events*"))) == 1, "rank 0 alone writes"

@@ -32,13 +32,13 @@ LAUNCHERS = {
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_job_of_two_ranks_ends_as_one_of_one_process(launcher, tmp_path):
     pytest.importorskip(launcher)
-    sweep = ("-m", f"launcher={launcher}", *LAUNCHERS[launcher], f"hydra.sweep.dir={tmp_path / 'sweep'}", "seed=0,1")
+    sweep = ("-m", f"launcher={launcher}", *LAUNCHERS[launcher], f"hydra.sweep.dir={tmp_path / 'sweep'}", "seed=0")
     command = [sys.executable, "-m", "mlframework.cli.train", *sweep, *OVERRIDES]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {each.parent.name: ranks.state_of(each.parent) for each in (tmp_path / "sweep").glob("*/result.json")}
-    assert len(found) == 2
+    assert len(found) == 1
     for name, state in found.items():
         assert len(state["ranks"]) == 1, "the job had one process"
         seed = json.loads((tmp_path / "sweep" / name / "result.json").read_text())["overrides"][0]
