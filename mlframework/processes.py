@@ -132,10 +132,15 @@ def connected() -> Group:
     except (ValueError, KeyError) as error:
         why = f"cannot be joined ({error}): start them by torchrun, or by a launcher"
         raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the other processes {why}") from error
-    of_group = dist.PrefixStore("group", store)
-    dist.init_process_group("gloo", store=of_group, rank=rank, world_size=count, timeout=LONGEST)
-    group = Group(rank, count, dist.PrefixStore("told", store))
-    group.members = [Member(*each) for each in everywhere((socket.gethostname(), os.getpid()), count)]
+    # torchrun may keep its store when it starts the ranks again: what the earlier ones left there leads to dead processes.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    of_group, group = dist.PrefixStore("group", store), Group(rank, count, dist.PrefixStore("told", store))
+    try:
+        dist.init_process_group("gloo", store=of_group, rank=rank, world_size=count, timeout=LONGEST)
+        group.members = [Member(*each) for each in everywhere((socket.gethostname(), os.getpid()), count)]
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise FailedRun(f"the {count} processes cannot be joined: one of them ended at its start ({said})") from error
     return group
 
 
