@@ -132,7 +132,7 @@ def connected() -> Group:
     except (ValueError, KeyError) as error:
         why = f"cannot be joined ({error}): start them by torchrun, or by a launcher"
         raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the other processes {why}") from error
-    # torchrun may keep its store when it starts the ranks again: what the earlier ones left there leads to dead processes.
+    # torchrun may keep its store when it starts the ranks again; what the earlier ones left there leads to the dead.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     of_group, group = dist.PrefixStore("group", store), Group(rank, count, dist.PrefixStore("told", store))
     try:
