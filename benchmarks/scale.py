@@ -38,6 +38,8 @@ CONTEXT.set_forkserver_preload(["mlframework.runs.run", "hydra", "torch.distribu
 ROOT = Path(__file__).parent.parent
 COUNTS = (1, 2, 3)
 META_BATCH = 12
+#: Tasks of the smaller meta-batch from which, in one process, the part of a step follows that no process saves.
+FEW = 3
 COMMON = ("device=cpu", "threads=1", "seed=0", f"trainer.meta_batch={META_BATCH}")
 IMAGES = ("task=digits", "task.k_shot=1", "task.k_query=15", "base_layer=conv4", "base_layer.filters=32")
 CASES = {
@@ -86,11 +88,16 @@ def take_steps(folder: Path, steps: int) -> None:
         outer.all_reduce, step = Timed(outer.all_reduce), Timed(trainer.outer_step)  # type: ignore[assignment]
         for number in range(steps):
             step(training, number)
+        small = Timed(instantiate(config.trainer, meta_batch=FEW).outer_step)
+        for number in range(steps if processes.count() == 1 else 0):
+            small(training, number)
         draw = Timed(task.sample)
         for _ in range(steps):
             draw(META_BATCH, "train", training.generator)
         times = {"step": medians(step.times), "draw": medians(draw.times)}
-        if processes.count() > 1:
+        if processes.count() == 1:
+            times["small step"] = medians(small.times)
+        else:
             times["all-reduce"] = medians(outer.all_reduce.times)  # type: ignore[attr-defined]
         numbers = sum(p.numel() for p in outer.learned.values())
         found[name] = {"parameters": numbers, "ranks": processes.gathered(times)}
@@ -139,16 +146,18 @@ def link(sums: Mapping[str, Mapping[str, float]], by: str) -> tuple[float, float
     return max(few - small * each, 0), max(each, 0)
 
 
-def parts(case: Mapping[str, Any], by: str) -> tuple[float, float]:
-    """Milliseconds for drawing a task and for its meta-gradient, from the run of one process."""
+def parts(case: Mapping[str, Any], by: str) -> tuple[float, float, float]:
+    """Milliseconds for drawing a task, for its meta-gradient, and for a step without tasks, from one process."""
     (times,) = case["ranks"]
-    return times["draw"][by] / META_BATCH, (times["step"][by] - times["draw"][by]) / META_BATCH
+    draw = times["draw"][by] / META_BATCH
+    gradient = (times["step"][by] - times["small step"][by]) / (META_BATCH - FEW) - draw
+    return draw, gradient, times["small step"][by] - FEW * (draw + gradient)
 
 
 def predicted(case: Mapping[str, Any], sums: Mapping[str, Any], count: int, by: str) -> float:
     """The model: every process draws all tasks and takes the gradient of its own, then one all-reduce."""
-    (draw, gradient), (empty, each) = parts(case, by), link(sums, by)
-    return META_BATCH * draw + ceil(META_BATCH / count) * gradient + empty + each * case["parameters"]
+    (draw, gradient, fixed), (empty, each) = parts(case, by), link(sums, by)
+    return fixed + META_BATCH * draw + ceil(META_BATCH / count) * gradient + empty + each * case["parameters"]
 
 
 def measured_table(found: Mapping[str, Any], by: str) -> str:
@@ -177,13 +186,13 @@ def model_table(found: Mapping[str, Any], by: str) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, case in found["counts"]["1"]["cases"].items():
-        draw, gradient = parts(case, by)
-        alone = TASKS_EACH * (draw + gradient)
+        draw, gradient, fixed = parts(case, by)
+        alone = fixed + TASKS_EACH * (draw + gradient)
         for count in (8, 64, 512):
             tasks = TASKS_EACH * count
             ring = 2e3 * ((count - 1) * LATENCY + (count - 1) / count * 4 * case["parameters"] / SPEED)
-            step = tasks * draw + TASKS_EACH * gradient + ring
-            cells = [f"{tasks * draw:.1f}", f"{TASKS_EACH * gradient:.1f}", f"{ring:.2f}", f"{step:.1f}"]
+            step = fixed + tasks * draw + TASKS_EACH * gradient + ring
+            cells = [f"{tasks * draw:.1f}", f"{fixed + TASKS_EACH * gradient:.1f}", f"{ring:.2f}", f"{step:.1f}"]
             lines.append(f"| {name} | {count} | {tasks} | {' | '.join(cells)} | {count * alone / step:.0f} |")
     return "\n".join(lines)
 
