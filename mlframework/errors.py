@@ -1,4 +1,4 @@
-"""Errors of one line each: the user's faults (exit code 2) and failures at run time (exit code 1)."""
+"""Errors of one line each: the user's faults (exit code 2), failed runs (1), and faults of the machine (75)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 __all__ = [
-    *("FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidData", "InvalidValue", "UserError"),
+    *("FailedRun", "IncompatibleKind", "IncompatibleTask", "InvalidData", "InvalidValue", "MachineFault", "UserError"),
     *("nearest", "part_of"),
 ]
 
@@ -62,6 +62,15 @@ class FailedRun(Exception):
     """A failure at run time, such as a loss that is no longer finite."""
 
     exit_code = 1
+
+
+class MachineFault(Exception):
+    """A full disk, a file that is gone, too little memory: the same command may go on once that is mended.
+
+    The exit code is EX_TEMPFAIL of sysexits.h, by which a scheduler knows that it may try again.
+    """
+
+    exit_code = 75
 
 
 def nearest(name: str, options: Collection[str]) -> str:

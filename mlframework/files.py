@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    *("KeepsArguments", "as_json", "atomic", "cache_folder", "leaves", "remove_parts"),
+    *("KeepsArguments", "as_json", "atomic", "cache_folder", "home_folder", "leaves", "naming", "remove_parts"),
     *("write_json", "write_part", "write_text"),
 ]
 
@@ -41,19 +43,68 @@ vars(KeepsArguments.__new__)["__signature__"] = inspect.Signature(
 
 
 def cache_folder() -> Path:
-    """`$MLFRAMEWORK_CACHE`, else `~/.cache/mlframework`; all in it can be computed again."""
-    return Path(os.environ.get("MLFRAMEWORK_CACHE") or "~/.cache/mlframework").expanduser()
+    """`$MLFRAMEWORK_CACHE`, else `~/.cache/mlframework`; all in it can be computed again.
+
+    A user without a home, as in a container, has a folder that is removed when the process ends.
+    """
+    if named := os.environ.get("MLFRAMEWORK_CACHE"):
+        return Path(named).expanduser()
+    home = home_folder()
+    return Path(passing_folder().name) if home is None else home / ".cache" / "mlframework"
+
+
+def home_folder() -> Path | None:
+    """The user's home; None if there is no such folder, or nobody knows it."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home if home.is_absolute() and home.is_dir() else None
+
+
+@functools.cache
+def passing_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process."""
+    return tempfile.TemporaryDirectory(prefix="mlframework-cache-")
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A file to write in `path`'s place: it takes the name when all went well, and is gone otherwise."""
+def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A file to write in `path`'s place: it takes the name when all went well, and is gone otherwise.
+
+    Args:
+        durable: whether it is on the disk before it takes the name, so that a power cut leaves the old file or this.
+
+    Raises:
+        OSError: with the name of the file, as for a full disk, of which Python names none.
+    """
     part = part_of(path)
     try:
-        yield part
-        os.replace(part, path)
+        with naming(path, part):
+            yield part
+            if durable:
+                sync(part)
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is read-only by now
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, *others: Path) -> Iterator[None]:
+    """Names a file in an error of the system that names none, as that of a full disk, or one of some `others`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, *map(str, others)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def sync(path: Path) -> None:
+    """Returns once the content of a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def part_of(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Stages of a command's work, one within another, and the screen that tells them."""
+"""Stages of a command's work, one within another, the screen that tells them, and output that nobody may read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-__all__ = ["Screen", "Stage", "showing", "stage"]
+__all__ = ["LastingStream", "Screen", "Stage", "lasting_streams", "showing", "stage"]
 
 #: Seconds between looks at the stages, and until a new stage without a terminal has a line.
 TICK, SETTLED = 0.25, 0.5
@@ -165,3 +165,65 @@ def showing() -> Iterator[Screen]:
     else:
         with Screen() as screen:
             yield screen
+
+
+class LastingStream:
+    """Standard output or error for as long as somebody reads it; then the work goes on, and the text is dropped.
+
+    A closed pipe is such an end, and so is a full disk under the file that the output goes to.
+    """
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self.name, self.stream = name, stream
+        self.error: OSError | None = None  # the one that ended it
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self.drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self.drop(error)
+
+    def drop(self, error: OSError) -> None:
+        """Lets all that is still to be written, what Python has buffered included, go nowhere."""
+        self.error = self.error or error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[list[LastingStream]]:
+    """Standard output and error as `LastingStream` within this context; closed ones are opened to nowhere.
+
+    Otherwise the next file that is opened would take the place of standard error, and messages would be written to it.
+    """
+    for number in (0, 1, 2):
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+    before = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
+    if before["stdin"] is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    found = []
+    for name in ("stdout", "stderr"):
+        stream = before[name] or open(os.devnull, "w")  # noqa: SIM115
+        found.append(LastingStream(name, stream))
+        setattr(sys, name, found[-1])
+    try:
+        yield found
+    finally:
+        for each in found:
+            each.flush()
+        for name, stream in before.items():
+            setattr(sys, name, stream)

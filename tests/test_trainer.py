@@ -27,6 +27,7 @@ from mlframework.runs.run import evaluate_run, set_up, train_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 from mlframework.training import checkpoint, trainer
+from mlframework.training.last_checkpoints import kept
 from mlframework.training.tensorboard_logger import TensorBoardLogger
 
 SMALL = [
@@ -347,8 +348,8 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
 
 def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
     train(tmp_path, "evaluation=none")
-    last = RunFolder(tmp_path).last
-    last.write_bytes(last.read_bytes()[:1000])
+    for path in kept(RunFolder(tmp_path).last):
+        path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last.pt: cannot be read as a checkpoint"):
         train(tmp_path, "resume=true")
 

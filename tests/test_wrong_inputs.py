@@ -167,9 +167,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     assert call(train.main, *SHORT, "evaluation=none", "run_dir=run", folder=folder).exit_code == 0
     shutil.copytree(folder / "run", folder / "broken")
-    for name in ("last.pt", "best.safetensors"):
-        whole = (folder / "run" / "checkpoints" / name).read_bytes()
-        (folder / "broken" / "checkpoints" / name).write_bytes(whole[: len(whole) // 2])
+    for path in (folder / "broken" / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for name, file, text in (
         ("no_choices", "choices.json", '{"task": '),
         ("list_of_choices", "choices.json", "[]"),
@@ -283,15 +282,15 @@ def test_a_failure_at_run_time_is_one_line_with_exit_code_1(tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_file_that_cannot_be_written_is_one_line_with_exit_code_1(tmp_path):
+def test_a_file_that_cannot_be_written_is_one_line_with_exit_code_75(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         said = call(train.main, *SHORT, "run_dir=run", folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (said.exit_code, said.err.count("\n")) == (1, 1)
-    assert said.err.startswith("OSError: [Errno 27] File too large")
+    assert (said.exit_code, said.err.count("\n")) == (75, 1)
+    assert said.err.startswith("run/environment.json: cannot be written (File too large)")
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [".lock"]
 
 

@@ -141,11 +141,6 @@ def fused_adam(decoupled: bool) -> Callable[..., None]:
     return torch._fused_adamw_ if decoupled else torch._fused_adam_
 
 
-def event_writer(writer: Any) -> Any:
-    """Where a `SummaryWriter` puts events: the only way to write several values as one event."""
-    return writer._get_file_writer()
-
-
 # `torch.compile` cannot trace `torch.autograd.grad` with `create_graph`, nor run the passes of `graph_passes`. So
 # `make_fx` traces, and inductor's inner function compiles.
 

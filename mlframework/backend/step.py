@@ -12,7 +12,7 @@ from mlframework.backend.engine import choose_engine
 from mlframework.backend.machine import tune
 from mlframework.backend.optimizer_step import optimizer_step
 from mlframework.backend.plan import Planner
-from mlframework.backend.private import event_writer, import_compiler, version_of
+from mlframework.backend.private import import_compiler, version_of
 
 __all__ = [
     "Capture",
@@ -20,7 +20,6 @@ __all__ = [
     "Planner",
     "StepSummary",
     "choose_engine",
-    "event_writer",
     "import_compiler",
     "optimizer_step",
     "tune",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
+from mlframework.base_layers.checksums import DAMAGED, has_checksum, matches, zip_matches
 from mlframework.errors import UserError
 
 __all__ = ["SUFFIXES", "follow", "from_bytes", "load_base_layer", "load_network", "read_weights", "weights_follow"]
@@ -57,17 +58,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"cannot be read as safetensors ({error})") from error
     try:
+        if has_checksum(path) and not zip_matches(path):
+            raise ValueError(DAMAGED)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         why = "holds other things than tensors, or is damaged: write it with torch.save(network.state_dict(), path)"
         raise UserError(why) from error
     except Exception as error:  # torch.load raises whatever a broken file provokes
-        raise UserError(f"cannot be read as what torch.save writes ({type(error).__name__})") from error
+        why = DAMAGED if str(error) == DAMAGED else type(error).__name__
+        raise UserError(f"cannot be read as what torch.save writes ({why})") from error
     return tensors_in(content)
 
 
 def from_bytes(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a file in the format of safetensors, under all the names that `to_bytes` gave them."""
+    """The tensors of a file in the format of safetensors, under all the names that `to_bytes` gave them.
+
+    Raises:
+        SafetensorError: the file is damaged.
+    """
+    if not matches(content):
+        raise safetensors.SafetensorError(DAMAGED)
     tensors = safetensors.torch.load(content)
     # The format: the length of the header in eight bytes, the header as JSON, the tensors.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,13 @@ from omegaconf import DictConfig
 from mlframework import processes
 from mlframework.cli import plugins
 from mlframework.cli.private import explain_help, get_args_parser
-from mlframework.errors import FailedRun, UserError
+from mlframework.errors import FailedRun, MachineFault, UserError
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
 from mlframework.runs.error_report import Fault, cause, fault
 from mlframework.runs.trusted import TRUST, trust
-from mlframework.screen import showing, stage
+from mlframework.screen import LastingStream, lasting_streams, showing, stage
+from mlframework.training.interrupt import heeding_signals
 
 __all__ = ["command", "job"]
 
@@ -95,30 +97,51 @@ def command(
     run = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name=config_name)(function)
 
     def main() -> None:
-        exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
-        trusted_before = os.environ.get(TRUST, "")
-        os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
-        with processes.one_speaks(), showing():
-            try:
-                sys.argv[1:] = for_jobs(rewrite(trust(sys.argv[1:])))
-                refuse_unknown_flags()
-                import_from_here()
-                plugins.register()
-                refuse_ranks(config_name, sys.argv[1:], ranks)
-                with processes.joined():
-                    run()
-            except Exception as error:
-                exit_code = report(error).exit_code
-            except KeyboardInterrupt:
-                print("interrupted", file=sys.stderr)
-                exit_code = 130
-            finally:
-                os.environ |= {"HYDRA_FULL_ERROR": before, TRUST: trusted_before}
-            of_sweep = sweep.conclude()
-        if exit_code or of_sweep:
-            raise SystemExit(exit_code or of_sweep)
+        with lasting_streams() as streams:
+            exit_code = called(run_joined, rewrite) or unread(streams)
+        if exit_code:
+            raise SystemExit(exit_code)
+
+    def run_joined() -> None:
+        refuse_ranks(config_name, sys.argv[1:], ranks)
+        with processes.joined():
+            run()
 
     return main
+
+
+def called(run: Callable[[], object], rewrite: Callable[[Sequence[str]], list[str]]) -> int:
+    """Runs a job with the arguments that the user typed; returns the exit code."""
+    exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
+    trusted_before = os.environ.get(TRUST, "")
+    os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
+    with processes.one_speaks(), showing(), heeding_signals():
+        try:
+            sys.argv[1:] = for_jobs(rewrite(trust(sys.argv[1:])))
+            refuse_unknown_flags()
+            import_from_here()
+            plugins.register()
+            run()
+        except Exception as error:
+            exit_code = report(error).exit_code
+        except KeyboardInterrupt as stop:
+            print(str(stop) or "interrupted", file=sys.stderr)
+            exit_code = 128 + getattr(stop, "number", signal.SIGINT)  # as shells and schedulers count signals
+        finally:
+            os.environ |= {"HYDRA_FULL_ERROR": before, TRUST: trusted_before}
+        of_sweep = sweep.conclude()
+    return exit_code or of_sweep
+
+
+def unread(streams: Sequence[LastingStream]) -> int:
+    """The exit code for output that could not be written to its end; says so where that can still be read."""
+    for stream in streams:
+        stream.flush()
+        if stream.error is not None:
+            print(f"{stream.name}: not all could be written ({stream.error.strerror})", file=sys.stderr)
+            closed = isinstance(stream.error, BrokenPipeError)
+            return 128 + signal.SIGPIPE if closed else MachineFault.exit_code
+    return 0
 
 
 def log_failed_job(config: DictConfig, job: sweep.Job, found: Fault) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mlframework.errors import UserError
+from mlframework.screen import lasting_streams
 
 __all__ = ["main"]
 
@@ -16,18 +17,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a sweep, as in multirun/mine; or of several")
     folder = parser.parse_args().folder
 
-    from mlframework.cli.command_line import report
+    from mlframework.cli.command_line import report, unread
     from mlframework.runs.sweep_report import show_sweep, write_sweep
 
-    try:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: must be the folder of a sweep; there is none")
-        rows = write_sweep(folder)
-        if not rows:
-            raise UserError(f"{folder}: holds no job of a sweep")
-        show_sweep(folder, rows)
-    except Exception as error:
-        raise SystemExit(report(error).exit_code) from None
+    with lasting_streams() as streams:
+        try:
+            if not folder.is_dir():
+                raise UserError(f"{folder}: must be the folder of a sweep; there is none")
+            rows = write_sweep(folder)
+            if not rows:
+                raise UserError(f"{folder}: holds no job of a sweep")
+            show_sweep(folder, rows)
+        except Exception as error:
+            raise SystemExit(report(error).exit_code) from None
+        if exit_code := unread(streams):
+            raise SystemExit(exit_code)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from mlframework import processes
 from mlframework.cli.command_line import command, job
-from mlframework.errors import FailedRun, InvalidValue
+from mlframework.errors import FailedRun, InvalidValue, MachineFault
+from mlframework.runs.error_report import fault
 from mlframework.runs.overrides import of_run
 from mlframework.runs.resume import changed_since
 from mlframework.runs.run_folder import PARTS, RunFolder
@@ -51,6 +52,7 @@ def train_command(config: DictConfig) -> float | None:
         config.run_dir = hydra_config.runtime.output_dir
     config.run_dir = common_folder(config, hydra_config.overrides.task)
     folder = RunFolder(config.run_dir)
+    again = f"mlframework-train run_dir={folder.path} resume=true"
     if in_sweep:
         same, before = processes.agreed(lambda: job_before(folder, overrides, config))
         if before:
@@ -68,7 +70,12 @@ def train_command(config: DictConfig) -> float | None:
         result, _ = train_run(config, folder, overrides=overrides, choices=choices, show=show_report)
     except KeyboardInterrupt:
         if folder.last.exists() and not in_sweep:
-            print(f"mlframework-train run_dir={folder.path} resume=true goes on", file=sys.stderr)
+            print(f"{again} goes on", file=sys.stderr)
+        raise
+    except Exception as error:
+        found = fault(error, config)
+        if found.exit_code == MachineFault.exit_code and folder.last.exists() and not in_sweep:
+            raise MachineFault(f"{found.line}; then {again} goes on") from error
         raise
     if not in_sweep:
         print(f"next: mlframework-evaluate run={folder.path}, or tensorboard --logdir {folder.path}", file=sys.stderr)

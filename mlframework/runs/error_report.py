@@ -1,7 +1,8 @@
-"""Turns any error into one line and an exit code: 2 for an error in the user's input, 1 for any other."""
+"""Turns any error into one line and an exit code: 2 for the user's input, 75 for the machine, 1 for any other."""
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 from importlib.resources import files
@@ -13,10 +14,16 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from mlframework.errors import FailedRun, IncompatibleKind, InvalidValue, UserError, nearest
+from mlframework.errors import FailedRun, IncompatibleKind, InvalidValue, MachineFault, UserError, nearest
 from mlframework.runs.check_config import located, parts
 
 __all__ = ["Fault", "cause", "fault"]
+
+#: Errors of the system that come from writing alone: a full disk, a quota, a limit, a disk that is read-only.
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+#: What torch says when the system gives it no memory.
+NO_MEMORY = "can't allocate memory"
 
 
 class Fault(NamedTuple):
@@ -35,12 +42,14 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
         line = f"{key}={value.lower() if isinstance(root.value, bool) else value}: {root.why}"
     elif isinstance(root, IncompatibleKind):
         line = incompatible(root)
-    elif isinstance(root, UserError | FailedRun):
+    elif isinstance(root, UserError | FailedRun | MachineFault):
         line, exit_code = str(root), root.exit_code
     elif isinstance(root, HydraException | OmegaConfBaseException):
         line = composition(root)
     elif (override := override_at_fault(root)) is not None:
         line = f"{override.input_line}: must be an option of the group {override.key_or_group}; --help lists them"
+    elif (lacking := of_memory(root) or (None if where else of_files(root))) is not None:
+        line, exit_code = lacking, MachineFault.exit_code
     elif where:
         line = f"{where}: cannot be built: {named(root)}"
     else:
@@ -74,11 +83,27 @@ def cause(error: BaseException) -> BaseException:
     return error
 
 
-def failure(error: BaseException) -> str:
+def of_memory(error: BaseException) -> str | None:
+    """The line for memory that is full; None for other errors."""
+    less = "a smaller outer.chunk or trainer.meta_batch needs less"
     if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU's memory is full: a smaller outer.chunk or trainer.meta_batch needs less"
-    if isinstance(error, OSError):
+        return f"the GPU's memory is full: {less}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
+        return f"the memory is full: {less}"
+    return None
+
+
+def of_files(error: BaseException) -> str | None:
+    """The line for a file that cannot be read or written; None for other errors."""
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is None or error.strerror is None:
         return named(error)
+    how = "cannot be written" if error.errno in OF_WRITING else "cannot be read or written"
+    return f"{error.filename}: {how} ({error.strerror})"
+
+
+def failure(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{named(error)} ({last.filename}:{last.lineno}; HYDRA_FULL_ERROR=1 shows the whole traceback)"
 

@@ -19,7 +19,7 @@ __all__ = ["CHANGEABLE", "DIGITS", "OF_THIS_PROCESS", "identity", "job_name", "k
 #: the best weights.
 CHANGEABLE = (
     *("trainer.steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
-    "trainer.log_every",
+    *("trainer.keep_checkpoints", "trainer.log_every"),
     *("outer.capture", "outer.engine", "outer.chunk", "outer.memory_limit", "outer.support_chunk"),
     *("evaluation", "logger", "display", "device", "threads", "allocator"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,7 @@ from mlframework.backend.step import import_compiler, tune
 from mlframework.base_layers.base_layer import BaseLayer, InEvaluation
 from mlframework.base_layers.weight_files import weights_follow
 from mlframework.errors import FailedRun, InvalidValue, UserError
-from mlframework.files import leaves, write_json
+from mlframework.files import leaves
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
 from mlframework.runs.asked import Asked, check_divided_alike, refusal
@@ -32,7 +32,7 @@ from mlframework.runs.try_out import try_out
 from mlframework.screen import stage
 from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
-from mlframework.training import checkpoint
+from mlframework.training import checkpoint, last_checkpoints
 from mlframework.training.checkpoint import Progress, Training
 from mlframework.training.logger import Logger, Silent
 from mlframework.training.trainer import Trainer
@@ -93,7 +93,7 @@ def train_run(
             if show is not None and report is not None:
                 show(report, trainer.monitor)
             if processes.leads():
-                write_json(folder.result, result)
+                folder.write_result(result)
     return result, report
 
 
@@ -112,10 +112,12 @@ def logging_to(config: DictConfig, folder: RunFolder, start: int) -> Iterator[Lo
     try:
         yield logger
     except Exception as error:
-        logger.close(fault(error, config).line)
+        with suppress(OSError):  # on a full disk
+            logger.close(None if folder.loss() else fault(error, config).line)
         raise
     except BaseException:
-        logger.close()
+        with suppress(OSError):
+            logger.close()
         raise
     logger.close(finished=True)
 
@@ -161,13 +163,13 @@ def prepare_process(config: DictConfig) -> None:
 
 def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trainer, Evaluation | None]:
     """Builds all parts of a run and tries each of them once, so that no mistake comes to light after the training."""
-    resumes = processes.agreed(lambda: config.resume and folder.last.exists())
+    resumes = processes.agreed(lambda: config.resume and bool(last_checkpoints.kept(folder.last)))
     if resumes:
         config.init = None  # the checkpoint holds the weights
     with stage("building"), weights_follow() if resumes else nullcontext():
         training = set_up(config, folder)
     if resumes:
-        checkpoint.restore(training)  # the trial below runs on the restored training
+        checkpoint.restore(training, quiet=True)  # the trial below runs on the restored training
     training = training._replace(displays=build.build_displays(config, training.task))
     trainer: Trainer = instantiate(config.trainer)
     logger = instantiate(config.logger)
@@ -192,6 +194,9 @@ def build_anew(config: DictConfig, task: TaskDistribution) -> MetaLayer:
 
 def meta_train(training: Training, trainer: Trainer, logger: Logger, progress: Progress) -> Progress:
     """Trains to the end, checks the last parameters, and loads the best ones."""
+    if progress.best is not None and (why := processes.agreed(partial(checkpoint.damage, training.best))):
+        log.warning("%s: the best weights from here on take their place", why)
+        progress = trainer.validate(training, logger, progress._replace(best=None, best_step=None))
     progress = trainer.run(training, logger, progress)
     for name, parameter in training.meta_layer.named_parameters():
         if not torch.isfinite(parameter).all():  # the last step made it so: no later loss would show it
@@ -231,7 +236,9 @@ def set_up(config: DictConfig, folder: RunFolder, kept: Mapping[str, Any] | None
     import_compiler()
     outer = build.build_outer_loop(config, meta_layer)
     generator = torch.Generator().manual_seed(config.seed)
-    return Training(task, meta_layer, outer, generator, device, folder.last, folder.best)
+    return Training(
+        task, meta_layer, outer, generator, device, folder.last, folder.best, check_folder=folder.check_held
+    )
 
 
 def start(training: Training, config: DictConfig, folder: RunFolder, record: Callable[[], None]) -> Progress:
@@ -241,9 +248,10 @@ def start(training: Training, config: DictConfig, folder: RunFolder, record: Cal
 
 
 def recorded(config: DictConfig, folder: RunFolder, record: Callable[[], None]) -> bool:
-    """Whether there is a checkpoint to go on from; else the settings are recorded."""
+    """Whether there is a checkpoint to go on from, of which damaged ones are set aside; else settings are recorded."""
     folder.failed.unlink(missing_ok=True)
-    if config.resume and folder.last.exists():
+    if config.resume and last_checkpoints.kept(folder.last):
+        last_checkpoints.set_damaged_aside(folder.last)
         return True
     if not config.resume:
         folder.check_new()  # another process may have finished a run here in the meantime

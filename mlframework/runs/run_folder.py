@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import as_json, remove_parts, write_json, write_text
+from mlframework.files import as_json, home_folder, naming, remove_parts, write_json, write_text
 from mlframework.runs.overrides import identity
 from mlframework.runs.trusted import SIGNATURE, check_overrides, check_stored, signature_of
 
@@ -52,13 +53,14 @@ class RunFolder:
         key: the setting that named the folder, for messages.
     """
 
-    #: The folders that this process has locked for a job.
-    held: ClassVar[set[Path]] = set()
+    #: The locks that this process holds for the jobs of a sweep, by folder.
+    held: ClassVar[dict[Path, IO[str]]] = {}
 
     def __init__(self, path: Path | str, *, key: str = "run_dir") -> None:
         if not str(path).strip():
             raise InvalidValue(key, path, "must name a folder")
         self.path, self.key = Path(path), key
+        self.lock: IO[str] | None = None  # while this process holds the folder
         self.last, self.best = (self.path / "checkpoints" / name for name in CHECKPOINTS)
         self.result = self.path / "result.json"  # written last
         self.failed = self.path / "failed.json"  # the error of a failed job of a sweep
@@ -69,7 +71,8 @@ class RunFolder:
 
     def check_new(self) -> None:
         """Refuses a folder that holds a run, or files of a run's names, or that is no folder for one run."""
-        if self.path.resolve() in (Path("/"), Path.home().resolve()):
+        home = home_folder()
+        if self.path.resolve() in (Path("/"), home and home.resolve()):
             raise InvalidValue(self.key, self.path, "must name a folder of the run's own, as in runs/mine")
         if self.holds_run:
             why = "holds a run already: resume=true continues it, or name another folder"
@@ -88,17 +91,41 @@ class RunFolder:
         """
         here = self.path.resolve()
         if here in self.held:
+            self.lock = self.held[here]
             yield
             return
-        with locked_folder(self.key, self.path, "another process is using this run folder", wait=wait):
+        with locked_folder(self.key, self.path, "another process is using this run folder", wait=wait) as self.lock:
             if wait:
-                self.held.add(here)
+                self.held[here] = self.lock
             try:
                 remove_parts(self.path, FILES)
                 remove_parts(self.last.parent, CHECKPOINTS)
                 yield
             finally:
-                self.held.discard(here)
+                self.held.pop(here, None)
+                self.lock = None
+
+    def check_held(self) -> None:
+        """Refuses to write where the folder was removed or replaced while this process held it: nothing is made anew.
+
+        Raises:
+            OSError: with the name of the folder.
+        """
+        if (lost := self.loss()) is not None:
+            raise lost
+
+    def loss(self) -> OSError | None:
+        """How this process has lost the folder that it held; None if it has not."""
+        if self.lock is None:
+            return None
+        try:
+            found = os.stat(self.path / ".lock")
+        except FileNotFoundError:
+            why = "the folder is gone: it was removed or moved during the run"
+            return FileNotFoundError(errno.ENOENT, why, str(self.path))
+        if os.path.samestat(found, os.fstat(self.lock.fileno())):
+            return None
+        return OSError(errno.ESTALE, "another folder has taken its place during the run", str(self.path))
 
     @property
     def in_use(self) -> bool:
@@ -184,6 +211,11 @@ class RunFolder:
         same = found.get("status") == "diverged" and identity(found.get("overrides", ())) == identity(overrides)
         return str(found.get("error")) if same else None
 
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes the result, by which a run has finished."""
+        self.check_held()
+        write_json(self.result, result)
+
     def read_result(self) -> dict[str, Any]:
         return dict(read(self.result, dict, json.loads))
 
@@ -212,7 +244,8 @@ class RunFolder:
         taken = [int(path.name.split("_")[0].split(".")[0]) for path in folder.glob("[0-9]*.json")]
         part = folder / f"{uuid.uuid4().hex}.part"
         try:
-            part.write_text(text, encoding="utf-8")
+            with naming(folder):
+                part.write_text(text, encoding="utf-8")
             for number in itertools.count(max(taken, default=0) + 1):
                 path = folder / f"{number}{suffix}.json"
                 with suppress(FileExistsError):

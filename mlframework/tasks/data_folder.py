@@ -15,7 +15,7 @@ import numpy as np
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
-from mlframework.files import atomic, cache_folder
+from mlframework.files import atomic, cache_folder, home_folder
 
 __all__ = ["cached", "data_folder", "in_split_folders", "subfolders", "there", "visible"]
 
@@ -37,7 +37,9 @@ Arrays = Mapping[str, np.ndarray]
 
 def data_folder(folder: str | Path | None) -> Path:
     """The folder that was named, else `$MLFRAMEWORK_DATA`, else `~/.local/share/mlframework`."""
-    return Path(folder or os.environ.get("MLFRAMEWORK_DATA") or "~/.local/share/mlframework").expanduser()
+    named = folder or os.environ.get("MLFRAMEWORK_DATA")
+    home = home_folder() or Path("/nonexistent")  # as Debian names it: nothing is found or written there
+    return Path(named).expanduser() if named else home / ".local" / "share" / "mlframework"
 
 
 def visible(path: Path) -> list[Path]:

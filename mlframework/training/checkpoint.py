@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import nn
 
 from mlframework import processes
+from mlframework.base_layers.checksums import DAMAGED, matches, to_safetensors
 from mlframework.base_layers.weight_files import from_bytes
 from mlframework.errors import UserError
 from mlframework.evaluation.part import Display
 from mlframework.files import atomic
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.tasks.task_distribution import TaskDistribution
+from mlframework.training import last_checkpoints
 from mlframework.training.outer_loop import OuterLoop
 
 __all__ = [
     "OtherArchitecture",
     "Progress",
     "Training",
+    "damage",
     "load_weights",
     "read_metadata",
     "restore",
+    "save_training",
     "save_weights",
     "state_of",
 ]
@@ -52,6 +56,7 @@ class Training(NamedTuple):
     last: Path  # the file of the state at the last checkpoint
     best: Path  # the file of the weights of the best validation
     displays: Mapping[str, Display] = MappingProxyType({})  # by name
+    check_folder: Callable[[], None] = lambda: None  # raises an OSError if the run folder is no longer this run's
 
 
 class Progress(NamedTuple):
@@ -95,10 +100,24 @@ def of_this_rank(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return others[rank - 1] if rank and len(others) + 1 == processes.count() else state
 
 
-def restore(training: Training) -> Progress:
-    """Loads the last checkpoint, a `state_of` a training, into the objects at hand, and says how far the run was."""
-    path, outer = training.last, training.outer
-    state = processes.agreed(lambda: read_state(path))  # ranks on other machines may not see the file
+def save_training(training: Training, progress: Progress, *, keep: int) -> None:
+    """Writes the last checkpoint, of which all ranks give their parts; so many are kept, this one included."""
+    state = state_of(training, progress)
+    if processes.leads():
+        training.check_folder()
+        last_checkpoints.write_checkpoint(training.last, state, keep=keep)
+
+
+def restore(training: Training, *, quiet: bool = False) -> Progress:
+    """Loads the last checkpoint, a `state_of` a training, into the objects at hand, and returns how far the run was.
+
+    A damaged one falls back to the one before, and this says so unless it is `quiet`.
+    """
+    # Ranks on other machines may not see the file.
+    found, outer = processes.agreed(lambda: last_checkpoints.newest(training.last)), training.outer
+    path, state = found.path, found.state
+    if not quiet:
+        found.tell()
     own = of_this_rank(state)
     load_state(training.meta_layer, state["meta_layer"], path)
     outer.optimizer.load_state_dict(state["optimizer"])
@@ -111,21 +130,14 @@ def restore(training: Training) -> Progress:
     return Progress(**state["progress"])
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever a broken file provokes
-        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
-
-
 def save_weights(path: Path, module: nn.Module, *, metadata: Mapping[str, str] = {}) -> None:
     """Writes a module's parameters and buffers as safetensors, with text by name; see `to_bytes`."""
-    with atomic(path) as part:
+    with atomic(path, durable=True) as part:
         part.write_bytes(to_bytes(module, metadata))
 
 
 def to_bytes(module: nn.Module, metadata: Mapping[str, str] = {}) -> bytes:
-    """A module's parameters and buffers in the format of safetensors.
+    """A module's parameters and buffers in the format of safetensors, with a checksum.
 
     A tensor of several names is written once, under the first; the file's metadata maps the other names to it. Views
     that share memory without being the same tensor are written each for itself.
@@ -139,7 +151,7 @@ def to_bytes(module: nn.Module, metadata: Mapping[str, str] = {}) -> bytes:
         if firsts[name] == name
     }
     others = {name: first for name, first in firsts.items() if name != first}
-    return safetensors.torch.save(tensors, {**others, **metadata})
+    return to_safetensors(tensors, {**others, **metadata})
 
 
 def first_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -165,10 +177,23 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return from_bytes(path.read_bytes())
 
 
+def damage(path: Path) -> str | None:
+    """What is wrong with a file that `save_weights` wrote; None if it is whole."""
+    try:
+        with safetensors_errors(path):
+            from_bytes(path.read_bytes())
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts by name in a file that `save_weights` wrote."""
-    with safetensors_errors(path), safetensors.safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+    with safetensors_errors(path):
+        if not matches(path.read_bytes()):
+            raise safetensors.SafetensorError(DAMAGED)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, image, text as text_summary
 
-from mlframework.backend.step import event_writer
+from mlframework.training.event_file import EventFile, cut_events
 from mlframework.training.logger import Logger, finite, hyperparameters
 
 if TYPE_CHECKING:
@@ -41,15 +40,18 @@ class TensorBoardLogger(Logger):
     """Writes TensorBoard events into the run's own folder.
 
     Args:
-        start: the step from which this process writes; later points of an interrupted process are dropped.
+        start: the step from which this process writes; later points of an interrupted process are removed.
         figures: whether displays write here.
     """
 
     def __init__(self, folder: Path, *, start: int, figures: bool = True) -> None:
         super().__init__(folder, start=start, figures=figures)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(f"events.*{FAILED}"):
             path.unlink()
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
+        if start:
+            cut_events(folder, start)
+        self.events = EventFile(folder, start=start)
         self.ends: Summary | None = None
         self.last = start
 
@@ -71,35 +73,35 @@ class TensorBoardLogger(Logger):
         self.text("config", f"```yaml\n{OmegaConf.to_yaml(config, resolve=True)}```")
         tags = [f"validation/{name}" for name in monitored]
         charts = {tag: ["Margin", [tag, f"{tag}_interval/lower", f"{tag}_interval/upper"]] for tag in tags}
-        self.writer.add_custom_scalars({"mean and 95 % interval over tasks": charts})
+        self.events.add(custom_scalars({"mean and 95 % interval over tasks": charts}))
         show_first(experiment, {*HPARAMS_FIRST, *(override.split("=")[0].lstrip("+~") for override in overrides)})
         for summary in (experiment, begin):
-            event_writer(self.writer).add_summary(summary)
+            self.events.add(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         # One event for all of them: an event costs a step more than any value in it.
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        event_writer(self.writer).add_summary(Summary(value=points), step)
+        self.events.add(Summary(value=points), step)
         self.last = max(self.last, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
         for tag, tensor in values.items():
             if len(numbers := finite(tensor)):  # TensorBoard takes no empty histogram
-                self.writer.add_histogram(tag, numbers, step, bins=BINS)
+                self.events.add(histogram(tag, numbers.numpy(), BINS), step)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        # Not SummaryWriter.add_figure: it needs pyplot, which picks a backend for the whole process.
-        self.writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+        # Not torch's conversion of a figure: it needs pyplot, which picks a backend for the whole process.
+        self.events.add(image(tag, np.asarray(canvas.buffer_rgba())[..., :3], dataformats="HWC"), step)
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
-        self.writer.add_text(tag, text, step)
+        self.events.add(text_summary(tag, text), step)
 
     def flush(self) -> None:
-        self.writer.flush()  # a thread writes
+        self.events.flush()
 
     def close(self, error: str | None = None, *, finished: bool = False) -> None:
         """Marks a run that finished or failed; of a failed one the error is a text.
@@ -107,22 +109,23 @@ class TensorBoardLogger(Logger):
         TensorBoard keeps the first mark that it reads of a run, so a failure has a file of its own.
         """
         if finished:
-            self.mark(self.writer, "STATUS_SUCCESS")
-        self.writer.close()
+            self.mark(self.events, "STATUS_SUCCESS")
+        self.events.close()
         if error is not None:
-            with SummaryWriter(str(self.folder), filename_suffix=FAILED) as failed:
-                failed.add_text("error", error, self.last)
-                self.mark(failed, "STATUS_FAILURE")
+            failed = EventFile(self.folder, suffix=FAILED)
+            failed.add(text_summary("error", error), self.last)
+            self.mark(failed, "STATUS_FAILURE")
+            failed.close()
 
-    def mark(self, writer: SummaryWriter, status: str) -> None:
+    def mark(self, events: EventFile, status: str) -> None:
         if self.ends is not None:
             plugin = self.ends.value[0].metadata.plugin_data
             data = HParamsPluginData.FromString(plugin.content)
             data.session_end_info.status = Status.Value(status)
             plugin.content = data.SerializeToString()
-            event_writer(writer).add_summary(self.ends)
+            events.add(self.ends)
         point = Summary.Value(tag=FINISHED, simple_value=float(status == "STATUS_SUCCESS"))
-        event_writer(writer).add_summary(Summary(value=[point]), self.last)
+        events.add(Summary(value=[point]), self.last)
 
 
 def show_first(experiment: Summary, names: Collection[str]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-
-import torch
 
 from mlframework import processes
 from mlframework.errors import FailedRun, InvalidValue, nearest
@@ -17,7 +16,6 @@ from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown
 from mlframework.evaluation.part import Validated
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, over_ranks, task_values
-from mlframework.files import atomic
 from mlframework.inner_loop.inner_update import at_least
 from mlframework.meta_layers.meta_layer import MetaLayer, Metrics
 from mlframework.screen import Stage, stage
@@ -25,7 +23,7 @@ from mlframework.tasks.on_features import on_features
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
 from mlframework.training.checkpoint import Progress, Training
-from mlframework.training.interrupt import DeferredInterrupt
+from mlframework.training.interrupt import DeferredInterrupt, stopped_by
 from mlframework.training.logger import Logger
 from mlframework.training.outer_loop import NotFinite
 
@@ -48,6 +46,7 @@ class Trainer:
         validation_tasks: tasks of the frozen validation set.
         checkpoint_every: outer steps between checkpoints; a resumed run continues at the last one.
         checkpoint_minutes: minutes after which there is a checkpoint in any case; None: the number of steps decides.
+        keep_checkpoints: the last checkpoints that are kept; if the newest is damaged, the one before takes its place.
         log_every: outer steps between points of the training curves.
         monitor: the validation metric that selects the best checkpoint.
         monitor_step: inner steps after which it is taken; None takes the number that is trained, or the last one if
@@ -63,9 +62,11 @@ class Trainer:
     monitor: str
     monitor_step: int | None = None
     checkpoint_minutes: float | None = None
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for field in ("steps", "meta_batch", "validate_every", "validation_tasks", "checkpoint_every", "log_every"):
+        at_least_one = ("steps", "meta_batch", "validate_every", "validation_tasks", "checkpoint_every", "log_every")
+        for field in (*at_least_one, "keep_checkpoints"):
             at_least(field, getattr(self, field), 1)
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             why = "must be above 0, or null for checkpoints by checkpoint_every alone"
@@ -78,7 +79,9 @@ class Trainer:
         """Trains from where `progress` stands to the last step; where there is nothing to learn, only validates.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed; the steps done are in a checkpoint, unless a compiler was at work.
+            KeyboardInterrupt: Ctrl-C was pressed, or another signal came; the steps done are in a checkpoint,
+                unless a compiler was at work.
+            OSError: a file cannot be written, or the run folder is gone.
             FailedRun: a loss was not finite, or the monitored metric was not finite at any validation.
         """
         if progress.step == 0:
@@ -87,11 +90,11 @@ class Trainer:
             log.info("nothing to learn: no outer step is taken")
             return self.without_steps(training, logger, progress)
         with stage("meta-training", self.steps, progress.step) as training_stage, DeferredInterrupt() as interrupt:
-            training.outer.capture.interrupted = lambda: interrupt.asked
+            training.outer.capture.interrupted = lambda: bool(interrupt.asked)
             clock = resumed = saved = time.perf_counter()
             spent, reported = progress.seconds, progress.step
             for step in range(progress.step + 1, self.steps + 1):
-                training.outer.notes = interrupt.asked, self.overdue(saved)
+                training.outer.notes = bool(interrupt.asked), self.overdue(saved)
                 metrics = self.outer_step(training, step)
                 training_stage.done = step
                 if step % self.log_every == 0 or step == self.steps:
@@ -108,9 +111,9 @@ class Trainer:
                     self.save(training, progress)
                     saved = time.perf_counter()
                 if interrupted:
-                    raise KeyboardInterrupt
+                    raise stopped_by(interrupted)
         if interrupt.asked:  # after the last step
-            raise KeyboardInterrupt
+            raise stopped_by(interrupt.asked)
         if progress.best is None:
             after = f"inner steps: {self.selecting_step(training.meta_layer)}"
             why = f"{self.monitor} ({after}) was not finite at any validation, so no weights are the best"
@@ -122,12 +125,12 @@ class Trainer:
         minutes = (time.perf_counter() - saved) / 60
         return self.checkpoint_minutes is not None and processes.leads() and minutes > self.checkpoint_minutes
 
-    def wishes(self, training: Training, asked: bool, saved: float) -> tuple[bool, bool]:
-        """Whether to stop, and whether to save; of several ranks, as one of them told the others before the step."""
+    def wishes(self, training: Training, asked: int, saved: float) -> tuple[int, bool]:
+        """The signal to stop for, or 0, and whether to save; ranks were told before the step."""
         if processes.count() == 1:
             return asked, self.overdue(saved)
         stop, due = training.outer.heard
-        return bool(stop), bool(due)
+        return (asked or signal.SIGTERM) if stop else 0, bool(due)
 
     def without_steps(self, training: Training, logger: Logger, progress: Progress) -> Progress:
         """The validation of an algorithm that has nothing to learn; its weights are the best ones."""
@@ -198,6 +201,7 @@ class Trainer:
         if not self.better(training.task, value, progress.best):
             return progress
         if processes.leads():
+            training.check_folder()
             checkpoint.save_weights(training.best, training.meta_layer)
         return progress._replace(best=value, best_step=progress.step)
 
@@ -232,7 +236,4 @@ class Trainer:
         return than is None or (value > than if higher else value < than)
 
     def save(self, training: Training, progress: Progress) -> None:
-        state = checkpoint.state_of(training, progress)
-        if processes.leads():
-            with atomic(training.last) as part:
-                torch.save(state, part)
+        checkpoint.save_training(training, progress, keep=self.keep_checkpoints)

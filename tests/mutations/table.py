@@ -97,6 +97,10 @@ quality = File("evaluation/displays/text_quality.py", "test_text_quality.py")
 ngram = File("text/ngram.py", "test_ngram.py")
 generation = File("text/generation.py", "test_generation.py")
 
+checksums = File("base_layers/checksums.py", "test_faults.py")
+last_checkpoints = File("training/last_checkpoints.py", "test_faults.py")
+interrupt = File("training/interrupt.py", "test_faults.py")
+event_file = File("training/event_file.py", "test_event_file.py")
 files = File("files.py", "test_run_folder.py")
 run_folder = File("runs/run_folder.py", "test_run_folder.py")
 sweep = File("runs/sweep.py", "test_sweep.py")
@@ -718,6 +722,42 @@ SELECTION_AND_RESUME = (
         "if name == first and not torch.equal(tensors[name], tensors[first]):",
         "test_checkpoint.py::test_two_weights_are_not_loaded_into_one",
     ),
+    checksums(
+        "the checksum of weights is not compared",
+        "return digest.hexdigest().encode() == entry[1]",
+        "return True",
+        "test_any_flipped_bit_and_any_cut_of_weights_is_noticed",
+    ),
+    checksums(
+        "a damaged entry passes for no checksum",
+        "return not REMAINS.search(content, 8, end)",
+        "return True",
+        "test_any_flipped_bit_and_any_cut_of_weights_is_noticed",
+    ),
+    last_checkpoints(
+        "no older checkpoint is kept",
+        "if last.exists() and keep > 1:",
+        "if last.exists() and keep > 9:",
+        "test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so",
+    ),
+    interrupt(
+        "every signal ends with the code of Ctrl-C",
+        "return KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)",
+        "return KeyboardInterrupt()",
+        "test_a_signal_is_obeyed_after_the_step_with_a_checkpoint_and_the_exit_code_of_shells",
+    ),
+    run_folder(
+        "a folder that another run has taken is written to",
+        "if os.path.samestat(found, os.fstat(self.lock.fileno())):",
+        "if True:",
+        "test_faults.py::test_a_run_folder_that_vanishes_is_one_line_and_is_not_made_again",
+    ),
+    event_file(
+        "events beyond the checkpoint stay",
+        "return bool(Event.FromString(content).step <= step)",
+        "return Event.FromString(content) is not None",
+        "test_events_are_cut_to_the_checkpoint",
+    ),
     files(
         "locking removes the files of others",
         "if found and found[1] in names:",
@@ -732,8 +772,8 @@ SELECTION_AND_RESUME = (
     ),
     files(
         "files are written in place",
-        "part = part_of(path)\n    try:\n        yield",
-        "part = path\n    try:\n        yield",
+        "part = part_of(path)\n    try:\n        with",
+        "part = path\n    try:\n        with",
         "test_tasks_data_folder.py::test_an_interrupted_write_leaves_the_old_file_and_nothing_else",
     ),
     run_folder(
