@@ -198,7 +198,8 @@ def test_a_run_folder_tells_what_was_run_on_what_and_what_came_of_it(tmp_path):
     assert written["evaluation"]["task_hash"] == report.task_hash
     assert written["step"] == 6
     assert written["batch_norm"] == "none"
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.pt", "best.safetensors"}
+    found = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert found == {"last.pt", "last.1.pt", "best.safetensors"}
 
 
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
