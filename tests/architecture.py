@@ -15,7 +15,7 @@ ROOMS = (
     *("tasks", "base_layers", "solvers", "backend"),
 )
 #: Modules at the top of the package that belong to no room: every room may import them.
-GROUND = ("episode", "errors", "files", "keys", "processes", "screen")
+GROUND = ("episode", "errors", "files", "keys", "processes", "reading", "screen")
 #: What stands outside the backend may import of it, and which rooms may use the upper door.
 LOWER_DOOR, UPPER_DOOR = "backend.forward", "backend.step"
 ABOVE_THE_STEP = ("testing", "cli", "runs", "training")

@@ -6,9 +6,11 @@ import gzip
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ import torch
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.tasks import Bytes, PretrainedTokenizer, Source, TextLanguages, TextRoles, TextTasks
+from mlframework.tasks.text import tokens as tokens_module
 from mlframework.tasks.text.text_data import by_speaker
 from mlframework.tasks.text.text_lists import TextLists, language_of
+from mlframework.tasks.text.tokens import Tokens
 from mlframework.testing import check_task_distribution
 
 DATA = Path(os.environ.get("MLFRAMEWORK_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -69,6 +73,47 @@ def test_rows_of_a_task_are_different_rows_of_one_source():
     for number in range(3):
         texts = {task.decode(row.tolist()) for row in draw(task).joined().y[number]}
         assert texts in ({"ab", "cd", "ef"}, {"gh", "ij", "kl"})
+
+
+def slow_rows(tokens, texts, length, running, overlap):
+    """The rows of texts, one token after another."""
+    encoded = [[*tokens.encode(text), B] for text in texts if text]
+    found = []
+    for text in [list(chain.from_iterable(encoded))] if running else encoded:
+        left = [B, *text]
+        while len(left) > length or (len(left) > 1 and not running):
+            found.append(left[: length + 1])
+            left = left[length:]
+        if running and overlap and len(left) > 1:
+            found.append([B, *text][-length - 1 :])
+    return found
+
+
+class Characters(Bytes):
+    """Bytes, encoded text by text as any other tokens are."""
+
+    flat = Tokens.flat
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("tokens", [Bytes(), Characters()])
+def test_rows_are_those_of_a_slow_version_and_the_first_with_their_inputs_stay(running, tokens):
+    chance = random.Random(0)
+    for _ in range(150):
+        sizes = [chance.choice([0, 1, 2, 3, 5, 9, 20]) for _ in range(chance.randint(1, 5))]
+        texts = ["".join(chance.choice("abé") for _ in range(size)) for size in sizes] + ["a"]
+        task = Given(texts, running=running, length=chance.randint(1, 7))
+        task.tokens = tokens
+        for overlap in (True, False):
+            found = task.windows([text for text in texts if text], overlap=overlap)
+            rows = [row[: count + 1].tolist() for row, count in zip(found.tokens, found.lengths, strict=True)]
+            assert rows == slow_rows(tokens, texts, task.length, running, overlap)
+        kept = {}
+        for row in slow_rows(tokens, texts if running else dict.fromkeys(texts), task.length, running, False):
+            kept.setdefault(tuple(row[:-1]), row)
+        found = task.distinct_windows(Source("one", texts))
+        rows = [row[: count + 1].tolist() for row, count in zip(found.tokens, found.lengths, strict=True)]
+        assert rows == list(kept.values())
 
 
 def test_a_list_forgets_what_it_holds_twice():
@@ -290,7 +335,10 @@ def test_a_missing_file_says_where_to_put_it_and_what_it_holds(tmp_path):
 )
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "shakespeare_roles.json.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"shakespeare_roles.json.gz: (cannot be read as gzipped JSON|must hold)"):
+    with pytest.raises(
+        UserError,
+        match=r"roles.json.gz: (cannot be read as gzip|damaged: cannot be|must hold)",
+    ):
         draw(TextRoles(k_shot=8, k_query=8, length=64, data_dir=tmp_path))
 
 
@@ -356,3 +404,20 @@ def test_a_tokenizer_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(UserError, match="pip install tokenizers"):
         PretrainedTokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_long_text_is_tokenized_once_and_read_from_the_cache_then(tmp_path, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    trained(tokenizers, "ByteLevel").save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path / "cache"))
+    texts = ["to be or not to be", "that is the question"]
+    expected = PretrainedTokenizer(tmp_path / "tokenizer.json").stream(texts)
+    monkeypatch.setattr(tokens_module, "LONG", 10)
+    first = PretrainedTokenizer(tmp_path / "tokenizer.json").stream(texts)
+    again = PretrainedTokenizer(tmp_path / "tokenizer.json")
+    monkeypatch.setattr(again, "encode", None)  # it is not called any more
+    for found in (first, again.stream(texts)):
+        assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+    monkeypatch.undo()
+    other = PretrainedTokenizer(tmp_path / "tokenizer.json").stream([texts[1], texts[0]])
+    assert not all((one == two).all() for one, two in zip(other, expected, strict=True))

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -24,6 +25,7 @@ from mlframework import processes
 from mlframework.cli import plugins
 from mlframework.cli.private import explain_help, get_args_parser
 from mlframework.errors import FailedRun, MachineFault, UserError
+from mlframework.reading import MOST_CONFIG, check_file, check_yaml, read_bytes
 from mlframework.runs import sweep
 from mlframework.runs.check_config import check_config, check_keys
 from mlframework.runs.error_report import Fault, cause, fault
@@ -173,15 +175,25 @@ def refuse_ranks(name: str, arguments: Sequence[str], ranks: bool) -> None:
 
 
 def refuse_unknown_flags() -> None:
-    """Flags that Hydra does not know, in one line; it would print its usage before."""
+    """Flags that Hydra does not know, in one line; it would print its usage before. Checks the folder of configs."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}: --hydra-help lists the flags")
 
     parser.error = refuse  # type: ignore[method-assign]
-    if parser.parse_args().help:
+    given = parser.parse_args()
+    if given.config_dir:
+        check_configs(Path(given.config_dir))
+    if given.help:
         explain_help()
+
+
+def check_configs(folder: Path) -> None:
+    """Refuses configs of the user's that are no files, or that would take minutes or gigabytes to read."""
+    for path in sorted(folder.rglob("[!.]*.yaml")):
+        check_file(path, most=MOST_CONFIG)
+        check_yaml(path, read_bytes(path).decode("utf-8", errors="replace"))
 
 
 def for_jobs(arguments: Sequence[str]) -> list[str]:

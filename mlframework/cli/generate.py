@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from mlframework.cli.command_line import command, job
 from mlframework.errors import InvalidValue, UserError
-from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
+from mlframework.reading import read_text
+from mlframework.tasks.text.text_files import Unit, check_unit, units
 
 __all__ = ["generate_command"]
 

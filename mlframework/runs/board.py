@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ from mlframework.episode import Split
 from mlframework.errors import UserError, nearest
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.files import write_json
+from mlframework.reading import read_json
 from mlframework.runs.build import build_task
 from mlframework.runs.trusted import check_stored
 
@@ -54,10 +54,7 @@ class BoardRecord:
     @classmethod
     def read(cls, path: Path) -> BoardRecord:
         """A record in a file; a `UserError` names the file and the field that is missing, unknown or wrong."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
+        content = read_json(path)
         names = [field.name for field in fields(cls)]
         for name in content:
             if name not in names:

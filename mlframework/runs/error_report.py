@@ -8,6 +8,7 @@ import traceback
 from importlib.resources import files
 from typing import NamedTuple
 
+import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -42,6 +43,8 @@ def fault(error: Exception, config: DictConfig | None = None) -> Fault:
         line = f"{key}={value.lower() if isinstance(root.value, bool) else value}: {root.why}"
     elif isinstance(root, IncompatibleKind):
         line = incompatible(root)
+    elif (path := config_file(root)) is not None:
+        line = f"{path}: cannot be read as a config ({in_yaml(root)})"
     elif isinstance(root, UserError | FailedRun | MachineFault):
         line, exit_code = str(root), root.exit_code
     elif isinstance(root, HydraException | OmegaConfBaseException):
@@ -63,6 +66,21 @@ def override_at_fault(error: BaseException) -> Override | None:
         if frame.f_globals["__name__"].startswith("hydra.") and isinstance(frame.f_locals.get("override"), Override):
             return frame.f_locals["override"]
     return None
+
+
+def config_file(error: BaseException) -> str | None:
+    """The file of YAML that was being read when an error was raised, if one was."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals["__name__"] == "omegaconf.omegaconf" and frame.f_code.co_name == "load":
+            return str(frame.f_locals["file_"])
+    return None
+
+
+def in_yaml(error: BaseException) -> str:
+    """The place and the fault in a file of YAML."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else named(error)
 
 
 def incompatible(error: IncompatibleKind) -> str:

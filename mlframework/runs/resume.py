@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import leaves, write_json
+from mlframework.reading import read_json
 from mlframework.runs.overrides import CHANGEABLE, OF_THIS_PROCESS, key_of
 from mlframework.runs.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ class Resumed(NamedTuple):
         if not self.typed:
             return
         file = folder.path / "resumed.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        before = read_json(file, list) if os.path.lexists(file) else []
         changes = {key: list(pair) for key, pair in self.changes.items()}
         write_json(file, [*before, {"step": step, "overrides": self.typed, "changes": changes}])
         folder.record_settings(changed(folder.config(), self.changes), self.overrides, self.choices)

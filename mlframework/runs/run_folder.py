@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, home_folder, naming, remove_parts, write_json, write_text
+from mlframework.reading import MOST_CONFIG, MOST_RECORD, check_yaml, read_text
 from mlframework.runs.overrides import identity
 from mlframework.runs.trusted import SIGNATURE, check_overrides, check_stored, signature_of
 
@@ -176,12 +177,14 @@ class RunFolder:
     def kept(self) -> dict[str, Any]:
         """What the task keeps of its data, if anything."""
         path = self.path / "task.json"
-        return dict(read(path, dict, json.loads)) if path.is_file() else {}
+        return dict(read(path, dict, json.loads)) if os.path.lexists(path) else {}
 
     def trained_in(self) -> Path | None:
         """The folder in which the command was typed; None where that is not known."""
         path = self.path / "environment.json"
-        found = read(path, dict, json.loads).get("folder") if path.is_file() else None
+        found = read(path, dict, json.loads).get("folder") if os.path.lexists(path) else None
+        if not isinstance(found, str | None):
+            raise UserError(f"{path}: damaged (its folder is no text)")
         return None if found is None else Path(found)
 
     def choices(self) -> dict[str, str]:
@@ -203,12 +206,14 @@ class RunFolder:
 
     def finished(self, overrides: Sequence[str]) -> bool:
         """Whether a run with these overrides has come to its end."""
-        return self.result.exists() and identity(self.read_result().get("overrides", ())) == identity(overrides)
+        if not os.path.lexists(self.result):
+            return False
+        return identity(overrides_in(self.result, self.read_result())) == identity(overrides)
 
     def diverged(self, overrides: Sequence[str]) -> str | None:
         """The error of a job with these overrides that would end in the same way again."""
-        found = read(self.failed, dict, json.loads) if self.failed.exists() else {}
-        same = found.get("status") == "diverged" and identity(found.get("overrides", ())) == identity(overrides)
+        found = read(self.failed, dict, json.loads) if os.path.lexists(self.failed) else {}
+        same = found.get("status") == "diverged" and identity(overrides_in(self.failed, found)) == identity(overrides)
         return str(found.get("error")) if same else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -289,15 +294,26 @@ def locked_file(path: Path, *, wait: bool = False) -> IO[str] | None:
 
 def read(path: Path, kind: type[Any], parse: Callable[[str], Any]) -> Any:
     """The content of a file of the run folder; an error if it is not of the expected kind."""
+    text = read_text(path, most=MOST_CONFIG if path.suffix == ".yaml" else MOST_RECORD)
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        if path.suffix == ".yaml":
+            check_yaml(path, text)
+        found = parse(text)
     except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: damaged ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: damaged (it is nested too deeply)") from error
     if not isinstance(found, kind):
         raise UserError(f"{path}: damaged (it holds no {kind.__name__})")
     return found
+
+
+def overrides_in(path: Path, record: Mapping[str, Any]) -> list[str]:
+    """The overrides in a record that was read from `path`."""
+    found = record.get("overrides", [])
+    if not isinstance(found, list):
+        raise UserError(f"{path}: damaged (its overrides are no list)")
+    return [str(override) for override in found]
 
 
 def git_state() -> dict[str, Any]:

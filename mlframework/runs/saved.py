@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +19,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments, as_json
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
+from mlframework.reading import parsed_json
 from mlframework.runs.trusted import is_of_plug_in
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
@@ -133,7 +133,7 @@ def read_model(path: Path, classes: Sequence[type], device: torch.device) -> Sto
     text = metadata_of(path).get(MODEL)
     if text is None:
         raise UserError(f"{path}: holds a trained algorithm that is not adapted: load() reads it")
-    model, meta_layer = json.loads(text), built_layer(path, classes)
+    model, meta_layer = parsed_json(path, text), built_layer(path, classes)
     checkpoint.load_weights(path, meta_layer, prefix="algorithm.")
     meta_layer = meta_layer.to(device).eval()
     meta_layer.engine = "loop"
@@ -247,7 +247,18 @@ def metadata_of(path: Path) -> dict[str, str]:
 def built_layer(path: Path, classes: Sequence[type]) -> MetaLayer:
     """The algorithm that a file describes, with initial weights."""
     own = {name_of(kind): kind for kind in (*classes, SpecOnly)} | {"SpecOnly": SpecOnly}
-    parts = json.loads(metadata_of(path)[PARTS])
+    parts = parsed_json(path, metadata_of(path)[PARTS])
+    try:
+        return built_from(parts, own)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"damaged, or of another version: its parts cannot be built ({type(error).__name__}: {error})"
+        raise UserError(f"{path}: {why}") from error
+
+
+def built_from(parts: dict[str, Any], own: Mapping[str, type]) -> MetaLayer:
+    """The algorithm that `parts_of` described; `own` are further classes by name."""
     if parts["task"]["_target_"] == "SpecOnly":
         parts["task"]["spec"] = TaskSpec(*parts["task"]["spec"])
     task = built(parts["task"], own)

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -48,8 +47,8 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
 @lru_cache(maxsize=10_000)
 def identity_in(path: Path, _modified: int) -> str | None:
     """The identity of the run whose `overrides.yaml` this is; None if it cannot be read."""
-    with suppress(OSError, ValueError, TypeError, yaml.YAMLError):
-        return identity(str(override) for override in yaml.safe_load(path.read_text(encoding="utf-8")))
+    with suppress(UserError):
+        return identity(RunFolder(path.parent).overrides())
     return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +16,14 @@ from rich.table import Table
 
 from mlframework.errors import UserError
 from mlframework.evaluation.number_format import shown, shown_interval
+from mlframework.reading import read_json
 from mlframework.runs.overrides import DIGITS, identity, job_name, key_of, of_run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.tables import titled
 
 __all__ = ["FINE", "PLAN", "JobRow", "grouped", "over_what", "read_rows", "sweep_cells", "sweep_table", "varied_keys"]
+
+log = logging.getLogger(__name__)
 
 #: The jobs of the last grid that was started in a folder, in their order.
 PLAN = "plan.json"
@@ -73,9 +77,11 @@ def read_rows(folder: Path) -> list[JobRow]:
 
 
 def read_plan(path: Path) -> list[list[str]]:
-    """The overrides of each job; none if the plan cannot be read."""
-    with suppress(OSError, ValueError, TypeError):
-        return [[str(override) for override in overrides] for overrides in json.loads(path.read_text(encoding="utf-8"))]
+    """The overrides of each job; none, and a warning, if the plan cannot be read."""
+    try:
+        return [[str(override) for override in overrides] for overrides in read_json(path, list)]
+    except (UserError, TypeError) as error:
+        log.warning("%s: jobs that have not started are left out", error if path.name in str(error) else path)
     return []
 
 
@@ -93,7 +99,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 def read_row(job: Path, folder: Path) -> JobRow:
     name, run = str(job.relative_to(folder)), RunFolder(job)
     started: dict[str, str] = {}
-    file = run.failed if run.failed.exists() else run.result
+    file = run.failed if os.path.lexists(run.failed) else run.result
     with suppress(UserError):  # they cannot be read
         started = by_key(run.overrides())
     if run.in_use:
@@ -101,10 +107,10 @@ def read_row(job: Path, folder: Path) -> JobRow:
     if not file.exists():
         return JobRow(name, "interrupted", started, error="ended without a word: the same command goes on with it")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         row = JobRow(name, record["status"], by_key(record["overrides"]))
         return row._replace(error=record["error"]) if "error" in record else with_result(row, record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (UserError, ValueError, LookupError, TypeError, AttributeError):
         return JobRow(name, "damaged", started, error=f"damaged: {file}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import write_json
+from mlframework.reading import read_json
 from mlframework.screen import stage
 from mlframework.training.logger import Logger, finite, hyperparameters
 
@@ -46,7 +46,7 @@ class MLflowLogger(Logger):
         self.client, self.points = client_of(uri), list[Any]()
         record = folder / "mlflow.json"
         if start and record.is_file():
-            self.run = str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
+            self.run = run_in(record)
             self.client.update_run(self.run, status="RUNNING")
         else:
             number = experiment_id(self.client, experiment)
@@ -97,6 +97,14 @@ class MLflowLogger(Logger):
             self.client.set_tag(self.run, "error", error[:LONGEST])
         status = "FINISHED" if finished else "KILLED" if error is None else "FAILED"
         self.client.set_terminated(self.run, status=status)
+
+
+def run_in(record: Path) -> str:
+    """The id of the MLflow run in a record."""
+    found = read_json(record).get("run_id")
+    if not isinstance(found, str):
+        raise UserError(f"{record}: damaged (its run_id is no text)")
+    return found
 
 
 def client_of(uri: str) -> Any:

@@ -901,8 +901,8 @@ EPISODES = (
     ),
     text_tasks(
         "a row may stand in support and query",
-        "found.setdefault(tuple(window[:-1]), window)",
-        "found.setdefault((len(found),), window)",
+        "first = np.sort(np.unique(as_bytes, return_index=True)[1])",
+        "first = np.arange(len(as_bytes))",
         "test_a_list_forgets_what_it_holds_twice",
     ),
     text_tasks(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import UserError
+from mlframework.screen import stage
 from mlframework.tasks.data_folder import Arrays, cached
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 from mlframework.tasks.images.own_images import as_images
@@ -101,11 +102,13 @@ class Glyphs(FewShotClassification):
         """`names` `[characters]` and uint8 `images` `[characters, drawings, height, width]`."""
         loaded = {face: open_font(path, 2 * self.image_size) for face, path in fonts.items()}
         names, images = [], []
-        for character, faces in distinct_characters(fonts).items():
-            names.append(unicodedata.name(character))
-            rng = Random(f"{self.seed} {character}")
-            choices = [loaded[face] for face in faces]
-            images.append([draw(character, rng.choice(choices), self.image_size, rng) for _ in range(self.drawings)])
+        with stage("drawing glyphs"):
+            for character, faces in distinct_characters(fonts).items():
+                names.append(unicodedata.name(character))
+                rng = Random(f"{self.seed} {character}")
+                choices = [loaded[face] for face in faces]
+                drawn = [draw(character, rng.choice(choices), self.image_size, rng) for _ in range(self.drawings)]
+                images.append(drawn)
         return {"names": np.array(names), "images": np.array(images, dtype=np.uint8)}
 
 

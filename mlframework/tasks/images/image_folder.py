@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
+from mlframework.screen import stage
 from mlframework.tasks.data_folder import Arrays, cached, in_split_folders, subfolders, there, visible
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 from mlframework.tasks.images import pixels
@@ -81,7 +82,12 @@ class ImageFolder(FewShotClassification):
         shape, bits = self.spec.x_shape, self.bits
 
         def read_images() -> Arrays:
-            return {"images": np.stack([pixels.read_image(file, shape, bits) for file in files])}
+            images = np.empty((len(files), *shape), dtype=np.uint8)
+            with stage(f"reading images of {self.path}", len(files)) as at:
+                for number, file in enumerate(files):
+                    images[number] = pixels.read_image(file, shape, bits)
+                    at.done += 1
+            return {"images": images}
 
         arrays = cached("image_folder", (stats, shape, bits), read_images, source=pixels.__file__)
         sizes = torch.tensor([len(images) for images in classes.values()])

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
+from mlframework.reading import read_bytes
+from mlframework.screen import stage
 from mlframework.tasks.data_folder import Arrays, cached, data_folder
 from mlframework.tasks.download import download
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, hash_sorted
@@ -145,10 +147,7 @@ def find_zips(folder: Path, may_download: bool) -> list[Path]:
 
 
 def content_hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def read_zips(paths: list[Path], image_size: int) -> Arrays:
@@ -156,7 +155,7 @@ def read_zips(paths: list[Path], image_size: int) -> Arrays:
     names, images = [], []
     for path in paths:
         try:
-            with zipfile.ZipFile(path) as archive:
+            with stage(f"reading {path}"), zipfile.ZipFile(path) as archive:
                 for name, members in characters(archive, path).items():
                     names.append(name)
                     images.append([read_image(unpacked(archive, member), image_size) for member in members])

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mlframework.errors import InvalidValue, UserError
+from mlframework.reading import check_file
 
 __all__ = ["UNREADABLE", "pixels_of", "read_image"]
 
@@ -25,6 +26,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
     """One image as uint8 `x_shape`: `[channels, height, width]`."""
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower than PIL's

@@ -68,6 +68,8 @@ def triples(path: Path, separator: str) -> list[tuple[str, str, float]]:
     for where, row in table_rows(path, separator, encoding="latin-1"):
         user, item, rating, _ = fields(where, row, 4)
         found.append((user, item, number(rating, where, "rating")))
+    if not found:
+        raise UserError(f"{path}: holds no ratings")
     return found
 
 

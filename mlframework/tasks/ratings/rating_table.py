@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlframework.errors import InvalidValue, UserError, nearest
+from mlframework.reading import read_text
 from mlframework.tasks.ratings.source import Ratings, RatingSource, Value, number
-from mlframework.tasks.text.text_files import read_text
 
 __all__ = ["RatingTable"]
 
@@ -54,6 +54,8 @@ class RatingTable(RatingSource):
             triples.append((row[user], row[item], number(row[rating], where, rating)))
             users[row[user]] = self.values(row, self.user_attributes)
             items[row[item]] = self.values(row, self.item_attributes)
+        if not triples:
+            raise UserError(f"{self.path}: holds no ratings")
         return Ratings(triples, users, items)
 
     def needed(self) -> dict[str, str]:

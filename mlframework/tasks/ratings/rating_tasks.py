@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import InvalidValue
+from mlframework.screen import stage
 from mlframework.tasks.few_shot import check_at_least
 from mlframework.tasks.ratings.encoded import Encoded, encoded
 from mlframework.tasks.ratings.ndcg import ndcg
@@ -162,8 +163,10 @@ class RatingTasks(TaskDistribution):
     @cached_property
     def table(self) -> Encoded:
         """All ratings of users with enough of them."""
+        with stage("reading ratings"):
+            ratings = self.source.read()
         table = encoded(
-            self.source.read(),
+            ratings,
             counts=self.counts,
             per=self.per,
             most_values=self.most_values,

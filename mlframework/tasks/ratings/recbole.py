@@ -38,6 +38,8 @@ class RecBole(RatingSource):
             if not {"user_id", "item_id", "rating"} <= row.keys():
                 raise UserError(f"{where}: has the columns {', '.join(row)}; user_id, item_id and rating are needed")
             triples.append((str(row["user_id"]), str(row["item_id"]), number(str(row["rating"]), where, "rating")))
+        if not triples:
+            raise UserError(f"{found[0]}: holds no ratings")
         users, items = (attributes(found[0].with_suffix(f".{kind}"), f"{kind}_id") for kind in ("user", "item"))
         return Ratings(triples, users, items)
 

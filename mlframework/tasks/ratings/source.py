@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments
-from mlframework.tasks.text.text_files import read_text
+from mlframework.reading import read_bytes, read_text
 
 __all__ = ["RatingSource", "Ratings", "Value", "number", "table_rows", "with_values"]
 
@@ -42,17 +42,10 @@ class RatingSource(KeepsArguments, ABC):
 
 def table_rows(path: Path, separator: str, *, encoding: str = "utf-8") -> Iterator[tuple[str, list[str]]]:
     """The place and the fields of each line of a text file that is not empty."""
-    text = read_text(path) if encoding == "utf-8" else read_latin(path)
+    text = read_text(path) if encoding == "utf-8" else read_bytes(path).decode(encoding)
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if line.strip():
             yield f"{path}: line {number}", line.split(separator)
-
-
-def read_latin(path: Path) -> str:
-    try:
-        return path.read_text(encoding="latin-1")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def number(text: str, where: str, what: str) -> float:

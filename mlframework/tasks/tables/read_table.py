@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlframework.errors import InvalidValue, UserError, nearest
+from mlframework.reading import check_file, check_size, read_bytes
 
 __all__ = ["Cells", "check_form", "read_table"]
 
@@ -70,11 +71,9 @@ def read_table(path: str | Path, *, delimiter: str | None = None, encoding: str 
 
 def decoded(path: Path, encoding: str) -> str:
     """The text of a file; a byte order mark is left out."""
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
         text = content.decode("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
-    except OSError as error:
-        raise UserError(f"task.path={path}: cannot be read ({error.strerror})") from error
     except LookupError as error:
         raise InvalidValue("encoding", encoding, "there is no such encoding: utf-8, latin-1, utf-16") from error
     except UnicodeDecodeError as error:
@@ -118,12 +117,18 @@ def from_parquet(path: Path) -> Cells:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"task.path={path}: needs pyarrow: {EXTRA}") from error
+    check_file(path)
     try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        with parquet.ParquetFile(path) as file:
+            groups = range(file.metadata.num_row_groups)
+            check_size(path, sum(file.metadata.row_group(group).total_byte_size for group in groups))
+            table = file.read()
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"task.path={path}: cannot be read as parquet ({' '.join(str(error).split())[:120]})"
         ) from error
+    if nested := [field.name for field in table.schema if pyarrow.types.is_nested(field.type)]:
+        raise UserError(f"task.path={path}: cells of {nested[0]} hold several values, and one value a cell is needed")
     return named(path, table.column_names, [column.to_pylist() for column in table.columns])
 
 

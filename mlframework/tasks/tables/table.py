@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlframework.episode import Examples, Kind, Split, TaskSpec
 from mlframework.errors import InvalidData, InvalidValue, UserError, nearest
+from mlframework.screen import stage
 from mlframework.tasks.data_folder import composed
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.own_data import as_numbers
@@ -129,7 +130,8 @@ class Table(TableTasks):
     @cached_property
     def table(self) -> tuple[TableEncoding, dict[Split, GroupedRows]]:
         """The encoding, and the rows of each split."""
-        cells = read_table(self.path, delimiter=self.delimiter, encoding=self.encoding)
+        with stage(f"reading {self.path}"):
+            cells = read_table(self.path, delimiter=self.delimiter, encoding=self.encoding)
         names = self.checked_names(cells)
         kept = self.usable(self.read("task_column", cells), self.read("target", cells))
         cells = {name: [column[row] for row in kept] for name, column in cells.items()}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
+from mlframework.reading import MOST_RECORD, parsed_json, read_gzip
+from mlframework.screen import stage
 from mlframework.tasks.data_folder import data_folder
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.text.text_tasks import Source, TextTasks
@@ -19,6 +18,10 @@ from mlframework.tasks.text.tokens import Tokens
 __all__ = ["SPEAKERS", "TextLanguages", "TextRoles", "by_speaker"]
 
 Script = Literal["latin", "all"]
+
+#: How the two files must look.
+ROLES_FORM = "gzipped JSON, {role: [speech, ...]}"
+LANGUAGES_FORM = 'gzipped JSON, {"text": {code: text}, "latin_script": [code, ...]}'
 
 #: Codes of one language: Huastec (three dialects), Norwegian (two written forms), Romani (two dialects).
 SAME_LANGUAGE = {"hva": "hus", "hsf": "hus", "nno": "nob", "rmy": "rmn"}
@@ -58,7 +61,7 @@ class TextRoles(TextTasks):
         self.folder = data_folder(data_dir)
 
     def load(self, split: Split) -> list[Source]:
-        roles = read_json(self.folder, "shakespeare_roles.json.gz", "gzipped JSON, {role: [speech, ...]}")
+        roles = read_packed_json(self.folder, "shakespeare_roles.json.gz", ROLES_FORM, are_roles)
         speakers = by_speaker(roles)
         return [Source(speaker, speakers[speaker]) for speaker in split_by_hash(speakers)[split]]
 
@@ -98,8 +101,7 @@ class TextLanguages(TextTasks):
         self.script, self.folder = script, data_folder(data_dir)
 
     def load(self, split: Split) -> list[Source]:
-        form = 'gzipped JSON, {"text": {code: text}, "latin_script": [code, ...]}'
-        data = read_json(self.folder, "udhr_languages.json.gz", form)
+        data = read_packed_json(self.folder, "udhr_languages.json.gz", LANGUAGES_FORM, are_languages)
         codes = data["latin_script"] if self.script == "latin" else list(data["text"])
         names = split_by_hash({code.partition("_")[0] for code in codes})
         chosen = [code for code in sorted(codes) if self.source_of(code) in names[split]]
@@ -111,17 +113,37 @@ class TextLanguages(TextTasks):
         return SAME_LANGUAGE.get(code, code)
 
 
-def read_json(folder: Path, name: str, form: str) -> Mapping[str, Any]:
-    """The gzipped JSON object in `folder/text/name` or `folder/name`; `form` says in words how it must look."""
+def are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def are_roles(found: Mapping[str, Any]) -> bool:
+    return all(are_texts(speeches) for speeches in found.values())
+
+
+def are_languages(found: Mapping[str, Any]) -> bool:
+    texts, latin = found.get("text"), found.get("latin_script")
+    if not (isinstance(texts, dict) and isinstance(latin, list) and are_texts(list(texts.values()))):
+        return False
+    return are_texts(latin) and texts.keys() >= {*latin}
+
+
+def read_packed_json(
+    folder: Path, name: str, form: str, holds: Callable[[Mapping[str, Any]], bool]
+) -> Mapping[str, Any]:
+    """The gzipped JSON object in `folder/text/name` or `folder/name`.
+
+    `form` says in words how it must look, `holds` whether it does.
+    """
     places = [folder / "text" / name, folder / name]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise UserError(f"{places[0]}: is not there: put it there ({form}), or name its folder by task.data_dir=...")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as gzipped JSON ({error})") from error
-    if not isinstance(found, dict):
+    with stage(f"reading {path}"):
+        try:
+            found = parsed_json(path, read_gzip(path, most=MOST_RECORD).decode("utf-8"), object)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is no UTF-8 once it is unpacked ({error})") from error
+    if not (isinstance(found, dict) and holds(found)):
         raise UserError(f"{path}: must hold {form}")
     return found

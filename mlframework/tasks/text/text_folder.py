@@ -13,10 +13,12 @@ from typing import Any
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
+from mlframework.reading import check_file, check_size, read_text
+from mlframework.screen import stage
 from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders, visible
 from mlframework.tasks.few_shot import split_by_hash
-from mlframework.tasks.text.text_files import Unit, check_unit, read_text, units
-from mlframework.tasks.text.text_tasks import Source, TextTasks
+from mlframework.tasks.text.text_files import Unit, check_unit, units
+from mlframework.tasks.text.text_tasks import Source, TextTasks, Windows
 from mlframework.tasks.text.tokens import Tokens
 
 __all__ = ["TextFolder"]
@@ -63,15 +65,22 @@ class TextFolder(TextTasks):
             raise InvalidValue("path", path, NEEDED)
         self.path, self.unit = Path(path).expanduser(), unit
         self.columns = task_column, text_column
+        self.read_windows: dict[str, Windows] = {}  # by source, until they are asked for
 
     def load(self, split: Split) -> list[Source]:
         return self.splits[split]
+
+    def distinct_windows(self, source: Source) -> Windows:
+        found = self.read_windows.pop(source.name, None)
+        return super().distinct_windows(source) if found is None else found
 
     @cached_property
     def splits(self) -> dict[Split, list[Source]]:
         """The usable sources of every split."""
         if not self.path.exists():
             raise InvalidValue("path", self.path, NEEDED)
+        if not self.path.is_dir():
+            check_file(self.path)
         if self.path.is_file() and self.path.suffix not in TABLES:
             raise InvalidValue("path", self.path, f"must be a folder, or a file that ends in {' or '.join(TABLES)}")
         if self.path.is_dir():
@@ -93,13 +102,19 @@ class TextFolder(TextTasks):
     def read(self, path: Path) -> Iterator[Source]:
         """The sources of a table or a folder."""
         if path.is_file():
-            yield from table_sources(path, *self.columns)
+            with stage(f"reading {path}"):
+                yield from table_sources(path, *self.columns)
             return
-        for entry in visible(path):
-            inside = (file for file in entry.rglob("[!.]*") if file.is_file())
-            files = sorted(inside, key=composed_parts) if entry.is_dir() else [entry]
-            if texts := [text for file in files for text in self.texts_of(file)]:
-                yield Source(entry.name, texts)
+        entries = {entry: files_of(entry) for entry in visible(path)}
+        check_size(path, sum(file.stat().st_size for files in entries.values() for file in files if file.is_file()))
+        with stage(f"reading {path}", sum(map(len, entries.values()))) as at:
+            for entry, files in entries.items():
+                texts = []
+                for file in files:
+                    texts += self.texts_of(file)
+                    at.done += 1
+                if texts:
+                    yield Source(entry.name, texts)
 
     def texts_of(self, file: Path) -> list[str]:
         """The texts of a file; none, and a line in the log, where it holds none that can be read."""
@@ -116,13 +131,22 @@ class TextFolder(TextTasks):
         """The sources with rows enough, and a line in the log for each other."""
         found, need = [], self.k_shot + self.k_query
         for source in sources:
-            rows = len(self.distinct_windows(source))
+            windows = self.distinct_windows(source)
+            rows = len(windows.lengths)
             if rows >= need:
                 found.append(source)
+                self.read_windows[source.name] = windows
             else:
                 what = f"{rows} rows of {self.length} tokens, and {self.k_shot} + {self.k_query} are needed"
                 log.warning("%s: %s: too short, %s: left out", self.path, source.name, what)
         return found
+
+
+def files_of(entry: Path) -> list[Path]:
+    """The files of a task: those in its folder, or its own."""
+    if not entry.is_dir():
+        return [entry]
+    return sorted((file for file in entry.rglob("[!.]*") if file.is_file()), key=composed_parts)
 
 
 def table_sources(path: Path, task_column: str, text_column: str) -> list[Source]:
@@ -157,7 +181,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number}: cannot be read as JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number}: must be an object, as in {{"task": ..., "text": ...}}')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Split, TaskSpec, masked_mean
 from mlframework.errors import UserError
+from mlframework.screen import stage
 from mlframework.tasks.few_shot import check_at_least, distinct
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.tasks.text.tokens import Bytes, Tokens
 
-__all__ = ["Rows", "Source", "TextTasks", "as_text"]
+__all__ = ["Rows", "Source", "TextTasks", "Windows", "as_text"]
 
 
 class Source(NamedTuple):
@@ -26,6 +26,20 @@ class Source(NamedTuple):
 
     name: str  # for messages and figures
     texts: Sequence[str]  # strings of a list, or speeches, paragraphs, lines in their order
+
+
+class Windows(NamedTuple):
+    """The rows of one source."""
+
+    tokens: np.ndarray  # [rows, length + 1]; the first of each is the one before the first that is predicted
+    lengths: np.ndarray  # how many of each row are predicted [rows]; boundaries behind them are padding
+
+    def distinct(self) -> Windows:
+        """The first of all rows with the same inputs, in their order."""
+        keys = np.column_stack([self.tokens[:, :-1], self.lengths])  # shorter inputs are no longer ones with padding
+        as_bytes = keys.view(np.dtype((np.void, keys.itemsize * keys.shape[1])))[:, 0]
+        first = np.sort(np.unique(as_bytes, return_index=True)[1])
+        return Windows(self.tokens[first], self.lengths[first])
 
 
 class Rows(NamedTuple):
@@ -36,12 +50,9 @@ class Rows(NamedTuple):
     sizes: Tensor  # rows of each source [sources], in the order in which they stand in `windows`
 
     @classmethod
-    def of(cls, windows: Sequence[Sequence[int]], sizes: Sequence[int], length: int, padding: int) -> Rows:
-        """Windows of up to `length + 1` tokens, padded."""
-        lengths = np.array([len(window) for window in windows])
-        found = np.full((len(windows), length + 1), padding, dtype=np.int32)
-        found[np.arange(length + 1) < lengths[:, None]] = np.fromiter(chain.from_iterable(windows), dtype=np.int32)
-        return cls(torch.from_numpy(found), torch.from_numpy(lengths - 1), torch.tensor(sizes))
+    def of(cls, sources: Sequence[Windows]) -> Rows:
+        tokens, lengths = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*sources, strict=True))
+        return cls(tokens, lengths, torch.tensor([len(each.lengths) for each in sources]))
 
     def examples(self, rows: Tensor) -> Examples:
         """Rows by their number `[...]`, as examples `[..., length]`."""
@@ -128,9 +139,8 @@ class TextTasks(TaskDistribution, ABC):
         """
         if not any(texts):
             raise UserError("there is no text to adapt to")
-        windows = self.windows([text for text in texts if text], overlap=True)
-        rows = Rows.of(windows, [len(windows)], self.length, self.tokens.boundary)
-        return rows.examples(torch.arange(len(windows)).unsqueeze(0))
+        rows = Rows.of([self.windows([text for text in texts if text], overlap=True)])
+        return rows.examples(torch.arange(len(rows.lengths)).unsqueeze(0))
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of a row of tokens: that from its first token, or the boundary before that, to the next boundary."""
@@ -139,43 +149,52 @@ class TextTasks(TaskDistribution, ABC):
         end = row.index(self.tokens.boundary) if self.tokens.boundary in row else len(row)
         return self.tokens.decode(row[:end])
 
-    def windows(self, texts: Sequence[str], *, overlap: bool = False) -> list[list[int]]:
+    def windows(self, texts: Sequence[str], *, overlap: bool = False) -> Windows:
         """The rows of texts, none empty: windows of up to `length + 1` tokens, all but the first of them predicted.
 
         The end of running text, if it fills no row, is left out, or makes a row with the text before it: `overlap`.
         """
-        boundary, length = self.tokens.boundary, self.length
-        encoded = [[*self.tokens.encode(text), boundary] for text in texts]
-        found = []
-        for tokens in [chain.from_iterable(encoded)] if self.running else encoded:
-            stream = [boundary, *tokens]
-            starts = list(range(0, len(stream) - 1, length))
-            if self.running and starts[-1] + length >= len(stream):
-                last = starts.pop()
-                if overlap:
-                    starts.append(max(0, min(last, len(stream) - 1 - length)))
-            found += [stream[start : start + length + 1] for start in starts]
-        return found
+        stream, places = self.tokens.stream(texts)
+        if self.running:
+            starts, ends = full_starts(int(places[-1]), self.length, overlap), places[-1]
+        else:
+            starts, ends = list_starts(places, self.length)
+        lengths = np.minimum(self.length, ends - starts)
+        padded = np.pad(stream, (0, self.length), constant_values=self.tokens.boundary)
+        found = np.lib.stride_tricks.sliding_window_view(padded, self.length + 1)[starts]
+        found[np.arange(self.length + 1) > lengths[:, None]] = self.tokens.boundary
+        return Windows(found, lengths)
 
-    def distinct_windows(self, source: Source) -> list[list[int]]:
+    def distinct_windows(self, source: Source) -> Windows:
         """The rows of a source, the first of those with the same inputs."""
         texts = source.texts if self.running else dict.fromkeys(source.texts)
-        found: dict[tuple[int, ...], list[int]] = {}
-        for window in self.windows([text for text in texts if text]):
-            found.setdefault(tuple(window[:-1]), window)
-        return list(found.values())
+        return self.windows([text for text in texts if text]).distinct()
 
     def _of(self, split: Split) -> tuple[list[Source], Rows]:
         if split not in self._loaded:
-            found = [(source, self.distinct_windows(source)) for source in self.load(split)]
-            kept = [(source, windows) for source, windows in found if len(windows) >= self.k_shot + self.k_query]
+            with stage(f"reading the texts of {split} tasks"):
+                found = [(source, self.distinct_windows(source)) for source in self.load(split)]
+            kept = [
+                (source, windows) for source, windows in found if len(windows.lengths) >= self.k_shot + self.k_query
+            ]
             if not kept:
                 what = f"no source of the {split} split has {self.k_shot} + {self.k_query} rows of {self.length} tokens"
                 raise UserError(f"{type(self).__name__}: {what}: smaller ones need less")
-            sizes, every = [len(windows) for _, windows in kept], [row for _, windows in kept for row in windows]
-            rows = Rows.of(every, sizes, self.length, self.tokens.boundary)
-            self._loaded[split] = [source for source, _ in kept], rows
+            self._loaded[split] = [source for source, _ in kept], Rows.of([windows for _, windows in kept])
         return self._loaded[split]
+
+
+def full_starts(predicted: int, length: int, overlap: bool) -> np.ndarray:
+    """Where the rows of a stream of `predicted` tokens and the boundary before them start; see `TextTasks.windows`."""
+    starts = np.arange(0, predicted - length + 1, length)
+    return np.append(starts, max(0, predicted - length)) if overlap and predicted % length else starts
+
+
+def list_starts(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rows of texts between the boundaries at `places` start, and where the text of each row ends."""
+    counts = -(-np.diff(places) // length)  # rows of each text
+    nth = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    return np.repeat(places[:-1], counts) + nth * length, np.repeat(places[1:], counts)
 
 
 def as_text(task: TaskDistribution) -> TextTasks:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import KeepsArguments
+from mlframework.reading import MOST_RECORD, check_file
+from mlframework.screen import stage
+from mlframework.tasks.data_folder import Arrays, cached
 
 __all__ = ["Bytes", "PretrainedTokenizer", "Tokens"]
+
+
+#: Texts of so many characters are tokenized once, and then read from the cache.
+LONG = 1_000_000
 
 
 class Tokens(KeepsArguments, ABC):
@@ -32,6 +42,23 @@ class Tokens(KeepsArguments, ABC):
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens without boundaries; invalid ones become the replacement character."""
+
+    def flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of texts, one text after another, and how many each text has `[texts]`."""
+        encoded = [self.encode(text) for text in texts]
+        lengths = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
+        return np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum())), lengths
+
+    def stream(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of texts with a boundary before the first and behind each, and the boundaries' places."""
+        tokens, lengths = self.flat(texts)
+        places = np.concatenate([[0], (lengths + 1).cumsum()])
+        small = self.vocabulary <= np.iinfo(np.int16).max  # rows of a large text take half the memory
+        found = np.full(places[-1] + 1, self.boundary, dtype=np.int16 if small else np.int32)
+        inside = np.ones(len(found), dtype=bool)
+        inside[places] = False
+        found[inside] = tokens
+        return found, places
 
 
 class Bytes(Tokens):
@@ -53,6 +80,11 @@ class Bytes(Tokens):
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(tokens).decode("utf-8", errors="replace")
 
+    def flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [text.encode("utf-8", errors="replace") for text in texts]
+        lengths = np.array([len(text) for text in encoded], dtype=np.int64)
+        return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
+
 
 class PretrainedTokenizer(Tokens):
     """The tokenizer of a `tokenizer.json` of Hugging Face's `tokenizers` at a path, and a boundary after its tokens.
@@ -68,6 +100,7 @@ class PretrainedTokenizer(Tokens):
             raise UserError("task.tokens: needs `pip install tokenizers`; the default, Bytes, needs nothing") from error
         if not Path(path).is_file():
             raise InvalidValue("path", path, "is no file: a tokenizer.json is expected")
+        check_file(Path(path), most=MOST_RECORD)
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exceptions
@@ -81,6 +114,25 @@ class PretrainedTokenizer(Tokens):
 
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(tokens)))
+
+    def flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of texts; those of long ones are kept in the cache, for tokenizing takes longer than reading."""
+        if sum(map(len, texts)) < LONG:
+            return super().flat(texts)
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
+        for text in texts:
+            digest.update(f"\n{len(text)}:".encode() + text.encode("utf-8", errors="replace"))
+        arrays = cached("tokens", digest.hexdigest(), lambda: self.tokenized(texts), source=__file__)
+        return arrays["tokens"], arrays["lengths"]
+
+    def tokenized(self, texts: Sequence[str]) -> Arrays:
+        """The tokens of all texts, one after another, and how many each has; the screen tells how far they are."""
+        found = []
+        with stage("tokenizing texts", len(texts)) as at:
+            for text in texts:
+                found.append(np.array(self.encode(text), dtype=np.int32))
+                at.done += 1
+        return {"tokens": np.concatenate(found), "lengths": np.array([len(each) for each in found])}
 
 
 #: Letters of GPT-2's alphabet, `ByteLevel`, for the bytes 10xxxxxx, which continue a character.

@@ -1,0 +1,123 @@
+"""Memory, handles, threads over 10,000 outer steps and 100 jobs: `python benchmarks/long_runs.py [--part PART ...]`.
+
+Each part is a real `mlframework-train` in a process of its own, whose logger samples the process: at every hundredth
+outer step, or at the end of every job of a sweep. `overhead` is a sweep of small jobs in one worker process: the
+processor time of each job, and how much of it is meta-training.
+
+The samples go to results/long_runs.json, a part beside those that it holds already; with all of them there, the plot
+and the table of docs/sweeps.md are drawn. `--draw` draws them from the file that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlframework.files import write_json
+from mlframework.runs.run_folder import git_state
+from mlframework.training.tensorboard_logger import TensorBoardLogger
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "results" / "long_runs.json"
+PAGE, PLOT = ROOT / "docs" / "sweeps.md", ROOT / "docs" / "long_runs.png"
+
+#: Where a child process writes its samples, one JSON object a line, and at which of the two it samples.
+SAMPLES, AT_ENDS = "LONG_RUNS_SAMPLES", "LONG_RUNS_AT_ENDS"
+
+#: A part's samples before this share of it are left out of its trend: caches fill, allocators take their first memory.
+WARM = 0.2
+
+SMALL = ("task=sinusoid", "threads=1", "device=cpu", "trainer.meta_batch=4", "trainer.validation_tasks=8")
+LONG = (*SMALL, "trainer.steps=10000", "trainer.log_every=100", "trainer.checkpoint_every=100", "evaluation=none")
+SWEPT = ("-m", *SMALL, "evaluation/baseline=[]", "evaluation.tasks=8", "evaluation.validation_tasks=8")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "steps": ("algorithm=maml", *LONG),
+    "captured_steps": ("algorithm=maml", *LONG, "outer.capture=true", "base_layer.hidden=[8]"),
+    "jobs": (
+        *SWEPT,
+        "algorithm=maml,fomaml,ridge,conditional_neural_process",
+        "seed=range(25)",
+        "trainer.steps=5",
+    ),
+    "overhead": (*SWEPT, "algorithm=maml", "seed=range(200)", "trainer.steps=500", "logger.figures=false"),
+}
+
+
+class SamplingLogger(TensorBoardLogger):
+    """TensorBoard's logger, which samples its process as well."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        super().scalars(values, step)
+        if "train/query_loss" in values and not os.environ.get(AT_ENDS):
+            add_sample(step=step)
+
+    def close(self, error: str | None = None, *, finished: bool = False) -> None:
+        super().close(error, finished=finished)
+        if os.environ.get(AT_ENDS):
+            add_sample(job=self.folder.name)
+
+
+def add_sample(**at: Any) -> None:
+    """Appends what the process holds now: resident memory, open files, threads, and the processor time that it took."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    held = {
+        "megabytes": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        "handles": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "system_threads": len(os.listdir("/proc/self/task")),
+        "cpu_seconds": time.process_time(),
+        "seconds": time.perf_counter(),
+    }
+    with Path(os.environ[SAMPLES]).open("a") as file:
+        file.write(json.dumps({**at, **held}) + "\n")
+
+
+def measure(part: str) -> list[dict[str, Any]]:
+    """Runs a part to its end, and returns its samples."""
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Path(folder) / "samples.jsonl"
+        swept = "-m" in PARTS[part]
+        place = f"hydra.sweep.dir={folder}/sweep" if swept else f"run_dir={folder}/run"
+        command = [sys.executable, "-m", "mlframework.cli.train", *PARTS[part], place]
+        command.append("logger._target_=long_runs.SamplingLogger")
+        environment = {**os.environ, SAMPLES: str(samples), AT_ENDS: "1" if swept else "", "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
+        found = [json.loads(line) for line in samples.read_text().splitlines()]
+        for sample in found if swept else ():
+            result = json.loads((Path(folder) / "sweep" / sample["job"] / "result.json").read_text())
+            sample["training_seconds"] = result["seconds"]
+    return found
+
+
+def trend(samples: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """The first and the last value once warm, the most, and the slope per thousand steps or hundred jobs."""
+    warm = samples[int(WARM * len(samples)) :]
+    every = [sample.get("step", 10 * number) for number, sample in enumerate(warm)]
+    values = [sample[name] for sample in warm]
+    slope = statistics.linear_regression(every, values).slope * 1000
+    return {"first": values[0], "last": values[-1], "most": max(values), "slope": slope}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--draw", action="store_true", help="draws from the file that is there")
+    given = parser.parse_args()
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for part in () if given.draw else given.part:
+        found[part] = {"command": " ".join(PARTS[part]), **git_state(), "samples": measure(part)}
+        write_json(RESULT, found, indent=None)
+
+
+if __name__ == "__main__":
+    main()
