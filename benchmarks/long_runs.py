@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlframework.files import write_json
+from mlframework.files import write_json, write_part
 from mlframework.runs.run_folder import git_state
 from mlframework.training.tensorboard_logger import TensorBoardLogger
 
@@ -43,7 +43,7 @@ SWEPT = ("-m", *SMALL, "evaluation/baseline=[]", "evaluation.tasks=8", "evaluati
 PARTS: Mapping[str, tuple[str, ...]] = {
     "steps": ("algorithm=maml", *LONG),
     "captured_steps": ("algorithm=maml", *LONG, "outer.capture=true", "base_layer.hidden=[8]"),
-    "jobs": (
+    "jobs": (  # short ones: nearly all of their time is outside training
         *SWEPT,
         "algorithm=maml,fomaml,ridge,conditional_neural_process",
         "seed=range(25)",
@@ -108,6 +108,52 @@ def trend(samples: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
     return {"first": values[0], "last": values[-1], "most": max(values), "slope": slope}
 
 
+def table(found: Mapping[str, Any]) -> str:
+    """A line for each part: what the process holds once warm and at the end."""
+    lines = [
+        "| part | points | memory, MB | more memory per | open files | threads |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for part, record in found.items():
+        samples = record["samples"]
+        steps = "step" in samples[0]
+        memory, handles, threads = (trend(samples, name) for name in ("megabytes", "handles", "threads"))
+        count = f"{samples[-1]['step']:,} steps" if steps else f"{len(samples)} jobs"
+        unit = "1,000 steps" if steps else "100 jobs"
+        cells = [
+            f"`{part}`",
+            count,
+            f"{memory['first']:.0f} to {memory['last']:.0f}",
+            f"{memory['slope']:.1f} MB per {unit}",
+        ]
+        cells += [
+            f"{each['first']:.0f} to {each['last']:.0f}, at most {each['most']:.0f}" for each in (handles, threads)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: Mapping[str, Any]) -> None:
+    """The plot: a row for memory and one for files and threads, a column for each part."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(found), 4.5), layout="constrained")
+    axes = figure.subplots(2, len(found), squeeze=False)
+    for column, (part, record) in enumerate(found.items()):
+        samples = record["samples"]
+        x = [sample.get("step", number) for number, sample in enumerate(samples, start=1)]
+        top, bottom = axes[:, column]
+        top.plot(x, [sample["megabytes"] for sample in samples])
+        top.set(title=part.replace("_", " "), ylim=(0, None), ylabel="" if column else "memory, MB")
+        for name, label in (("handles", "open files"), ("threads", "threads")):
+            bottom.plot(x, [sample[name] for sample in samples], label=label)
+        bottom.set(ylim=(0, None), xlabel="outer step" if "step" in samples[0] else "job")
+        bottom.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(PLOT, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
@@ -117,6 +163,8 @@ def main() -> None:
     for part in () if given.draw else given.part:
         found[part] = {"command": " ".join(PARTS[part]), **git_state(), "samples": measure(part)}
         write_json(RESULT, found, indent=None)
+    write_part(PAGE, "long runs", table(found))
+    draw(found)
 
 
 if __name__ == "__main__":

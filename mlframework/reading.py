@@ -19,17 +19,20 @@ import yaml  # type: ignore[import-untyped]
 from mlframework.errors import InvalidValue, UserError
 
 __all__ = [
-    *("MOST_CONFIG", "MOST_DATA", "MOST_RECORD", "check_file", "check_size", "check_yaml"),
+    *("MOST_CONFIG", "MOST_DATA", "MOST_RECORD", "MOST_WEIGHTS", "check_file", "check_size", "check_yaml"),
     *("parsed_json", "read_bytes", "read_gzip", "read_json", "read_text"),
 ]
 
-#: The most bytes that are read of a config (YAML takes a second for 100 kilobytes), of a record in JSON, and of data.
-MOST_CONFIG, MOST_RECORD, MOST_DATA = 1 << 20, 64 << 20, 4 << 30
+#: The most bytes that are read of a config (YAML takes a second for 100 kilobytes) and of a record in JSON.
+MOST_CONFIG, MOST_RECORD = 1 << 20, 64 << 20
+
+#: Likewise of data, which takes ten times as much memory once it is read, and of weights, which take as much.
+MOST_DATA, MOST_WEIGHTS = 1 << 30, 8 << 30
 
 #: The most values in a config, and the most brackets within brackets.
 MOST_VALUES, MOST_LEVELS = 100_000, 50
 
-#: Gigabytes of data that are read from one file or folder, instead of MOST_DATA.
+#: Gigabytes of data that are read from one file or folder instead.
 LIMIT = "MLFRAMEWORK_LARGEST_FILE"
 
 #: The most bytes that are read of a file of the system, which says that it holds nothing and may not end.
@@ -55,18 +58,20 @@ def check_file(path: Path, *, most: int | None = None) -> int:
 
 
 def check_size(path: Path, size: int, most: int | None = None) -> None:
-    """Refuses a file, or the files of a folder, of more than `most` bytes; None: of more than fit in memory as data."""
-    limit = most_data() if most is None else most
+    """Refuses a file, or the files of a folder, of more than `most` bytes; None: of more than MOST_DATA."""
+    is_data = most is None or most > MOST_RECORD
+    limit = users_limit(MOST_DATA if most is None else most) if is_data else most
     if size > limit:
         gigabytes = -(-size // 10**9)
-        remedy = f": use a part of it, or set {LIMIT}={gigabytes} (gigabytes)" if most is None else ""
+        remedy = f": use a part of it, or set {LIMIT}={gigabytes} (gigabytes)" if is_data else ""
         raise UserError(f"{path}: holds {shown_size(size)}, and at most {shown_size(limit)} are read{remedy}")
 
 
-def most_data() -> int:
+def users_limit(default: int) -> int:
+    """The most bytes of data that the user allows."""
     given = os.environ.get(LIMIT)
     if not given:
-        return MOST_DATA
+        return default
     try:
         return int(float(given) * 10**9)
     except (ValueError, OverflowError) as error:

@@ -48,7 +48,7 @@ from mlframework.tasks.ratings.recbole import RecBole
 from mlframework.training import checkpoint
 
 #: More than any reader takes; the file has holes in the place of its content.
-TOO_LARGE = 6 << 30
+TOO_LARGE = 9 << 30
 
 #: Bytes that a reader may take beside the file, to refuse it.
 MEMORY = 200 << 20

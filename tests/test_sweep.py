@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from commands import SHORT, call
 from scipy import stats
 
 from mlframework.cli import table as table_command, train
+from mlframework.runs.launchers.launcher import JobLauncher
 from mlframework.runs.launchers.with_submitit import SlurmLauncher
 from mlframework.runs.overrides import job_name
 from mlframework.runs.run_folder import RunFolder, locked_folder
@@ -98,6 +100,16 @@ def test_the_test_metric_stands_beside_the_validation_metric(tmp_path):
         assert (float(row["test"]), float(row["test_half_width"])) == (interval["mean"], interval["half_width"])
         assert float(row["validation"]) == result["validation"]["query_loss"]["mean"] != float(row["test"])
     assert re.search(r"validation +┃ +test ┃", said.out)
+
+
+def test_a_sweep_keeps_no_config_of_a_job_that_has_ended(tmp_path, monkeypatch):
+    """A sweep of thousands of jobs holds the results of all: each with its configs would take 0.3 MB."""
+    ended = []
+    launch = JobLauncher.launch
+    monkeypatch.setattr(JobLauncher, "launch", lambda *args: ended.extend(found := launch(*args)) or found)
+    sweep(tmp_path / "sweep", "trainer.steps=-1,-2")  # they fail at once
+    assert [job.overrides[-1] for job in ended] == ["trainer.steps=-1", "trainer.steps=-2"]
+    assert all(len(pickle.dumps(job)) < 5000 for job in ended)
 
 
 @pytest.mark.slow

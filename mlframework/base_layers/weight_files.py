@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.base_layers.checksums import DAMAGED, has_checksum, matches, zip_matches
 from mlframework.errors import UserError
-from mlframework.reading import check_file
+from mlframework.reading import MOST_WEIGHTS, check_file
 
 __all__ = ["SUFFIXES", "follow", "from_bytes", "load_base_layer", "load_network", "read_weights", "weights_follow"]
 
@@ -53,7 +53,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError("there is no such file of weights")
-    check_file(path)
+    check_file(path, most=MOST_WEIGHTS)
     if path.suffix in SAFE:
         try:
             return from_bytes(path.read_bytes())

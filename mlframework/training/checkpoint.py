@@ -19,7 +19,7 @@ from mlframework.errors import UserError
 from mlframework.evaluation.part import Display
 from mlframework.files import atomic
 from mlframework.meta_layers.meta_layer import MetaLayer
-from mlframework.reading import read_bytes
+from mlframework.reading import MOST_WEIGHTS, read_bytes
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import last_checkpoints
 from mlframework.training.outer_loop import OuterLoop
@@ -175,7 +175,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint: no run there, or none that has come to a validation")
     with safetensors_errors(path):
-        return from_bytes(read_bytes(path))
+        return from_bytes(read_bytes(path, most=MOST_WEIGHTS))
 
 
 def damage(path: Path) -> str | None:

@@ -53,13 +53,15 @@ class HydraJob:
         config = self.context.config_loader.load_sweep_config(self.config, list(self.overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = self.number
-        return run_job(
+        result = run_job(
             task_function=self.function,
             config=config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
             hydra_context=self.context,
         )
+        result.cfg = result.hydra_cfg = None  # a sweep holds all of its results, and each config takes 0.3 MB
+        return result
 
     def __call__(self) -> JobReturn:
         """Runs the job in another process, or in each of several that share its tasks."""
