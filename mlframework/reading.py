@@ -11,8 +11,9 @@ import os
 import re
 import stat
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
@@ -20,8 +21,10 @@ from mlframework.errors import InvalidValue, UserError
 
 __all__ = [
     *("MOST_CONFIG", "MOST_DATA", "MOST_RECORD", "MOST_WEIGHTS", "check_file", "check_size", "check_yaml"),
-    *("parsed_json", "read_bytes", "read_gzip", "read_json", "read_text"),
+    *("parsed_json", "read_bytes", "read_gzip", "read_json", "read_once", "read_text"),
 ]
+
+T = TypeVar("T")
 
 #: The most bytes that are read of a config (YAML takes a second for 100 kilobytes) and of a record in JSON.
 MOST_CONFIG, MOST_RECORD = 1 << 20, 64 << 20
@@ -37,6 +40,30 @@ LIMIT = "MLFRAMEWORK_LARGEST_FILE"
 
 #: The most bytes that are read of a file of the system, which says that it holds nothing and may not end.
 BLOCK = 1 << 20
+
+
+#: What `read_once` was given last, by what was asked for, and how many of them stay in memory.
+LAST_READ: dict[object, Any] = {}
+MOST_READ = 2
+
+
+def read_once(asked: object, files: Iterable[Path], read: Callable[[], T]) -> T:
+    """What `read` returns; or what it returned in this process, if the files have not changed since.
+
+    The jobs of a sweep that share a process thus read their data once. Nobody may change what is returned.
+
+    Args:
+        asked: all that the result depends on beside the files; where its `repr` does not say it, nothing is kept.
+    """
+    if " at 0x" in repr(asked):
+        return read()
+    stats = ((str(file.absolute()), file.stat()) for file in files)
+    key = repr(asked), tuple((name, found.st_size, found.st_mtime_ns) for name, found in stats)
+    found = LAST_READ.pop(key) if key in LAST_READ else read()
+    LAST_READ[key] = found  # the last one now
+    for oldest in list(LAST_READ)[:-MOST_READ]:
+        del LAST_READ[oldest]
+    return found
 
 
 def check_file(path: Path, *, most: int | None = None) -> int:

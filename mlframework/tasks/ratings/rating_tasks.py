@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import InvalidValue
+from mlframework.reading import read_once
 from mlframework.screen import stage
 from mlframework.tasks.few_shot import check_at_least
 from mlframework.tasks.ratings.encoded import Encoded, encoded
@@ -160,18 +162,21 @@ class RatingTasks(TaskDistribution):
         blocks = (2, *attributes, *identity)
         return TaskSpec("regression", x_shape=(sum(blocks),), out_features=1, blocks=blocks)
 
+    def read(self) -> Encoded:
+        """The encoded ratings; those of files are kept in memory for the next task of this process."""
+        form: dict[str, Any] = {"counts": self.counts, "per": self.per, "most_values": self.most_values}
+        form["attributes"] = self.attributes
+        path, asked = getattr(self.source, "path", None), (type(self.source), self.source.constructor_arguments, form)
+        if not isinstance(path, Path) or not path.exists():
+            return encoded(self.source.read(), **form)
+        files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+        return read_once(asked, sorted(files), lambda: encoded(self.source.read(), **form))
+
     @cached_property
     def table(self) -> Encoded:
         """All ratings of users with enough of them."""
         with stage("reading ratings"):
-            ratings = self.source.read()
-        table = encoded(
-            ratings,
-            counts=self.counts,
-            per=self.per,
-            most_values=self.most_values,
-            attributes=self.attributes,
-        )
+            table = self.read()
         if self.gain == "exponential" and table.rating.max() > 30:
             why = f"would take 2 to the power of {table.rating.max():g}, the largest rating: choose linear"
             raise InvalidValue("gain", self.gain, why)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlframework.episode import Examples, Kind, Split, TaskSpec
 from mlframework.errors import InvalidData, InvalidValue, UserError, nearest
+from mlframework.reading import read_once
 from mlframework.screen import stage
 from mlframework.tasks.data_folder import composed
 from mlframework.tasks.few_shot import split_by_hash
@@ -130,8 +131,7 @@ class Table(TableTasks):
     @cached_property
     def table(self) -> tuple[TableEncoding, dict[Split, GroupedRows]]:
         """The encoding, and the rows of each split."""
-        with stage(f"reading {self.path}"):
-            cells = read_table(self.path, delimiter=self.delimiter, encoding=self.encoding)
+        cells = self.cells()
         names = self.checked_names(cells)
         kept = self.usable(self.read("task_column", cells), self.read("target", cells))
         cells = {name: [column[row] for row in kept] for name, column in cells.items()}
@@ -152,6 +152,17 @@ class Table(TableTasks):
         said = f"{kind} of {self.target} from {shown([column.name for column in inputs])}"
         log.info("%s: %d rows; tasks by %s: %s; %s", self.path, len(x), self.task_column, counted, said)
         return encoding, rows
+
+    def cells(self) -> Cells:
+        """The columns as they stand in the table."""
+        file = Path(self.path).expanduser()
+        asked = "table", self.path, self.delimiter, self.encoding
+
+        def read() -> Cells:
+            return read_table(self.path, delimiter=self.delimiter, encoding=self.encoding)
+
+        with stage(f"reading {self.path}"):
+            return read_once(asked, [file] if file.is_file() else [], read)
 
     def checked_names(self, cells: Cells) -> list[str]:
         """The names of the inputs; every column that a setting names must be there."""

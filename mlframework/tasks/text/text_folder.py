@@ -13,13 +13,13 @@ from typing import Any
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.reading import check_file, check_size, read_text
+from mlframework.reading import check_file, check_size, read_once, read_text
 from mlframework.screen import stage
 from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders, visible
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.text.text_files import Unit, check_unit, units
-from mlframework.tasks.text.text_tasks import Source, TextTasks, Windows
-from mlframework.tasks.text.tokens import Tokens
+from mlframework.tasks.text.text_tasks import Rows, Source, TextTasks, Windows
+from mlframework.tasks.text.tokens import Bytes, Tokens
 
 __all__ = ["TextFolder"]
 
@@ -65,10 +65,22 @@ class TextFolder(TextTasks):
             raise InvalidValue("path", path, NEEDED)
         self.path, self.unit = Path(path).expanduser(), unit
         self.columns = task_column, text_column
+        self.settings = "texts", str(path), k_shot, k_query, length, running, unit, task_column, text_column
         self.read_windows: dict[str, Windows] = {}  # by source, until they are asked for
 
     def load(self, split: Split) -> list[Source]:
         return self.splits[split]
+
+    def _of(self, split: Split) -> tuple[list[Source], Rows]:
+        if not self._loaded and type(self.tokens) is Bytes and self.path.exists():
+            self._loaded = read_once(self.settings, self.files(), dict)
+        return super()._of(split)
+
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        if not self.path.is_dir():
+            return [self.path]
+        return [file for entry in visible(self.path) for file in files_of(entry) if file.is_file()]
 
     def distinct_windows(self, source: Source) -> Windows:
         found = self.read_windows.pop(source.name, None)

@@ -1,0 +1,80 @@
+"""Data that a process reads again, as the jobs of a sweep do, is read once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_damaged_files import READERS
+
+from mlframework import reading
+from mlframework.reading import read_once
+from mlframework.tasks import Table, TextFolder
+from mlframework.tasks.ratings.rating_table import RatingTable
+from mlframework.tasks.ratings.rating_tasks import RatingTasks
+
+
+@pytest.fixture(autouse=True)
+def nothing_read(monkeypatch):
+    monkeypatch.setattr(reading, "LAST_READ", {})
+
+
+def test_the_same_file_is_read_once_and_a_changed_one_again(tmp_path):
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("one")
+    other.write_text("other")
+    found = [read_once("text", [path], path.read_text), read_once("text", [path], None)]  # type: ignore[arg-type]
+    assert found == ["one", "one"]
+    assert read_once("upper", [path], lambda: path.read_text().upper()) == "ONE"
+    path.write_text("two")
+    os.utime(path, ns=(0, 1))
+    assert read_once("text", [path], path.read_text) == "two"
+    assert read_once("text", [other], other.read_text) == "other"
+
+
+def test_only_the_last_ones_stay_in_memory(tmp_path):
+    for number in range(5):
+        read_once(number, [], lambda: "x")
+    assert list(reading.LAST_READ) == [("3", ()), ("4", ())]
+    read_once(3, [], None)  # type: ignore[arg-type]
+    assert list(reading.LAST_READ) == [("4", ()), ("3", ())]
+
+
+def test_an_object_that_does_not_say_what_it_is_keeps_nothing():
+    assert [read_once(object(), [], lambda n=n: n) for n in range(2)] == [0, 1]
+    assert not reading.LAST_READ
+
+
+def of_text(path: Path) -> TextFolder:
+    return TextFolder(path, k_shot=1, k_query=1, length=8)
+
+
+def of_table(path: Path) -> Table:
+    return Table(path, task_column="school", target="score", k_shot=2)
+
+
+def of_ratings(path: Path) -> RatingTasks:
+    return RatingTasks(source=RatingTable(path), ratings=[3, None], k_query=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "task", "reads"),
+    [
+        ("texts as CSV", of_text, "mlframework.tasks.text.text_folder.read_text"),
+        ("table as CSV", of_table, "mlframework.tasks.tables.table.read_table"),
+        ("ratings as CSV", of_ratings, "mlframework.tasks.ratings.rating_table.read_text"),
+    ],
+)
+def test_the_next_task_of_a_process_reads_nothing_and_draws_the_same(file, task, reads, tmp_path, monkeypatch):
+    path = READERS[file].write(tmp_path)
+    if file == "ratings as CSV":
+        rows = [f"{user},{item},{1 + (user * item) % 5}" for user in range(30) for item in range(6)]
+        path.write_text("\n".join(["user,item,rating", *rows]) + "\n")
+    first = task(path).sample(2, "train", torch.Generator().manual_seed(0))
+    monkeypatch.setattr(reads, None)
+    assert task(path).sample(2, "train", torch.Generator().manual_seed(0)).hash() == first.hash()
+    os.utime(path, ns=(0, 1))
+    with pytest.raises(TypeError, match="not callable"):
+        task(path).sample(2, "train", torch.Generator().manual_seed(0))
