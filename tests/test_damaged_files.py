@@ -211,8 +211,12 @@ def of_run(read: Callable[[RunFolder], Any]) -> Callable[[Path], Any]:
     return lambda path: read(RunFolder(path.parent))
 
 
+def resumed_run(folder: Path) -> Path:
+    text_file("config.yaml", yaml.safe_dump(CONFIG))(folder)
+    return json_file("resumed.json", [])(folder)
+
+
 def resume_record(path: Path) -> None:
-    text_file("config.yaml", yaml.safe_dump(CONFIG))(path.parent)
     Resumed(None, [], {}, {}, ["trainer.steps=5"]).record(RunFolder(path.parent), 5)  # type: ignore[arg-type]
 
 
@@ -252,7 +256,7 @@ READERS: dict[str, Reader] = {
         of_run(lambda folder: folder.diverged(["seed=1"])),
         {"a list": "[]", "overrides of numbers": '{"status": "diverged", "overrides": 3}', "deep": DEEP},
     ),
-    "resumes of a run": Reader(json_file("resumed.json", []), resume_record, {"a mapping": "{}", "deep": DEEP}),
+    "resumes of a run": Reader(resumed_run, resume_record, {"a mapping": "{}", "deep": DEEP}),
     "record of the board": Reader(
         text_file("record.json", BOARD.read_text()),
         BoardRecord.read,
@@ -482,13 +486,36 @@ def outcome(reader: Reader, path: Path) -> str:
     return "is read as if nothing were wrong"
 
 
+#: The damages of the fast tests, and the readers that take longer to write a right file than to refuse a wrong one.
+QUICK, LONG = ("half", "garbage", "too large", "a folder", "a pipe"), ("image of a class", "roles", "saved algorithm")
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """A cache that every user of the machine may write to."""
+    with folder_for_anybody() as folder:
+        folder.chmod(0o777)
+        monkeypatch.setenv("MLFRAMEWORK_CACHE", str(folder))
+        yield
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name not in LONG])
+def test_a_damaged_file_is_refused_in_one_line_that_names_it(name, cache):
+    check_refusals(READERS[name], {label: DAMAGES[label] for label in QUICK})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_a_file_that_cannot_be_right_is_refused_in_one_line_that_names_it(name, monkeypatch):
-    reader, wrong = READERS[name], {}
+def test_a_file_that_cannot_be_right_is_refused_in_one_line_that_names_it(name, cache):
+    check_refusals(READERS[name], DAMAGES)
+
+
+def check_refusals(reader: Reader, damages: Mapping[str, Callable[[Path], None]]) -> None:
+    """Every damage and every wrong inner structure is refused, but for what the reader tolerates."""
+    wrong = {}
     contents = {label: text if isinstance(text, bytes) else text.encode() for label, text in reader.wrong.items()}
-    for label, damage in {**DAMAGES, **{label: replaced(content) for label, content in contents.items()}}.items():
+    for label, damage in {**damages, **{label: replaced(content) for label, content in contents.items()}}.items():
         with folder_for_anybody() as folder:
-            monkeypatch.setenv("MLFRAMEWORK_CACHE", str(folder / "cache"))
             path = reader.write(folder)
             damage(path)
             if said := outcome(reader, path):
@@ -496,8 +523,9 @@ def test_a_file_that_cannot_be_right_is_refused_in_one_line_that_names_it(name, 
     assert {label: said for label, said in wrong.items() if label not in reader.tolerates} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_a_file_that_may_not_be_read_is_refused_in_one_line_that_names_it(name):
+def test_a_file_that_may_not_be_read_is_refused_in_one_line_that_names_it(name, cache):
     with folder_for_anybody() as folder:
         path = READERS[name].write(folder)
         path.chmod(0)
@@ -505,16 +533,16 @@ def test_a_file_that_may_not_be_read_is_refused_in_one_line_that_names_it(name):
             assert outcome(READERS[name], path) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_the_files_are_right_before_they_are_damaged(name, monkeypatch):
+def test_the_files_are_right_before_they_are_damaged(name, cache):
     with folder_for_anybody() as folder:
-        monkeypatch.setenv("MLFRAMEWORK_CACHE", str(folder / "cache"))
         READERS[name].read(READERS[name].write(folder))
 
 
 #: What may stand in a config of the user's own.
 CONFIGS = {
-    "half": "_target_: [mlframework.tasks",
+    "no end": "_target_: [mlframework.tasks",
     "a tab": "_target_:\n\t- x\n",
     "garbage": DAMAGED,
     "zeros": bytes(5000),
@@ -538,7 +566,7 @@ def check_refusal(said: Said) -> None:
     assert said.err.count("\n") == 1 and "mine" in said.err, said.err
 
 
-@pytest.mark.parametrize("name", ["half", "a folder"])
+@pytest.mark.parametrize("name", ["no end", "a folder"])
 def test_a_config_of_the_users_that_cannot_be_read_ends_a_command_in_one_line(name, tmp_path):
     check_refusal(refused(tmp_path, {**CONFIGS, **DAMAGES}[name]))
 

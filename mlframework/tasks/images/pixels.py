@@ -28,10 +28,10 @@ def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) ->
     """One image as uint8 `x_shape`: `[channels, height, width]`."""
     check_file(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower than PIL's
-            image = Image.open(path)
-        with image:
+        with path.open("rb") as file:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower than PIL's
+                image = Image.open(file)
             check_opened(image)
             return pixels_of(path, image, x_shape, bits)
     except UNREADABLE as error:
