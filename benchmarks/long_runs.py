@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlframework.files import write_json, write_part
+from mlframework.files import as_json, write_json, write_part
 from mlframework.runs.run_folder import git_state
 from mlframework.training.tensorboard_logger import TensorBoardLogger
 
@@ -79,7 +79,7 @@ def add_sample(**at: Any) -> None:
         "seconds": time.perf_counter(),
     }
     with Path(os.environ[SAMPLES]).open("a") as file:
-        file.write(json.dumps({**at, **held}) + "\n")
+        file.write(as_json({**at, **held}) + "\n")
 
 
 def measure(part: str) -> list[dict[str, Any]]:

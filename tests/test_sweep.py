@@ -106,7 +106,9 @@ def test_a_sweep_keeps_no_config_of_a_job_that_has_ended(tmp_path, monkeypatch):
     """A sweep of thousands of jobs holds the results of all: each with its configs would take 0.3 MB."""
     ended = []
     launch = JobLauncher.launch
-    monkeypatch.setattr(JobLauncher, "launch", lambda *args: ended.extend(found := launch(*args)) or found)
+    monkeypatch.setattr(
+        JobLauncher, "launch", lambda *args, **named: ended.extend(found := launch(*args, **named)) or found
+    )
     sweep(tmp_path / "sweep", "trainer.steps=-1,-2")  # they fail at once
     assert [job.overrides[-1] for job in ended] == ["trainer.steps=-1", "trainer.steps=-2"]
     assert all(len(pickle.dumps(job)) < 5000 for job in ended)
