@@ -47,7 +47,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         *SWEPT,
         "algorithm=maml,fomaml,ridge,conditional_neural_process",
         "seed=range(25)",
-        "trainer.steps=5",
+        "trainer.steps=2",
+        "logger.figures=false",
     ),
     "overhead": (*SWEPT, "algorithm=maml", "seed=range(200)", "trainer.steps=500", "logger.figures=false"),
 }

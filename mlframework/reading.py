@@ -86,8 +86,9 @@ def check_file(path: Path, *, most: int | None = None) -> int:
 
 def check_size(path: Path, size: int, most: int | None = None) -> None:
     """Refuses a file, or the files of a folder, of more than `most` bytes; None: of more than MOST_DATA."""
+    limit = MOST_DATA if most is None else most
     is_data = most is None or most > MOST_RECORD
-    limit = users_limit(MOST_DATA if most is None else most) if is_data else most
+    limit = users_limit(limit) if is_data else limit
     if size > limit:
         gigabytes = -(-size // 10**9)
         remedy = f": use a part of it, or set {LIMIT}={gigabytes} (gigabytes)" if is_data else ""
