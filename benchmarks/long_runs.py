@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -101,18 +100,16 @@ def measure(part: str) -> list[dict[str, Any]]:
 
 
 def trend(samples: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """The first and the last value once warm, the most, and the slope per thousand steps or hundred jobs."""
-    warm = samples[int(WARM * len(samples)) :]
-    every = [sample.get("step", 10 * number) for number, sample in enumerate(warm)]
-    values = [sample[name] for sample in warm]
-    slope = statistics.linear_regression(every, values).slope * 1000
-    return {"first": values[0], "last": values[-1], "most": max(values), "slope": slope}
+    """The first and the last value once warm, the most, and the growth over the last fifth of all samples."""
+    values = [sample[name] for sample in samples[int(WARM * len(samples)) :]]
+    growth = values[-1] - values[-(len(samples) // 5)]
+    return {"first": values[0], "last": values[-1], "most": max(values), "growth": growth}
 
 
 def table(found: Mapping[str, Any]) -> str:
     """A line for each part: what the process holds once warm and at the end."""
     lines = [
-        "| part | points | memory, MB | more memory per | open files | threads |",
+        "| part | points | memory, MB | growth over the last fifth | open files | threads |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for part, record in found.items():
@@ -120,12 +117,11 @@ def table(found: Mapping[str, Any]) -> str:
         steps = "step" in samples[0]
         memory, handles, threads = (trend(samples, name) for name in ("megabytes", "handles", "threads"))
         count = f"{samples[-1]['step']:,} steps" if steps else f"{len(samples)} jobs"
-        unit = "1,000 steps" if steps else "100 jobs"
         cells = [
             f"`{part}`",
             count,
             f"{memory['first']:.0f} to {memory['last']:.0f}",
-            f"{memory['slope']:.1f} MB per {unit}",
+            f"{memory['growth']:.1f} MB",
         ]
         cells += [
             f"{each['first']:.0f} to {each['last']:.0f}, at most {each['most']:.0f}" for each in (handles, threads)
