@@ -25,7 +25,7 @@ CASES = {
     "ridge": ("algorithm=ridge", *IMAGES),
     "fomaml, text": ("algorithm=fomaml", *TEXT),
 }
-SEEDS = 5
+SEEDS = 3
 
 
 def errors(overrides: tuple[str, ...]) -> list[float]:

@@ -7,7 +7,19 @@ from functools import partial
 import pytest
 import torch
 
-from mlframework import MAML, MLP, SGD, CrammerSingerSVM, Digits, Exact, OuterLoop, Prototypes, RBFKernel, processes
+from mlframework import (
+    MAML,
+    MLP,
+    SGD,
+    Conv4,
+    CrammerSingerSVM,
+    Digits,
+    Exact,
+    OuterLoop,
+    Prototypes,
+    RBFKernel,
+    processes,
+)
 from mlframework.backend.forward import has_bf16
 from mlframework.errors import InvalidValue
 from mlframework.training.meta_gradient import meta_gradient
@@ -19,6 +31,10 @@ MAKERS = {
     "maml": lambda task: MAML(
         MLP(task.spec, hidden=[16]), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2
     ),
+    "maml_conv4": lambda task: MAML(
+        Conv4(task.spec, filters=4), task, update=partial(SGD, lr=0.1), meta_gradient=Exact(), inner_steps=2
+    ),
+    "prototypes_conv4": lambda task: Prototypes(Conv4(task.spec, filters=4), task),
     "prototypes": lambda task: Prototypes(MLP(task.spec, hidden=[16]), task),
     "svm": lambda task: CrammerSingerSVM(MLP(task.spec, hidden=[16]), task, kernel=RBFKernel(learn=False), learn=[]),
 }
@@ -49,7 +65,8 @@ def test_the_meta_gradient_in_bf16_is_near_that_in_float32_and_of_its_type(name)
     near = gradient(layer, episode)
     off = float((near - exact).norm() / exact.norm())
     assert near.dtype == torch.float32
-    assert 0 < off < 0.1, "bfloat16 keeps 8 bits: a rounding is at most 0.4 %, and a layer has several"
+    # bfloat16 keeps 8 bits: a rounding is at most 0.4 %, and a layer has several. Batch norms of few values amplify it.
+    assert 0 < off < {"maml_conv4": 0.6, "prototypes_conv4": 0.2}.get(name, 0.1)
 
 
 @needs_bf16

@@ -33,7 +33,7 @@ COMMON = (
 IMAGES = ("task=digits", "task.k_shot=1", "task.k_query=2", "base_layer=conv4", "base_layer.filters=4")
 TEXT = ("task=text_lists", "task.length=12", "base_layer=gru", "base_layer.width=8")
 #: Not Adam: a bias before a batch norm has no gradient but rounding, which Adam divides by its size.
-SGD = ("optimizer=sgd", "optimizer.lr=0.05")
+SGD = ("optimizer=sgd", "optimizer.lr=0.001")
 RUNS = {
     "maml": ("algorithm=maml", "task=sinusoid", "base_layer.hidden=[8]"),
     "maml_plus_plus": ("algorithm=maml_plus_plus", *IMAGES, *SGD, "algorithm.inner_steps=2"),

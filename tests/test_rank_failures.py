@@ -107,7 +107,7 @@ def kill_now_and_then(folder: Path, notes: Path, killed: list[int]) -> None:
     chance, reached = random.Random(0), 0
     for _ in range(KILLS):
         wait_for_step(folder, reached)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(chance.uniform(0, 0.1))
         rank = chance.randrange(2)
         os.kill(int((notes / f"process-{rank}").read_text()), signal.SIGKILL)
         killed.append(rank)
@@ -132,7 +132,7 @@ def agent(notes: Path, *arguments: str) -> None:
 
 
 def test_one_of_two_ranks_killed_ten_times_under_max_restarts_ends_as_an_undisturbed_run(tmp_path):
-    arguments = (*OVERRIDES, "trainer.steps=600")
+    arguments = (*OVERRIDES, "trainer.steps=1200")
     agent(tmp_path / "calm", *arguments, f"run_dir={tmp_path / 'whole'}")
     killed: list[int] = []
     notes, folder = tmp_path / "notes", tmp_path / "killed"

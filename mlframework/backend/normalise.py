@@ -28,6 +28,7 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         weight, bias: `[tasks, channels]`.
         eps: added to the variance.
     """
+    x = x.to(weight.dtype)  # a variance in bfloat16 is of two digits
     rows = x.flatten(3).movedim(2, -1) if x.dim() > 3 else x.unsqueeze(2)
     y = Normalise.apply(rows, weight, bias, eps, is_traced())[0]
     return y.movedim(-1, 2).view(x.shape)

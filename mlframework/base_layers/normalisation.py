@@ -46,6 +46,7 @@ class BatchStatistics(MixesExamples):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over all axes but the channels, by the rows that count (`mask` `[n]`)."""
         per_channel = (1, -1, *(1 for _ in range(x.dim() - 2)))
+        x = x.to(self.weight.dtype)  # not in bfloat16
         if self.fixed is None:
             centred, _, variance = self.moments(x, mask)
         else:
@@ -128,7 +129,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises `x` `[n, channels, ...]` over each group of channels and all positions."""
-        groups = x.unflatten(1, (self.num_groups, -1))
+        groups = x.to(self.weight.dtype).unflatten(1, (self.num_groups, -1))  # not in bfloat16
         axes = tuple(range(2, groups.dim()))
         centred = groups - groups.mean(axes, keepdim=True)
         normalised = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + self.eps)).flatten(1, 2)
