@@ -16,7 +16,7 @@ from mlframework.runs.run_folder import RunFolder, git_state
 from mlframework.training.meta_gradient import meta_gradient
 
 ROOT = Path(__file__).parent.parent
-IMAGES = ("task=digits", "task.k_shot=1", "task.k_query=5", "base_layer=conv4", "base_layer.filters=16")
+IMAGES = ("task=digits", "task.k_shot=1", "task.k_query=5", "base_layer=mlp")
 TEXT = ("task=text_lists", "task.length=16", "base_layer=transformer")
 CASES = {
     "maml": ("algorithm=maml", *IMAGES),

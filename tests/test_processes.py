@@ -36,7 +36,7 @@ TEXT = ("task=text_lists", "task.length=12", "base_layer=gru", "base_layer.width
 SGD = ("optimizer=sgd", "optimizer.lr=0.001")
 RUNS = {
     "maml": ("algorithm=maml", "task=sinusoid", "base_layer.hidden=[8]"),
-    "maml_plus_plus": ("algorithm=maml_plus_plus", *IMAGES, *SGD, "algorithm.inner_steps=2"),
+    "maml_plus_plus": ("algorithm=maml_plus_plus", *IMAGES, *SGD[:1], "optimizer.lr=1e-5", "algorithm.inner_steps=2"),
     "prototypes": ("algorithm=prototypes", *IMAGES, *SGD),
     "svm": ("algorithm=svm", *IMAGES, *SGD),
     "lora": ("algorithm=lora", *TEXT),

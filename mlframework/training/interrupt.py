@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from mlframework import processes
+
 __all__ = ["DeferredInterrupt", "Stopped", "heeding_signals", "stopped_by"]
 
 #: `kill` and all schedulers, a terminal that closes, and the warnings that time runs out: of SLURM and Grid Engine
@@ -90,14 +92,18 @@ class DeferredInterrupt:
         if os.getpid() != self.process:  # a process that was forked dies as it would have done
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        if self.asked == number == signal.SIGINT:
+        # Each of several ranks gets Ctrl-C twice, from the terminal and from torchrun; rank 0 speaks.
+        twice = number == signal.SIGINT and processes.count() == 1
+        if self.asked == number and twice:
             raise KeyboardInterrupt
+        self.asked = self.asked or number
+        if not processes.leads():
+            return
         name = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
-        again = ", or at once if interrupted again" if number == signal.SIGINT else ""
+        again = ", or at once if interrupted again" if twice else ""
         # Not print: the signal may have come in the middle of a print. Nor may the reader of stderr still be there.
         with suppress(OSError):
             os.write(2, f"\n{name}: stops after this step{again}\n".encode())
-        self.asked = self.asked or number
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
