@@ -147,7 +147,7 @@ def test_the_scikit_learn_row_has_the_setting_that_is_best_on_validation_tasks()
     for setting, estimator in grid(default_estimator("regression")):
         fitted = FittedEstimators(raw_inputs(), task, estimator=estimator)
         losses[setting] = task_values(fitted, validation, 0, device=CPU)["query_loss"].mean().item()
-    assert len(losses) == 48
+    assert len(losses) == 88
     assert row.setting == min(losses, key=lambda setting: losses[setting])
 
 

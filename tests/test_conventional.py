@@ -241,7 +241,7 @@ def test_a_linear_probe_is_scikit_learn_s_on_the_features():
         support, query = (Examples(*(leaf[index] for leaf in part)) for part in episode)
         mask = torch.cat([support.mask, torch.zeros_like(query.mask)])
         with torch.no_grad():
-            features = network.features(torch.cat([support.x, query.x]), mask).numpy()
+            features = network.features(torch.cat([support.x, query.x]), mask).double().numpy()
         known, asked = features[: len(support.x)], features[len(support.x) :]
         model = LogisticRegression(C=penalty, max_iter=1000).fit(known, support.y.numpy())
         assert row.values["query_accuracy"][index] == pytest.approx(model.score(asked, query.y.numpy()), abs=1e-6)
