@@ -142,7 +142,7 @@ def draw(found: Mapping[str, Any]) -> None:
         x = [sample.get("step", number) for number, sample in enumerate(samples, start=1)]
         top, bottom = axes[:, column]
         top.plot(x, [sample["megabytes"] for sample in samples])
-        top.set(title=part.replace("_", " "), ylim=(0, None), ylabel="" if column else "memory, MB")
+        top.set(title=part.replace("_", " "), ylim=(0, 1.2 * top.get_ylim()[1]), ylabel="" if column else "memory, MB")
         for name, label in (("handles", "open files"), ("threads", "threads")):
             bottom.plot(x, [sample[name] for sample in samples], label=label)
         bottom.set(ylim=(0, None), xlabel="outer step" if "step" in samples[0] else "job")

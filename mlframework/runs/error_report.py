@@ -71,8 +71,11 @@ def override_at_fault(error: BaseException) -> Override | None:
 def config_file(error: BaseException) -> str | None:
     """The file of YAML that was being read when an error was raised, if one was."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals["__name__"] == "omegaconf.omegaconf" and frame.f_code.co_name == "load":
+        place = frame.f_globals["__name__"], frame.f_code.co_name
+        if place == ("omegaconf.omegaconf", "load"):
             return str(frame.f_locals["file_"])
+        if place[0].startswith("hydra.") and place[1] == "load_config" and isinstance(error, ValueError | OSError):
+            return str(frame.f_locals.get("full_path") or frame.f_locals.get("config_path"))
     return None
 
 

@@ -19,7 +19,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.errors import UserError
 from mlframework.files import KeepsArguments, as_json
 from mlframework.meta_layers.meta_layer import Adapted, MetaLayer
-from mlframework.reading import parsed_json
+from mlframework.reading import MOST_WEIGHTS, parsed_json, read_bytes
 from mlframework.runs.trusted import is_of_plug_in
 from mlframework.tasks.task_distribution import TaskDistribution
 from mlframework.training import checkpoint
@@ -139,7 +139,8 @@ def read_model(path: Path, classes: Sequence[type], device: torch.device) -> Sto
     meta_layer.engine = "loop"
     if model["n_way"] is not None and meta_layer.any_n_way and meta_layer.task.class_names is None:
         meta_layer = of_classes(meta_layer, model["n_way"])
-    tensors = {name: tensor.to(device) for name, tensor in checkpoint.from_bytes(path.read_bytes()).items()}
+    content = read_bytes(path, most=MOST_WEIGHTS)
+    tensors = {name: tensor.to(device) for name, tensor in checkpoint.from_bytes(content).items()}
     support = Examples(*(tensors[f"support_{name}"] for name in Examples._fields))
     with torch.no_grad():
         form = next(iter(meta_layer.trajectory(support, 0)))  # as it was before its first step: the same names

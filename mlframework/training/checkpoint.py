@@ -182,7 +182,7 @@ def damage(path: Path) -> str | None:
     """What is wrong with a file that `save_weights` wrote; None if it is whole."""
     try:
         with safetensors_errors(path):
-            from_bytes(path.read_bytes())
+            from_bytes(read_bytes(path, most=MOST_WEIGHTS))
     except UserError as error:
         return str(error)
     return None
@@ -191,7 +191,7 @@ def damage(path: Path) -> str | None:
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts by name in a file that `save_weights` wrote."""
     with safetensors_errors(path):
-        if not matches(path.read_bytes()):
+        if not matches(read_bytes(path, most=MOST_WEIGHTS)):
             raise safetensors.SafetensorError(DAMAGED)
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
