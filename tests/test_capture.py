@@ -19,6 +19,7 @@ from mlframework.backend.verify import Undecided, verify_against_eager
 from mlframework.base_layers import MLP, Conv4
 from mlframework.errors import InvalidValue
 from mlframework.inner_loop import SGD, LayerStepRates
+from mlframework.keys import sign
 from mlframework.meta_layers import MAML, AnnealedOrder, Exact, FirstOrder, Prototypes
 from mlframework.tasks import ArrayTasks, ClassIndexed, Sinusoid
 from mlframework.training.meta_gradient import meta_gradient
@@ -193,7 +194,7 @@ def test_another_word_names_the_right_ones():
 
 def test_what_is_compiled_is_kept_in_the_cache_folder_unless_the_user_names_another(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
-    ours = str(tmp_path / "inductor")
+    ours = str(tmp_path / f"inductor-{sign('inductor').hex()[:16]}")
     for named, kept in [(None, ours), (default_cache_dir(), ours), ("/elsewhere", "/elsewhere")]:
         if named is None:
             monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)

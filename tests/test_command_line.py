@@ -123,7 +123,7 @@ def test_an_evaluation_that_cannot_be_written_is_shown(tmp_path):
     (tmp_path / "run" / "evaluations").touch()
     few = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation/baseline=[]")
     said = call(evaluate.main, "run=run", *few, folder=tmp_path)
-    assert (said.exit_code, said.err.count("\n")) == (1, 1)
+    assert (said.exit_code, said.err.count("\n")) == (75, 1)
     assert "test tasks (seed 0, hash " in said.out and "maml" in said.out
 
 
@@ -132,7 +132,7 @@ def test_the_evaluation_of_a_training_is_shown_before_it_is_written(tmp_path):
     (tmp_path / "run" / "result.json").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
     said = call(train.main, *SHORT, *few, "run_dir=run", folder=tmp_path)
-    assert said.exit_code == 1
+    assert said.exit_code == 75
     assert "test tasks (seed 0, hash " in said.out
 
 
@@ -142,8 +142,8 @@ def test_the_evaluation_of_a_training_is_shown_before_it_is_written(tmp_path):
         (FailedRun("the loss is not finite"), 1, "the loss is not finite\n"),
         (
             OSError(28, "No space left on device", "run/last.pt"),
-            1,
-            "OSError: [Errno 28] No space left on device: 'run/",
+            75,
+            "run/last.pt: cannot be written (No space left on device)",
         ),
         (KeyError("gone"), 1, "KeyError: 'gone' ("),
         (RuntimeError("of two\nlines"), 1, "RuntimeError: of two lines ("),

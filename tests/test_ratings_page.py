@@ -48,7 +48,7 @@ def test_where_a_seed_moves_all_of_its_users_seeds_are_what_counts(script):
             for seed, value in enumerate(values)
         }
 
-    width = float(script.paired(rows([0, 1, 2, 3, 4, 5]), rows([0] * 6)).split(" ± ")[1])
+    width = float(script.paired(rows([0, 1, 2, 3, 4, 5]), rows([0] * 6), "query_mae").split(" ± ")[1])
     assert width == pytest.approx(stats.t(5).ppf(0.975) * np.std(range(6), ddof=1) / 6**0.5, rel=0.2)
 
 

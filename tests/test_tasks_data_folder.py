@@ -199,11 +199,13 @@ def test_two_processes_that_download_one_file_do_not_mix_it_up(server, tmp_path)
 
 def test_the_data_folder_is_the_argument_else_the_environment_else_in_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFRAMEWORK_DATA", str(tmp_path))
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(data_folder("~/data")) == "/home/somebody/data"
+    home = tmp_path / "somebody"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    assert data_folder("~/data") == home / "data"
     assert data_folder(None) == tmp_path
     monkeypatch.delenv("MLFRAMEWORK_DATA")
-    assert str(data_folder(None)) == "/home/somebody/.local/share/mlframework"
+    assert data_folder(None) == home / ".local" / "share" / "mlframework"
 
 
 def test_what_is_built_and_what_is_read_have_the_same_layout(cache):

@@ -43,7 +43,7 @@ from mlframework.tasks.data_folder import cached
 from mlframework.tasks.images import omniglot
 from mlframework.tasks.images.pixels import read_image
 from mlframework.tasks.tables.read_table import read_table
-from mlframework.tasks.text.text_data import read_json
+from mlframework.tasks.text.text_data import read_packed_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -433,7 +433,7 @@ def test_a_pickle_in_place_of_a_data_set_is_refused(tmp_path, canary, monkeypatc
     with pytest.raises(UserError, match="damaged"):
         Omniglot(n_way=2, k_shot=1, k_query=1, data_dir=tmp_path).sample(1, "train", torch.Generator())
     with pytest.raises(UserError, match="gzipped JSON"):
-        read_json(tmp_path, "x.json.gz", "")
+        read_packed_json(tmp_path, "x.json.gz", "", bool)
     with pytest.raises(UserError, match="cannot be read as an image"):
         read_image(tmp_path / "0.png", (1, 8, 8))
 
