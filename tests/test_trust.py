@@ -24,11 +24,13 @@ import yaml
 from commands import SHORT, call
 from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image
+from safetensors.torch import load_file
 
 import mlframework
 from mlframework import keys
 from mlframework.backend import graph_cache, inductor
 from mlframework.base_layers import MLP, Timm, Torchvision
+from mlframework.base_layers.checksums import to_safetensors
 from mlframework.base_layers.weight_files import read_weights
 from mlframework.cli import compare, evaluate, generate, train
 from mlframework.errors import InvalidValue, UserError
@@ -44,6 +46,7 @@ from mlframework.tasks.images import omniglot
 from mlframework.tasks.images.pixels import read_image
 from mlframework.tasks.tables.read_table import read_table
 from mlframework.tasks.text.text_data import read_packed_json
+from mlframework.training.checkpoint import read_metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -301,6 +304,8 @@ def test_without_a_place_for_a_key_nothing_is_signed(tmp_path, monkeypatch):
 def test_a_pickle_in_place_of_weights_is_refused(file, theirs, tmp_path, canary):
     folder = theirs()
     path = folder / "checkpoints" / file
+    for other in path.parent.glob("last.*.pt"):
+        other.unlink()  # the checkpoint before would take its place
     torch.save({"meta_layer": Payload(canary)}, path)
     weights = "last" if file == "last.pt" else "best"
     said = call(evaluate.main, f"run={folder}", f"weights={weights}", *FEW, folder=tmp_path)
@@ -327,12 +332,12 @@ def test_a_network_s_own_way_to_load_weights_is_refused():
 def test_a_saved_algorithm_that_names_other_code_is_refused(tmp_path, canary):
     task = Digits(n_way=2, k_shot=1, k_query=1)
     save(Prototypes(MLP(task.spec, hidden=[4]), task), tmp_path / "model")
-    content = (tmp_path / "model").read_bytes()
+    tensors, metadata = load_file(tmp_path / "model"), read_metadata(tmp_path / "model")
     name = "mlframework.meta_layers.Prototypes"
-    assert name.encode() in content
+    assert name in str(metadata)
     for other in ("os.system", "evil.Waves", "subprocess.Popen", "mlframework.meta_layers.torch"):
-        padded = other.encode() + b" " * (len(name) - len(other))
-        (tmp_path / "model").write_bytes(content.replace(name.encode(), padded))
+        changed = {key: value.replace(name, other) for key, value in metadata.items()}
+        (tmp_path / "model").write_bytes(to_safetensors(tensors, changed))  # with a right checksum
         with pytest.raises(UserError, match="is no class of mlframework or of an installed plug-in"):
             mlframework.load(tmp_path / "model", device="cpu")
 
@@ -432,7 +437,7 @@ def test_a_pickle_in_place_of_a_data_set_is_refused(tmp_path, canary, monkeypatc
             read_table(tmp_path / name)
     with pytest.raises(UserError, match="damaged"):
         Omniglot(n_way=2, k_shot=1, k_query=1, data_dir=tmp_path).sample(1, "train", torch.Generator())
-    with pytest.raises(UserError, match="gzipped JSON"):
+    with pytest.raises(UserError, match="is no UTF-8 once it is unpacked"):
         read_packed_json(tmp_path, "x.json.gz", "", bool)
     with pytest.raises(UserError, match="cannot be read as an image"):
         read_image(tmp_path / "0.png", (1, 8, 8))
