@@ -28,8 +28,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Seconds that ranks look for the one that ended, and that a rank waits for rank 0 to tell the same error.
-SEARCH, PATIENCE = 5.0, 2.0
+#: Seconds that ranks look for the one that ended, that a rank waits for rank 0 to tell the same error, and that rank 0
+#: stays at most for ranks that still ask.
+SEARCH, PATIENCE, LEAVE = 5.0, 2.0, 20.0
 
 
 #: How long a rank waits for one that compiles or evaluates; one that ended is noticed at once.
@@ -268,7 +269,17 @@ def tell(line: str, *, lost: bool) -> None:
         print(line, file=sys.stderr if leads() else sys.__stderr__, flush=True)
     leave()  # the others fail now, and ask the store why
     if leads() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # the store is in this process
+        wait_for_others(group)
+
+
+def wait_for_others(group: Group) -> None:
+    """Until the other ranks of this machine have ended, and a moment for those of others; but not for ever."""
+    own, end = group.members[group.rank], time.monotonic() + LEAVE
+    others = [each for each in group.members if each != own]
+    if any(each.host != own.host for each in others):
         time.sleep(PATIENCE)
+    while time.monotonic() < end and not all(is_gone(each.pid) for each in others if each.host == own.host):
+        time.sleep(0.05)
 
 
 def of_rank_0(group: Group) -> str:

@@ -218,6 +218,7 @@ OTHERS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 @pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(each, marks=slow) for each in OTHERS)])
 def test_a_signal_is_obeyed_after_the_step_with_a_checkpoint_and_the_exit_code_of_shells(whole, tmp_path, name):
     number = getattr(signal, name)
+    signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
     said = train_in(tmp_path, *doing(f"send:{number:d}"))
     assert said.exit_code == 128 + number
     assert said.err.splitlines()[-2:] == ["mlframework-train run_dir=run resume=true goes on", f"stopped by {name}"]

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_a_mistake_of_all_ranks_is_told_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def kill(number: Path) -> None:
+    """Kills the process whose number stands in a file; one that is just being started again has none yet."""
+    while True:
+        with suppress(ProcessLookupError, ValueError):
+            return os.kill(int(number.read_text()), signal.SIGKILL)
+        time.sleep(0.01)
+
+
 def kill_now_and_then(folder: Path, notes: Path, killed: list[int]) -> None:
     """Kills one of two ranks at random moments after the run went on beyond its last end."""
     chance, reached = random.Random(0), 0
@@ -109,7 +118,7 @@ def kill_now_and_then(folder: Path, notes: Path, killed: list[int]) -> None:
         wait_for_step(folder, reached)
         time.sleep(chance.uniform(0, 0.1))
         rank = chance.randrange(2)
-        os.kill(int((notes / f"process-{rank}").read_text()), signal.SIGKILL)
+        kill(notes / f"process-{rank}")
         killed.append(rank)
         reached = steps_done(folder)
 
