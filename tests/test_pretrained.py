@@ -136,6 +136,7 @@ def test_a_prediction_from_kept_features_is_that_from_the_images(algorithm, imag
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
+@pytest.mark.slow
 def test_prototypes_of_a_frozen_network_are_evaluated_and_a_run_needs_its_file_no_more(folder, tmp_path):
     file = shutil.copy(weights(), tmp_path / "lite0.pth")
     said = call(
