@@ -254,7 +254,7 @@ def tell(line: str, *, lost: bool) -> None:
     if group is None:
         print(line, file=sys.stderr, flush=True)
         return
-    with suppress(RuntimeError):  # without a store nobody knows who has spoken
+    with suppress(RuntimeError):  # without a store a rank cannot know whether another has spoken
         if lost:
             line = line if group.store.add("lost", 1) == 1 and not group.store.check(["known"]) else ""
         elif group.rank:

@@ -46,7 +46,7 @@ class Doing(Sinusoid):
         return super().sample(num_tasks, split, generator)
 
 
-#: What may happen at a step, by name; what stands behind a colon is its argument.
+#: The faults of a step by their names; a name may have an argument behind a colon.
 DEEDS: dict[str, Callable[[str], object]] = {}
 
 

@@ -95,7 +95,7 @@ def folder_of_code(cache: Path) -> Path:
 @functools.cache
 def folder_of_process(cache: Path) -> Path:
     """A folder that is removed when the process ends."""
-    log.warning("%s: others can write here, or you have no key: what is compiled is not kept (SECURITY.md)", cache)
+    log.warning("%s: compiled code is not kept: other users can write here, or you have no key (SECURITY.md)", cache)
     folder = tempfile.mkdtemp(prefix="mlframework-inductor-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
