@@ -32,6 +32,9 @@ T = TypeVar("T")
 #: stays at most for ranks that still ask.
 SEARCH, PATIENCE, LEAVE = 5.0, 2.0, 20.0
 
+#: How often a rank that waits for the others looks whether one of them has said why the run ends.
+LOOK = timedelta(seconds=1)
+
 
 #: How long a rank waits for one that compiles or evaluates; one that ended is noticed at once.
 LONGEST = timedelta(days=1)
@@ -153,6 +156,28 @@ def everywhere(value: Any, count: int) -> list[Any]:
     return found
 
 
+def waited(group: Group, work: Any) -> None:
+    """Waits for the other ranks in a call of gloo, until one of them says why the run ends.
+
+    It says so in the store: torch may leave the connections of a rank that has ended its part open.
+    """
+    while True:
+        with suppress(RuntimeError):  # of a call that takes longer, or that failed
+            work.wait(LOOK)
+        if work.is_completed():
+            work.wait()
+            return
+        if reason(group):
+            raise RuntimeError("another rank has ended")
+
+
+def all_there(group: Group) -> None:
+    """Waits until all ranks have come here."""
+    import torch.distributed as dist
+
+    waited(group, dist.barrier(async_op=True))
+
+
 def sum_on(device: Any) -> None:
     """Lets tensors of a device be summed by the fastest means: nccl where each rank has a GPU of its own."""
     group = Group.current
@@ -172,7 +197,10 @@ def summed(tensor: Tensor) -> Tensor:
         import torch.distributed as dist
 
         with naming_the_lost():
-            dist.all_reduce(tensor, group=group.sums)
+            if dist.get_backend(group.sums) == "gloo":
+                waited(group, dist.all_reduce(tensor, group=group.sums, async_op=True))
+            else:
+                dist.all_reduce(tensor, group=group.sums)
     return tensor
 
 
@@ -181,6 +209,7 @@ def gathered(value: T) -> list[T]:
     if Group.current is None:
         return [value]
     with naming_the_lost():
+        all_there(Group.current)
         return everywhere(value, Group.current.count)
 
 
@@ -192,6 +221,7 @@ def agreed(function: Callable[[], T]) -> T:
 
     found = [function() if leads() else None]
     with naming_the_lost():
+        all_there(Group.current)
         dist.broadcast_object_list(found, src=0)
     return found[0]  # type: ignore[return-value]
 
@@ -212,7 +242,7 @@ def lost(group: Group, error: Exception) -> str:
     host = group.members[group.rank].host
     while time.monotonic() < end:
         with suppress(RuntimeError):  # the store may have been in the rank that ended
-            if said := group.store.compare_set("first", "", "").decode():
+            if said := reason(group):
                 return said
         for number, (where, pid) in enumerate(group.members):
             if where == host and is_gone(pid):
@@ -220,6 +250,11 @@ def lost(group: Group, error: Exception) -> str:
         time.sleep(0.05)
     said = str(error).partition("\n")[0]
     return first(group, f"a rank ended without a word, on another machine than {host} ({said})")
+
+
+def reason(group: Group) -> str:
+    """The error by which the first rank ended; empty while none has."""
+    return group.store.compare_set("first", "", "").decode()
 
 
 def first(group: Group, line: str) -> str:
@@ -267,18 +302,20 @@ def tell(line: str, *, lost: bool) -> None:
             group.store.set("known", "")
     if line:
         print(line, file=sys.stderr if leads() else sys.__stderr__, flush=True)
+    with suppress(RuntimeError):
+        group.store.set(f"heard by {group.rank}", "")
     leave()  # the others fail now, and ask the store why
     if leads() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # the store is in this process
         wait_for_others(group)
 
 
 def wait_for_others(group: Group) -> None:
-    """Until the other ranks of this machine have ended, and a moment for those of others; but not for ever."""
-    own, end = group.members[group.rank], time.monotonic() + LEAVE
-    others = [each for each in group.members if each != own]
-    if any(each.host != own.host for each in others):
-        time.sleep(PATIENCE)
-    while time.monotonic() < end and not all(is_gone(each.pid) for each in others if each.host == own.host):
+    """Until the other ranks know why the run ends, or have ended; but not for ever."""
+    host, end = group.members[group.rank].host, time.monotonic() + LEAVE
+    left = set(range(group.count)) - {group.rank}
+    while left and time.monotonic() < end:
+        gone = {n for n in left if group.members[n].host == host and is_gone(group.members[n].pid)}
+        left -= gone | {n for n in left if group.store.check([f"heard by {n}"])}
         time.sleep(0.05)
 
 

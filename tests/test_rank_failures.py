@@ -18,6 +18,7 @@ import ranks
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from mlframework import processes
 from mlframework.cli.train import main
 
 pytestmark = pytest.mark.slow
@@ -85,20 +86,40 @@ def said(notes: Path, rank: int) -> str:
 
 def test_a_rank_that_is_killed_ends_the_run_with_a_line_that_names_it(tmp_path):
     notes, folder = tmp_path / "notes", tmp_path / "run"
-    processes = start(3, notes, *OVERRIDES, f"run_dir={folder}", "trainer.steps=100000")
+    started = start(3, notes, *OVERRIDES, f"run_dir={folder}", "trainer.steps=100000")
     wait_for_step(folder, 0)
-    processes[1].kill()
-    codes = ranks.ended(processes)
+    started[1].kill()
+    codes = ranks.ended(started)
     assert codes[1] == -signal.SIGKILL and codes[0] == codes[2] == 1
     lines = [line for rank in (0, 2) for line in said(notes, rank).splitlines() if "was killed" in line]
     (line,) = lines
-    assert line.startswith(f"rank 1 (process {processes[1].pid} on ")
+    assert line.startswith(f"rank 1 (process {started[1].pid} on ")
+
+
+def ends_with_open_connections(notes: Path) -> None:
+    """Rank 0 says why it ends, but something still holds its connections; rank 1 waits for it."""
+    if processes.leads():
+        kept, began = torch.distributed.group.WORLD, time.monotonic()
+        processes.tell("enough", lost=False)
+        (notes / "seconds").write_text(str(time.monotonic() - began))
+        os._exit(0 if kept is not None else 1)  # no connection is closed before
+    with pytest.raises(processes.RankFailed) as failure:
+        processes.summed(torch.zeros(1))
+    (notes / "heard").write_text(str(failure.value))
+    processes.tell(str(failure.value), lost=True)
+    os._exit(0)
+
+
+def test_a_rank_that_waits_hears_why_another_ended_though_their_connection_is_open(tmp_path):
+    ranks.run(2, ends_with_open_connections, tmp_path)
+    assert (tmp_path / "heard").read_text() == "enough"
+    assert float((tmp_path / "seconds").read_text()) < processes.LEAVE / 2, "rank 0 did not wait for rank 1 alone"
 
 
 def test_a_mistake_of_all_ranks_is_told_once(tmp_path):
     notes = tmp_path / "notes"
-    processes = start(2, notes, *OVERRIDES, f"run_dir={tmp_path / 'run'}", "task.k_shot=0")
-    assert ranks.ended(processes) == [2, 2]
+    started = start(2, notes, *OVERRIDES, f"run_dir={tmp_path / 'run'}", "task.k_shot=0")
+    assert ranks.ended(started) == [2, 2]
     assert said(notes, 0).count("task.k_shot=0: must be a whole number of at least 1") == 1 and not said(notes, 1)
     assert not (tmp_path / "run").exists()
 
