@@ -22,7 +22,9 @@ from mlframework.evaluation.choices import Candidate, Rule, Trial, following
 from mlframework.evaluation.evaluation import Evaluation
 from mlframework.evaluation.task_set import VALIDATION_SEED, TaskSet, task_values
 from mlframework.inner_loop import SGD
-from mlframework.meta_layers import MAML, Exact, Joint
+from mlframework.meta_layers import MAML, DeepKernel, Exact, Joint
+from mlframework.meta_layers.svm.kernels import LinearKernel
+from mlframework.runs.tables import show_report
 from mlframework.tasks import Sinusoid
 
 CPU = torch.device("cpu")
@@ -99,6 +101,23 @@ def test_choices_are_made_on_validation_tasks_before_the_test_tasks_are_drawn():
     evaluation.run("maml", layer_of(task, Exact()), lambda: MLP(task.spec), CPU)
     assert set(task.drawn) == {"validation", "test"}
     assert task.drawn.count("validation") >= 6
+
+
+def test_a_baseline_without_a_variance_chooses_by_its_loss_where_a_likelihood_is_monitored(capsys):
+    task = Sinusoid()
+    layer = DeepKernel(MLP(task.spec, hidden=[8]), task, kernel=LinearKernel())
+    evaluation = Evaluation(tasks=4, seed=0, validation_tasks=6, baseline=CONVENTIONAL)
+    reports = {
+        monitor: evaluation.run("deep_kernel", layer, lambda: MLP(task.spec, hidden=[8]), CPU, monitor=monitor)
+        for monitor in ("query_nll", "query_loss")
+    }
+    by_nll, by_loss = ([row[1:] for row in report.rows[1:]] for report in reports.values())
+    assert by_nll == by_loss
+    assert "query_nll" in reports["query_nll"].rows[0].metrics
+    show_report(reports["query_nll"], "query_nll")
+    screen = capsys.readouterr().out
+    assert "query nll on" in screen
+    assert "from scratch" in screen.partition("query loss on")[2]
 
 
 def test_fine_tuning_of_the_joint_network_is_tuned_over_rules_and_rates():

@@ -70,7 +70,7 @@ class Trial(NamedTuple):
     sources: Sources | None  # of each of these tasks; None where each task is a source of its own
     validation: TaskSet  # on which methods choose
     rules: Sequence[Rule]  # over which conventional training is tuned
-    monitor: str  # the metric by which choices are made
+    monitor: str  # the metric by which choices are made, of methods that have it
     device: torch.device  # where episodes go
 
     @property
@@ -80,23 +80,25 @@ class Trial(NamedTuple):
     def choose(self, candidates: Iterable[Candidate]) -> Choice:
         """Judges every setting on the validation tasks and takes the best one at its best number of steps.
 
-        Values that are not finite are never the best; of equal ones the first wins.
+        A method whose predictions lack the monitored metric, as a likelihood, chooses by the query loss. Values that
+        are not finite are never the best; of equal ones the first wins.
 
         Raises:
             FailedRun: no setting has a finite value.
         """
-        higher_is_better = self.monitor.removeprefix("query_") in self.task.higher_is_better
-        best: Choice | None = None
+        best, metric = None, self.monitor
         with stage("choosing") as at:
             for candidate in candidates:
                 at.note = candidate.setting
-                means = over_ranks(candidate.judge, self.validation)[self.monitor].double().mean(1)
-                for row, value in enumerate(means.tolist()):
+                values = over_ranks(candidate.judge, self.validation)
+                metric = self.monitor if self.monitor in values else "query_loss"
+                higher_is_better = metric.removeprefix("query_") in self.task.higher_is_better
+                for row, value in enumerate(values[metric].double().mean(1).tolist()):
                     better = best is None or (value > best.value if higher_is_better else value < best.value)
                     if math.isfinite(value) and better:
                         best = Choice(candidate, row, value)
         if best is None:
-            raise FailedRun(f"no setting has a finite {self.monitor} on the {self.validation.split} tasks")
+            raise FailedRun(f"no setting has a finite {metric} on the {self.validation.split} tasks")
         return best
 
     def row(self, method: str, batch_norm: str, choice: Choice, *, tasks: int | None = None) -> MethodResult:

@@ -95,7 +95,7 @@ class Evaluation:
 
         Args:
             make_base_layer: draws networks to train from scratch.
-            monitor: the metric by which every method's choices are made.
+            monitor: the metric by which choices are made; by the query loss in a method that lacks it.
         """
         self.check(meta_layer.task)
         set_of = functools.partial(TaskSet, meta_layer.task, chunk=self.chunk)

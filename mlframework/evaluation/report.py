@@ -23,7 +23,7 @@ class MethodResult(NamedTuple):
     metrics: dict[str, list[Interval]]  # each query metric's interval after each number of steps
     setting: str  # the choice on validation tasks, as `Adam 0.01`; empty for a method with one setting
     chosen: int  # the number of steps that validation tasks chose, one of `steps`
-    validation: float  # the mean of the monitored metric on the validation tasks, at the choice
+    validation: float  # the mean on the validation tasks, at the choice, of the metric by which it was made
     values: dict[str, list[float]]  # each query metric of every task after `chosen` steps
     difference: dict[str, Interval] | None = None  # each metric minus the first row's, paired; None in the first row
 
@@ -58,7 +58,7 @@ class Report(NamedTuple):
     tasks: int
     seed: int  # of the draws
     validation_tasks: int  # on how many tasks every method's choices were made
-    monitor: str  # by which metric
+    monitor: str  # by which metric; by the query loss in a method that lacks it
     sources: Sources | None  # of each task; None where each task is a source of its own
     rows: list[MethodResult]  # the trained algorithm first
     measures: Mapping[str, Measured] = {}  # further tables, by the name of their measure

@@ -18,7 +18,10 @@ __all__ = ["evaluation_table", "measured_table", "print_table", "show_report", "
 
 
 def show_report(report: Report, metric: str) -> None:
+    """Prints the monitored metric, the query loss too if a method has that alone, and what was measured besides."""
     print_table(evaluation_table(report, metric))
+    if not all(metric in row.metrics for row in report.rows):
+        print_table(evaluation_table(report, "query_loss"))
     for measured in report.measures.values():
         print_table(measured_table(measured))
 
