@@ -50,6 +50,8 @@ def stage(name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]
         yield new
     finally:
         STAGES.remove(new)  # not the last one, perhaps: a generator may end late
+        if Screen.current is not None:
+            Screen.current.has_started()
 
 
 def shown_time(seconds: float) -> str:
@@ -110,6 +112,12 @@ class Screen:
                 with self.lock:
                     if not (self.midline or self.ended.is_set()):
                         self.draw() if self.live else self.say()
+
+    def has_started(self) -> None:
+        """From the end of the first stage on, what stands between stages is work, too."""
+        if self.idle == "starting":
+            self.idle = "working"
+            self.known.add(self.idle)
 
     def line(self) -> str:
         told = ": ".join(str(each) for each in list(STAGES)) or self.idle

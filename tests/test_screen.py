@@ -45,6 +45,15 @@ def test_a_long_stage_is_told_again(monkeypatch):
     assert SILENCE == 5, "never stands still for more than five seconds"
 
 
+def test_after_a_stage_a_command_is_no_longer_starting(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Screen() as screen:
+        assert screen.line().endswith("starting")
+        with stage("evaluating"):
+            pass
+        assert screen.line().endswith("working")
+
+
 def test_a_command_that_ends_at_once_says_nothing_of_stages(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with Screen(), stage("checking"):
