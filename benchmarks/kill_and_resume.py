@@ -31,7 +31,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._pytree import tree_flatten
 
 from mlframework.files import write_json
-from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.git_state import git_state
+from mlframework.runs.run_folder import RunFolder
 
 COMMON = (
     "seed=0",

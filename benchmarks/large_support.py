@@ -25,7 +25,7 @@ from mlframework.episode import Episode, Examples, Split, TaskSpec
 from mlframework.files import write_json, write_part
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact, LinearKernel, MetaLayer, Prototypes, Ridge
-from mlframework.runs.run_folder import git_state
+from mlframework.runs.git_state import git_state
 from mlframework.tasks import TaskDistribution
 from mlframework.training.meta_gradient import meta_gradient
 

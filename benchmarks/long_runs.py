@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mlframework.files import as_json, write_json, write_part
-from mlframework.runs.run_folder import git_state
+from mlframework.runs.git_state import git_state
 from mlframework.training.tensorboard_logger import TensorBoardLogger
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from solvers import machine
 
 from mlframework.files import write_json, write_part
+from mlframework.runs.git_state import git_state
 from mlframework.runs.run import set_up
-from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.run_folder import RunFolder
 from mlframework.training.meta_gradient import meta_gradient
 
 ROOT = Path(__file__).parent.parent

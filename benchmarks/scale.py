@@ -29,8 +29,9 @@ from solvers import machine
 
 from mlframework import processes
 from mlframework.files import write_json, write_part
+from mlframework.runs.git_state import git_state
 from mlframework.runs.run import set_up
-from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks.on_features import on_features
 
 CONTEXT = multiprocessing.get_context("forkserver")

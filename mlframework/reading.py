@@ -21,7 +21,7 @@ from mlframework.errors import InvalidValue, UserError
 
 __all__ = [
     *("MOST_CONFIG", "MOST_DATA", "MOST_RECORD", "MOST_WEIGHTS", "check_file", "check_size", "check_yaml"),
-    *("parsed_json", "read_bytes", "read_gzip", "read_json", "read_once", "read_text"),
+    *("parsed_json", "parsed_yaml", "read_bytes", "read_gzip", "read_json", "read_once", "read_text"),
 ]
 
 T = TypeVar("T")
@@ -154,12 +154,22 @@ def read_json(path: Path, kind: type[Any] = dict) -> Any:
 
 def parsed_json(path: Path, text: str, kind: type[Any] = dict) -> Any:
     """The value of a JSON text; the path names its file in messages."""
+    return parsed(path, text, kind, json.loads)
+
+
+def parsed_yaml(path: Path, text: str, kind: type[Any], parse: Callable[[str], Any] = yaml.safe_load) -> Any:
+    """What a function makes of a YAML text; the path names its file in messages."""
+    check_yaml(path, text)
+    return parsed(path, text, kind, parse)
+
+
+def parsed(path: Path, text: str, kind: type[Any], parse: Callable[[str], Any]) -> Any:
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: cannot be read as JSON ({error})") from error
+        found = parse(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged ({error})") from error
     except RecursionError as error:
-        raise UserError(f"{path}: damaged: its JSON is nested too deeply") from error
+        raise UserError(f"{path}: damaged (it is nested too deeply)") from error
     if not isinstance(found, kind):
         raise UserError(f"{path}: damaged (it holds no {kind.__name__})")
     return found

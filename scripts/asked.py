@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from mlframework.evaluation.number_format import shown_interval
 from mlframework.files import write_json, write_part
 from mlframework.runs.board import machine
-from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.git_state import git_state
+from mlframework.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 RUNS, KEPT, PAGE = ROOT / "runs" / "asked", ROOT / "results" / "asked", ROOT / "docs" / "results.md"

@@ -33,7 +33,7 @@ from mlframework.errors import UserError
 from mlframework.evaluation.interval import Interval
 from mlframework.files import write_json, write_part
 from mlframework.meta_layers import MetaLayer
-from mlframework.runs.run_folder import git_state
+from mlframework.runs.git_state import git_state
 from mlframework.tasks import ImageFolder
 from mlframework.tasks.on_features import on_features
 from mlframework.training.meta_gradient import meta_gradient

@@ -31,8 +31,9 @@ from mlframework.evaluation.uncertainty import Uncertainty
 from mlframework.files import write_json, write_part
 from mlframework.meta_layers import DeepKernel, MetaLayer
 from mlframework.meta_layers.svm.kernels import RBFKernel
+from mlframework.runs.git_state import git_state
 from mlframework.runs.run import load_run
-from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import Sinusoid
 
 ROOT = Path(__file__).parents[1]

@@ -234,7 +234,7 @@ def test_standard_input_holds_sets_of_examples(folder, run, monkeypatch):
         (["support=mine/greek.txt", "inner_steps=-1"], "inner_steps=-1: must be at least 0, or null"),
         (["support=mine/greek.txt", "unit=word"], "unit=word: must be one of line, paragraph, file"),
         (["support=mine/greek.txt", "n=many"], "n=many: must be a whole number"),
-        (["support=mine/greek.txt", "run=nowhere"], "nowhere: not a run folder"),
+        (["support=mine/greek.txt", "run=nowhere"], "nowhere: there is no such run folder"),
     ],
 )
 def test_what_is_wrong_with_the_input_is_one_line(folder, run, arguments, line):

@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import stat
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -36,6 +37,7 @@ from mlframework.cli import compare, evaluate, generate, train
 from mlframework.errors import InvalidValue, UserError
 from mlframework.meta_layers import Prototypes
 from mlframework.runs.board import BoardRecord
+from mlframework.runs.git_state import git_state
 from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.saved import class_named, save
@@ -216,7 +218,14 @@ def test_a_stored_config_with_an_interpolation_is_refused(value, theirs, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "override", ["+note='${direction:query_loss,evil.Waves}'", "task=../../evil", "hydra.job.chdir=true"]
+    "override",
+    [
+        "+note='${direction:query_loss,evil.Waves}'",
+        r"+note=$\{direction\:query_loss\,evil.Waves\}",
+        "task=../../evil",
+        "+task@a.b=../../evil",
+        "hydra.job.chdir=true",
+    ],
 )
 def test_stored_overrides_that_read_other_files_or_values_are_refused(override, theirs, tmp_path, canary, monkeypatch):
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
@@ -255,6 +264,17 @@ def test_trust_is_named_on_the_command_line(mine, tmp_path, monkeypatch):
     refused(call(evaluate.main, "run=run", "trust=os", folder=mine), "trust=os: must name a module of your own")
 
 
+def test_trust_in_a_module_covers_what_it_defines_alone(theirs, tmp_path, canary):
+    (tmp_path / "my_waves.py").write_text(f"import os\n{OWN}")
+
+    def change(config):
+        config.task = {"_target_": "my_waves.os.system", "command": f"touch {canary}"}
+
+    said = call(evaluate.main, f"run={theirs(change)}", "trust=my_waves", *FEW, folder=tmp_path)
+    refused(said, "my_waves.os.system: trust=my_waves does not cover what my_waves has imported from elsewhere")
+    sys.modules.pop("my_waves", None)
+
+
 def test_classes_are_trusted_in_python(mine, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFRAMEWORK_KEY", str(tmp_path / "another_key"))
     monkeypatch.syspath_prepend(str(mine))
@@ -269,6 +289,28 @@ def test_an_edited_config_is_no_longer_ones_own(mine, tmp_path):
     shutil.copytree(mine / "run", tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(UserError, match="your key has not signed this config"):
+        RunFolder(tmp_path / "run").config()
+
+
+def test_a_signature_vouches_for_the_text_that_was_read_alone(mine):
+    """Not for another text that stood in the file meanwhile, nor for a file beside it."""
+    file, hostile = mine / "run" / "config.yaml", {"task": {"_target_": "my_tasks.Sinusoid"}}
+    check_stored(hostile, file, file.read_text())
+    for path, text in ((file, file.read_text() + " "), (file.with_name("record.json"), None)):
+        with pytest.raises(UserError, match="your key has not signed this config"):
+            check_stored(hostile, path, text)
+
+
+@pytest.mark.parametrize("content", [None, "[" * 100_000, '{"modules": 1, "signature": "00"}', "{}"])
+def test_a_damaged_signature_is_none(content, mine, tmp_path):
+    shutil.copytree(mine / "run", tmp_path / "run")
+    file = tmp_path / "run" / "signature.json"
+    file.unlink()
+    if content is None:
+        os.mkfifo(file)  # who opens it waits for ever
+    else:
+        file.write_text(content)
     with pytest.raises(UserError, match="your key has not signed this config"):
         RunFolder(tmp_path / "run").config()
 
@@ -512,20 +554,57 @@ def test_an_image_of_too_many_pixels_is_refused(side, tmp_path):
         read_image(tmp_path / "0.png", (1, 8, 8))
 
 
-def test_a_program_in_place_of_an_image_is_refused(tmp_path, canary, monkeypatch):
+def in_iptc(content: bytes) -> bytes:
+    """A file of IPTC with an image of 8 x 8 within, of which Pillow finds out the format by itself."""
+    fields = {(3, 60): b"\1\0", (3, 65): b"\1", (3, 20): b"\0\x08", (3, 30): b"\0\x08", (3, 120): b"\5"}
+    parts = [*fields.items(), *(((8, 10), content[at : at + 30_000]) for at in range(0, len(content), 30_000))]
+    return b"".join(bytes([0x1C, *tag, *divmod(len(part), 256)]) + part for tag, part in parts)
+
+
+@pytest.mark.parametrize("pack", [bytes, in_iptc])
+def test_a_program_in_place_of_an_image_is_refused(pack, tmp_path, canary, monkeypatch):
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {canary}\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     for name in ("gs_binary", "gs_windows_binary"):
         monkeypatch.setattr(EpsImagePlugin, name, None)
     Image.new("L", (8, 8)).save(tmp_path / "0.eps")
-    (tmp_path / "0.eps").rename(tmp_path / "0.png")
-    with pytest.raises(UserError, match="PostScript, which is a program"):
+    (tmp_path / "0.png").write_bytes(pack((tmp_path / "0.eps").read_bytes()))
+    with pytest.raises(UserError, match=r"0\.png: cannot be read as an image"):
         read_image(tmp_path / "0.png", (1, 8, 8))
     with Image.open(tmp_path / "0.png") as image, pytest.raises(OSError, match=r"."):
         image.load()
     assert canary.exists(), "without the check Ghostscript runs"
     canary.unlink()
+
+
+# The folder in which a command is typed.
+
+
+@pytest.mark.parametrize("setting", ["core.fsmonitor", "filter.a=b.clean", "submodule"])
+def test_git_runs_no_program_that_a_checkout_names(setting, tmp_path, canary, monkeypatch):
+    def git(*words: str, folder: Path = tmp_path) -> None:
+        said = ("-c", "user.email=a@b", "-c", "user.name=a", "-c", "protocol.file.allow=always")
+        subprocess.run(["git", *said, *words], cwd=folder, check=True, capture_output=True)
+
+    monkeypatch.chdir(tmp_path)
+    assert git_state()["commit"] is None
+    (tmp_path / "a").write_text("1")
+    (tmp_path / ".gitattributes").write_text("a filter=a=b\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    assert git_state() == {"commit": git_state()["commit"], "changed": False}
+    (tmp_path / "payload").write_text(f"#!/bin/sh\ntouch {canary}\n")
+    (tmp_path / "payload").chmod(0o755)
+    folder = tmp_path
+    if setting == "submodule":
+        git("submodule", "--quiet", "add", str(tmp_path), "within")
+        folder, setting = tmp_path / "within", "core.fsmonitor"
+    git("config", setting, str(tmp_path / "payload"), folder=folder)
+    (folder / "a").write_text("2")
+    found = git_state()
+    assert len(found["commit"]) == 40 and found["changed"]
 
 
 # The source, and the table.

@@ -439,7 +439,7 @@ def test_faults_are_named_in_one_line(runs):
         assert said.exit_code == 2 and said.err.strip() == line
     none = ["evaluation/baseline=[ensemble]", "evaluation.baseline.ensemble.members=[nowhere]"]
     said = call(evaluate.main, "run=r0", "evaluation.tasks=3", *none, folder=runs)
-    assert said.exit_code == 2 and said.err.strip() == "nowhere: not a run folder (it holds no config.yaml)"
+    assert said.exit_code == 2 and said.err.strip() == "nowhere: there is no such run folder"
 
 
 def test_a_laplace_head_of_a_sequence_is_refused():

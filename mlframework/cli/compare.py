@@ -13,7 +13,8 @@ from mlframework.cli.command_line import command, job
 from mlframework.cli.train import OTHERS, SETTINGS
 from mlframework.errors import UserError
 from mlframework.runs.check_config import check_config
-from mlframework.runs.run_folder import PARTS, RunFolder, git_state
+from mlframework.runs.git_state import git_state
+from mlframework.runs.run_folder import PARTS, RunFolder
 
 if TYPE_CHECKING:  # it imports torch, which --help does without
     from mlframework.runs.compare import Compared

@@ -65,7 +65,7 @@ def resumed(folder: RunFolder, overrides: Sequence[str]) -> Resumed:
     typed = [o for o in overrides if key_of(o) not in OF_THIS_PROCESS and o not in started]
     if not typed:
         return Resumed(stored, started, folder.choices(), {}, [])
-    before = composed(folder.overrides_to_compose())
+    before = composed(folder.overrides(to_compose=True))
     try:
         now = composed(merged(started, typed))
     except HydraException as error:  # an override does not fit the others, such as a setting of another base layer

@@ -26,8 +26,9 @@ from mlframework.runs.asked import Asked, check_divided_alike, refusal
 from mlframework.runs.check_config import check_episodes, located, parts
 from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import fault
+from mlframework.runs.git_state import git_state
 from mlframework.runs.resume import Resumed, resumed
-from mlframework.runs.run_folder import RunFolder, git_state
+from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.try_out import try_out
 from mlframework.screen import stage
 from mlframework.tasks.on_features import on_features

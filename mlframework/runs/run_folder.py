@@ -5,29 +5,27 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
-import json
 import os
 import platform
 import re
-import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, home_folder, naming, remove_parts, write_json, write_text
-from mlframework.reading import MOST_CONFIG, MOST_RECORD, check_yaml, read_text
+from mlframework.reading import MOST_CONFIG, parsed_yaml, read_json, read_text
+from mlframework.runs.git_state import git_state
 from mlframework.runs.overrides import identity
 from mlframework.runs.trusted import SIGNATURE, check_overrides, check_stored, signature_of
 
-__all__ = ["PARTS", "RunFolder", "git_state", "locked_file", "locked_folder"]
+__all__ = ["PARTS", "RunFolder", "locked_file", "locked_folder"]
 
 #: The parts of a run's config.
 PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "trainer", "logger")
@@ -177,27 +175,31 @@ class RunFolder:
     def kept(self) -> dict[str, Any]:
         """What the task keeps of its data, if anything."""
         path = self.path / "task.json"
-        return dict(read(path, dict, json.loads)) if os.path.lexists(path) else {}
+        return dict(read_json(path)) if os.path.lexists(path) else {}
 
     def trained_in(self) -> Path | None:
         """The folder in which the command was typed; None where that is not known."""
         path = self.path / "environment.json"
-        found = read(path, dict, json.loads).get("folder") if os.path.lexists(path) else None
+        found = read_json(path).get("folder") if os.path.lexists(path) else None
         if not isinstance(found, str | None):
             raise UserError(f"{path}: damaged (its folder is no text)")
         return None if found is None else Path(found)
 
     def choices(self) -> dict[str, str]:
         """The option chosen of each config group."""
-        return dict(read(self.path / "choices.json", dict, json.loads))
+        return dict(read_json(self.path / "choices.json"))
 
-    def overrides(self) -> list[str]:
-        return [str(override) for override in read(self.path / "overrides.yaml", list, yaml.safe_load)]
+    def overrides(self, *, to_compose: bool = False) -> list[str]:
+        """The overrides that the user typed.
 
-    def overrides_to_compose(self) -> list[str]:
-        """The overrides, checked: composing them reads nothing that this user has not named."""
-        found = self.overrides()
-        check_overrides(found, self.path / "overrides.yaml")
+        Args:
+            to_compose: refuses those that would read something that this user has not named.
+        """
+        path = self.path / "overrides.yaml"
+        text = read_text(path, most=MOST_CONFIG)
+        found = [str(override) for override in parsed_yaml(path, text, list)]
+        if to_compose:
+            check_overrides(found, path, text)
         return found
 
     def holds_job(self, overrides: Sequence[str]) -> bool:
@@ -212,7 +214,7 @@ class RunFolder:
 
     def diverged(self, overrides: Sequence[str]) -> str | None:
         """The error of a job with these overrides that would end in the same way again."""
-        found = read(self.failed, dict, json.loads) if os.path.lexists(self.failed) else {}
+        found = read_json(self.failed) if os.path.lexists(self.failed) else {}
         same = found.get("status") == "diverged" and identity(overrides_in(self.failed, found)) == identity(overrides)
         return str(found.get("error")) if same else None
 
@@ -222,18 +224,21 @@ class RunFolder:
         write_json(self.result, result)
 
     def read_result(self) -> dict[str, Any]:
-        return dict(read(self.result, dict, json.loads))
+        return dict(read_json(self.result))
 
     def config(self) -> DictConfig:
         """The resolved config; one that names code of neither this package nor this user is refused."""
         path = self.path / "config.yaml"
+        if not self.path.exists():
+            raise UserError(f"{self.path}: there is no such run folder")
         if not path.is_file():
             raise UserError(f"{self.path}: not a run folder (it holds no config.yaml)")
-        config: DictConfig = read(path, DictConfig, OmegaConf.create)
+        text = read_text(path, most=MOST_CONFIG)
+        config: DictConfig = parsed_yaml(path, text, DictConfig, as_config)
         for name in (*PARTS, "seed"):
             if config.get(name) is None:
                 raise UserError(f"{path}: damaged (it holds no {name})")
-        check_stored(OmegaConf.to_container(config, resolve=False), path)
+        check_stored(OmegaConf.to_container(config, resolve=False), path, text)
         return config
 
     def add_evaluation(self, content: Mapping[str, Any], *, asked: str = "") -> Path:
@@ -292,20 +297,12 @@ def locked_file(path: Path, *, wait: bool = False) -> IO[str] | None:
     return lock
 
 
-def read(path: Path, kind: type[Any], parse: Callable[[str], Any]) -> Any:
-    """The content of a file of the run folder; an error if it is not of the expected kind."""
-    text = read_text(path, most=MOST_CONFIG if path.suffix == ".yaml" else MOST_RECORD)
+def as_config(text: str) -> Any:
+    """The config in a YAML text."""
     try:
-        if path.suffix == ".yaml":
-            check_yaml(path, text)
-        found = parse(text)
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: damaged (it is nested too deeply)") from error
-    if not isinstance(found, kind):
-        raise UserError(f"{path}: damaged (it holds no {kind.__name__})")
-    return found
+        return OmegaConf.create(text)
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error)) from error
 
 
 def overrides_in(path: Path, record: Mapping[str, Any]) -> list[str]:
@@ -316,20 +313,8 @@ def overrides_in(path: Path, record: Mapping[str, Any]) -> list[str]:
     return [str(override) for override in found]
 
 
-def git_state() -> dict[str, Any]:
-    """The commit of the working directory, None where it is no git checkout, and whether files differ from it."""
-    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-
-
 def installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
-        return None
-
-
-def git(*command: str) -> str | None:
-    try:
-        return subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
         return None

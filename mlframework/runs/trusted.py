@@ -25,6 +25,8 @@ from typing import Any
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json
 from mlframework.keys import is_signed, sign
+from mlframework.reading import MOST_RECORD, read_json, read_text
+from mlframework.runs.check_config import located
 
 __all__ = [
     "SIGNATURE",
@@ -65,13 +67,16 @@ ELSEWHERE = re.compile(
 VOUCHED: ContextVar[frozenset[str]] = ContextVar("vouched", default=frozenset())
 
 
-def check_stored(config: Any, file: Path) -> None:
+def check_stored(config: Any, file: Path, text: str | None = None) -> None:
     """Refuses a stored config, unresolved, that names code which neither this package nor the user vouches for.
+
+    Args:
+        text: what was read from the file, if the user may have signed it.
 
     Raises:
         UserError: the first such `_target_`, or an interpolation in a config that the user has not signed.
     """
-    modules = signed_modules(file.parent)
+    modules = None if text is None else signed_modules(file, text)
     if modules is None:
         for key, value in leaves_of(config):
             if isinstance(value, str) and "${" in value:
@@ -97,6 +102,8 @@ def check_own(where: str, name: Any, modules: Mapping[str, str] | None) -> None:
     module, last = name.split(".")[0], name.split(".")[-1]
     if module in (*sys.stdlib_module_names, "mlframework", "__main__"):
         raise UserError(f"{where}: is no part of a run, and is not called: do not use this file")
+    if trusted := next((each for each in trusted_names() if name.startswith(f"{each}.")), None):
+        raise UserError(f"{where}: {uncovered(name, trusted)}")
     here = place_of(module)
     if modules is not None and module in modules and (here in (None, modules[module]) or is_installed(here)):
         return
@@ -108,6 +115,15 @@ def check_own(where: str, name: Any, modules: Mapping[str, str] | None) -> None:
     raise UserError(
         f"{where}: {why}: if you trust that code, add trust={wanted}, or in Python load(..., classes=[{last}])"
     )
+
+
+def uncovered(name: str, module: str) -> str:
+    """Why the user's trust in a module does not cover a name in it."""
+    try:
+        located(name)
+    except Exception as error:  # importing a user's module may raise anything
+        return f"cannot be imported ({error})"
+    return f"trust={module} does not cover what {module} has imported from elsewhere"
 
 
 def is_known(name: Any) -> bool:
@@ -152,9 +168,25 @@ def plug_ins(_path: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def is_vouched(name: Any) -> bool:
-    """Whether the user has named this code or its module, on the command line or in Python."""
-    trusted = [each for each in os.environ.get(TRUST, "").split(",") if each]
-    return isinstance(name, str) and (name in VOUCHED.get() or f"{name}.".startswith(tuple(f"{t}." for t in trusted)))
+    """Whether the user has named this code on the command line or in Python, or a module that defines it."""
+    if not isinstance(name, str):
+        return False
+    modules = tuple(f"{each}." for each in trusted_names())
+    return name in {*VOUCHED.get(), *trusted_names()} or (name.startswith(modules) and is_own(name))
+
+
+def trusted_names() -> list[str]:
+    """The modules and classes that the user has named on the command line, or in the environment."""
+    return [each for each in os.environ.get(TRUST, "").split(",") if each]
+
+
+def is_own(name: str) -> bool:
+    """Whether the package of a dotted name defines what bears the name, and has not imported it from elsewhere."""
+    try:
+        found = located(name)
+    except Exception:  # importing a user's module may raise anything; see `check_own`
+        return False
+    return str(getattr(found, "__module__", "")).partition(".")[0] == name.partition(".")[0]
 
 
 @contextmanager
@@ -192,14 +224,19 @@ def signature_of(config: Any, texts: Mapping[str, str]) -> str | None:
     return None if signature is None else as_json({"modules": modules, "signature": signature.hex()}, indent=2)
 
 
-def signed_modules(folder: Path) -> dict[str, str] | None:
-    """The modules elsewhere that a config named when the user signed it, with their files; None if it is not signed."""
+def signed_modules(file: Path, text: str) -> dict[str, str] | None:
+    """The modules elsewhere that a config named when the user signed it, with their files; None if it is not signed.
+
+    Args:
+        file, text: one of the signed files, and what was read from it: it may be another one by now.
+    """
+    assert file.name in SIGNED
     try:
-        content = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+        content = read_json(file.with_name(SIGNATURE))
         modules, signature = dict(content["modules"]), bytes.fromhex(content["signature"])
-        texts = {name: (folder / name).read_text(encoding="utf-8") for name in SIGNED}
-        return modules if is_signed(signature, *signed(modules, texts)) else None
-    except (OSError, ValueError, TypeError, LookupError):  # there is none, or it is damaged
+        others = {name: read_text(file.with_name(name), most=MOST_RECORD) for name in SIGNED if name != file.name}
+        return modules if is_signed(signature, *signed(modules, {**others, file.name: text})) else None
+    except (UserError, ValueError, TypeError, LookupError):  # there is none, or it is damaged
         return None
 
 
@@ -226,12 +263,17 @@ def is_installed(place: str | None) -> bool:
     return place is not None and place.startswith(tuple(f"{folder}{os.sep}" for folder in folders))
 
 
-def check_overrides(overrides: Sequence[str], file: Path) -> None:
-    """Refuses stored overrides that would read other files or values when they are composed anew."""
-    mine = signed_modules(file.parent) is not None
+def check_overrides(overrides: Sequence[str], file: Path, text: str) -> None:
+    """Refuses stored overrides that would read other files or values when they are composed anew.
+
+    Args:
+        text: what was read from the file.
+    """
+    mine = signed_modules(file, text) is not None
     for override in overrides:
-        key, _, value = override.partition("=")
-        group = "." not in key and ".." in value
-        if not mine and ("${" in override or key.lstrip("+~").startswith("hydra") or group):
+        plain = override.replace("\\", "")  # Hydra reads $\{x\} as ${x}
+        key, _, value = plain.partition("=")
+        group = "." not in key.partition("@")[0] and ".." in value
+        if not mine and ("${" in plain or key.lstrip("+~").startswith("hydra") or group):
             why = "your key has not signed this run, and this would read other files or values"
             raise UserError(f"{file}: {override[:80]}: {why}: resume=true goes on without settings beside it")

@@ -1,7 +1,8 @@
-"""Reads one image of any format into 8 bits per channel, in the size and the channels of a task."""
+"""Reads one image of any common format into 8 bits per channel, in the size and the channels of a task."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from mlframework.errors import InvalidValue, UserError
 from mlframework.reading import check_file
 
 __all__ = ["UNREADABLE", "pixels_of", "read_image"]
+
+#: The formats that are read, as Pillow calls them. It would run PostScript with Ghostscript, also within IPTC.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 
 # Bits per pixel that cameras store in 16-bit files; a file that needs more than the last one uses all 16.
 DEPTHS = (8, 10, 12, 14)
@@ -31,20 +35,25 @@ def read_image(path: Path, x_shape: tuple[int, ...], bits: int | None = None) ->
         with path.open("rb") as file:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower than PIL's
-                image = Image.open(file)
+                image = Image.open(file, formats=formats())
             check_opened(image)
             return pixels_of(path, image, x_shape, bits)
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as an image ({error}): mend or remove it") from error
 
 
+@functools.cache
+def formats() -> list[str]:
+    """`FORMATS`, as far as this version of Pillow has them."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def check_opened(image: Image.Image) -> None:
-    """Refuses an image before its pixels are read: one that is too large, or a program."""
+    """Refuses an image that is too large, before its pixels are read."""
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width} x {height} pixels, and at most {MOST_PIXELS} are read: scale it down")
-    if image.format == "EPS":  # PIL would run it with Ghostscript
-        raise ValueError("PostScript, which is a program: save it as PNG")
 
 
 def pixels_of(path: Path, image: Image.Image, x_shape: tuple[int, ...], bits: int | None = None) -> np.ndarray:
