@@ -97,11 +97,12 @@ def private_folder(path: Path) -> Path | None:
     """The folder, made if need be; None if anybody else can put files in it, or another folder in its place."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.parent.resolve() / path.name  # a link on the way could lead elsewhere later
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
         about = path.lstat()
         own = stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & WRITABLE
-        return path if own and all(map(is_safe, path.resolve().parents)) else None
+        return path if own and all(map(is_safe, path.parents)) else None
     except OSError as error:
         log.debug("%s is no folder of one's own: %s", path, error)
         return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from mlframework.errors import UserError
 from mlframework.training.event_file import EventFile, cut_events, event_files
 
 
@@ -50,6 +53,25 @@ def test_a_record_that_is_no_event_ends_a_file(tmp_path):
     path.write_bytes(whole + bytes(100))
     cut_events(tmp_path, 9)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**40, 100])
+def test_a_record_that_claims_to_be_longer_than_its_file_ends_it(length, tmp_path):
+    path = written(tmp_path, range(3)).path
+    whole, claim = path.read_bytes(), length.to_bytes(8, "little")
+    path.write_bytes(whole + claim + masked_crc32c(claim).to_bytes(4, "little") + bytes(50))
+    cut_events(tmp_path, 9)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("make", [lambda path, other: path.symlink_to(other), lambda path, other: os.mkfifo(path)])
+def test_what_is_no_plain_file_is_not_cut(make, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("somebody else's")
+    make(tmp_path / "events.out.tfevents.1.there", other)
+    with pytest.raises(UserError, match=r"events\.out\.tfevents\.1\.there: is no plain file"):
+        cut_events(tmp_path, 0)
+    assert other.read_text() == "somebody else's"
 
 
 def test_files_of_one_second_are_read_in_the_order_in_which_they_were_written(tmp_path):

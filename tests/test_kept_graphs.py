@@ -5,8 +5,10 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch import nn
 from mlframework.backend import capture as capture_module, regions
 from mlframework.backend.algorithm import eager_gradients
 from mlframework.backend.capture import Capture, layout_of
-from mlframework.backend.graph_cache import GraphCache, file_of
+from mlframework.backend.graph_cache import GraphCache, file_of, sources
 from mlframework.base_layers import MLP
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact
@@ -71,6 +73,22 @@ def said(caplog):
 
 def asked(layer):
     return file_of(layer, ("whole step", layout_of(episode_of(layer))))
+
+
+def test_packages_of_an_environment_behind_a_link_are_no_sources(tmp_path, monkeypatch):
+    """The compiler imports hundreds of them: the digest of the first step of a process would be another one."""
+    place = Path(np.__file__).parents[1]
+    (tmp_path / "link").symlink_to(place)
+    linked = {**sysconfig.get_paths(), **dict.fromkeys(("purelib", "platlib"), str(tmp_path / "link"))}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: linked)
+    before = sources([])
+    unread = next(path for path in sorted(place.glob("torch/*/*.py")) if str(path) not in str(sys.modules))
+    module = ModuleType("imported_by_the_compiler")
+    module.__file__ = str(unread)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert sources([]) == before
+    module.__file__ = __file__.replace("test_kept_graphs", "commands")
+    assert sources([]) != before, "a module of the user's"
 
 
 def test_what_is_kept_is_used_without_tracing(way, own_folder, no_tracing, caplog):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -31,7 +32,7 @@ import mlframework
 from mlframework import keys
 from mlframework.backend import graph_cache, inductor
 from mlframework.base_layers import MLP, Timm, Torchvision
-from mlframework.base_layers.checksums import to_safetensors
+from mlframework.base_layers.checksums import to_safetensors, zip_matches
 from mlframework.base_layers.weight_files import read_weights
 from mlframework.cli import compare, evaluate, generate, train
 from mlframework.errors import InvalidValue, UserError
@@ -49,6 +50,7 @@ from mlframework.tasks.images.pixels import read_image
 from mlframework.tasks.tables.read_table import read_table
 from mlframework.tasks.text.text_data import read_packed_json
 from mlframework.training.checkpoint import read_metadata
+from mlframework.training.last_checkpoints import newest
 
 ROOT = Path(__file__).parents[1]
 
@@ -365,6 +367,44 @@ def test_a_pickle_in_place_of_weights_of_another_program_is_refused(name, form, 
         read_weights(tmp_path / name)
 
 
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_bomb_in_place_of_weights_is_refused(checksum, tmp_path):
+    """A small archive whose tensors take as much memory as somebody likes."""
+    parts = dict.fromkeys(("optimizer", "scheduler", "generators", "progress"))
+    torch.save({"meta_layer": {"w": torch.zeros(10**6)}, **parts}, whole := io.BytesIO())
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(packed := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as to:
+        for name in archive.namelist():
+            to.writestr(name, archive.read(name))
+    content = packed.getvalue()
+    packed.seek(0)
+    assert len(torch.load(packed, weights_only=True)["meta_layer"]["w"]) == 10**6 > 50 * len(content)
+    if checksum:
+        right = b"sha256:" + hashlib.sha256(content[:-2]).hexdigest().encode()
+        content = content[:-2] + len(right).to_bytes(2, "little") + right
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    assert zip_matches(path)
+    for read in (newest, read_weights):
+        with pytest.raises(UserError, match="unpacks to more bytes than it has"):
+            read(path)
+
+
+def test_a_pipe_in_place_of_a_checkpoint_or_a_lock_makes_nobody_wait(theirs, tmp_path):
+    folder = RunFolder(theirs())
+    (folder.path / ".lock").unlink()
+    os.mkfifo(folder.path / ".lock")
+    with folder.locked():
+        assert folder.in_use
+    (folder.path / ".lock").unlink()
+    (folder.path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"theirs: cannot be made"), folder.locked():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+    folder.last.unlink()
+    os.mkfifo(folder.last)
+    assert "last.pt: is a pipe or a device" in str(newest(folder.last).damaged[folder.last])
+
+
 def test_a_network_s_own_way_to_load_weights_is_refused():
     for kind, option in ((Timm, "checkpoint_path"), (Timm, "pretrained_cfg"), (Torchvision, "weights_backbone")):
         with pytest.raises(InvalidValue, match=f"options={option}: would load weights by code of the package"):
@@ -424,14 +464,15 @@ def test_a_pickle_in_place_of_a_graph_in_the_cache_is_not_loaded(tmp_path, canar
     for content in (malicious, whole[:32] + malicious, b"", whole[:20], whole[:-1], bytes(32) + whole[32:]):
         file.write_bytes(content)
         assert graph_cache.load(file) is None
+    other = file.with_name("1.pickle.z")
+    other.write_bytes(whole)
+    assert graph_cache.load(other) is None, "the answer to another question"
     file.write_bytes(whole)
     monkeypatch.setenv("MLFRAMEWORK_KEY", str(tmp_path / "another_key"))
     assert graph_cache.load(file) is None, "another user's graph"
 
 
 def test_a_pickle_in_place_of_arrays_in_the_cache_is_built_anew(tmp_path, canary, monkeypatch):
-    import hashlib
-
     monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path))
 
     def arrays():
@@ -456,6 +497,11 @@ def test_compiled_code_lies_where_only_this_user_writes(tmp_path):
     assert inductor.folder_of_code(tmp_path).parent != tmp_path
     tmp_path.chmod(0o1777)  # as /tmp: nobody could
     assert inductor.folder_of_code(tmp_path) == made
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (open_to_all / "link").symlink_to(tmp_path)  # anybody could put another link there, once we have looked
+    assert inductor.folder_of_code(open_to_all / "link") == made
 
 
 def test_the_folder_of_compiled_code_of_another_user_is_not_used(tmp_path, monkeypatch):
@@ -632,7 +678,8 @@ def test_the_table_of_trust_names_these_tests_and_all_of_them():
     here = {name for name in globals() if name.startswith("test_")}
     elsewhere = {"test_every_flipped_bit_in_the_cache_is_noticed", "test_a_download_that_broke_off_goes_on"}
     elsewhere |= {"test_a_download_that_goes_wrong_leaves_nothing_and_says_what_else_to_do"}
-    others = "".join((ROOT / "tests" / f"{name}.py").read_text() for name in ("test_tasks_data_folder",))
+    elsewhere |= {"test_what_is_no_plain_file_is_not_cut"}
+    others = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in ("tasks_data_folder", "event_file"))
     assert all(f"def {name}(" in others for name in elsewhere)
     about_the_table = {"test_the_table_of_trust_names_these_tests_and_all_of_them"}
     assert table == (here | elsewhere) - about_the_table

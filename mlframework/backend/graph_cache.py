@@ -99,7 +99,7 @@ def load(file: Path) -> Any | None:
     """The graph in a file, or None."""
     try:
         content = file.read_bytes()
-        if not is_signed(content[:LENGTH], content[LENGTH:]):
+        if not is_signed(content[:LENGTH], file.name, content[LENGTH:]):
             raise ValueError("this user did not write it, or it is damaged")
         graph = pickle.loads(zlib.decompress(content[LENGTH:]))
         os.utime(file)
@@ -113,7 +113,7 @@ def save(graph: Any, file: Path) -> None:
     """Keeps a graph; one that cannot be kept is traced anew in every process."""
     try:
         content = zlib.compress(pickle.dumps(graph), level=1)
-        if (signature := sign(content)) is None:
+        if (signature := sign(file.name, content)) is None:
             return
         with atomic(file) as part:
             part.write_bytes(signature + content)
@@ -232,9 +232,15 @@ def processor() -> list[str]:
     return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
 
 
+def installed_places() -> tuple[str, ...]:
+    """How the files of Python's own modules and of installed packages begin; an environment may lie behind a link."""
+    named = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")]
+    return tuple(f"{place}{os.sep}" for place in {*named, *map(os.path.realpath, named)})
+
+
 def sources(modules: Iterable[Any]) -> bytes:
     """A digest of this package's files, of some modules' files, and of every loaded module outside site-packages."""
-    places = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    places = installed_places()
     files = {str(file) for file in Path(__file__).parents[1].rglob("*.py")} | {module.__file__ for module in modules}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""

@@ -18,10 +18,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-__all__ = ["DAMAGED", "has_checksum", "matches", "to_safetensors", "to_zip", "zip_matches"]
+__all__ = ["DAMAGED", "PACKED", "has_checksum", "is_packed", "matches", "to_safetensors", "to_zip", "zip_matches"]
 
 #: What is said of a damaged file.
 DAMAGED = "its checksum does not match: the file is damaged"
+
+#: What is said of an archive that `torch.save` cannot have written.
+PACKED = "it unpacks to more bytes than it has: torch.save packs nothing"
 
 #: The name in the metadata of a file of safetensors, and the value as it is hashed.
 NAME, ZEROS = "mlframework.checksum", f"sha256:{'0' * 64}"
@@ -83,6 +86,15 @@ def has_checksum(path: Path) -> bool:
         file.seek(max(0, size - END_BYTES))
         end = file.read()
     return begin == BEGIN and (end[:4] != END or end[-2:] != b"\0\0")
+
+
+def is_packed(path: Path) -> bool:
+    """Whether an archive unpacks to more bytes than it has: torch would fill the memory with it."""
+    with path.open("rb") as file:
+        if file.read(len(BEGIN)) != BEGIN:
+            return False
+    with zipfile.ZipFile(path) as archive:
+        return sum(record.file_size for record in archive.infolist()) > path.stat().st_size
 
 
 def zip_matches(path: Path) -> bool:

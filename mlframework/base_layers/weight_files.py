@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.base_layers.checksums import DAMAGED, has_checksum, matches, zip_matches
+from mlframework.base_layers.checksums import DAMAGED, PACKED, has_checksum, is_packed, matches, zip_matches
 from mlframework.errors import UserError
 from mlframework.reading import MOST_WEIGHTS, check_file
 
@@ -60,6 +60,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"cannot be read as safetensors ({error})") from error
     try:
+        if is_packed(path):
+            raise ValueError(PACKED)
         if has_checksum(path) and not zip_matches(path):
             raise ValueError(DAMAGED)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -67,7 +69,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         why = "holds other things than tensors, or is damaged: write it with torch.save(network.state_dict(), path)"
         raise UserError(why) from error
     except Exception as error:  # torch.load raises whatever a broken file provokes
-        why = DAMAGED if str(error) == DAMAGED else type(error).__name__
+        why = str(error) if str(error) in (DAMAGED, PACKED) else type(error).__name__
         raise UserError(f"cannot be read as what torch.save writes ({why})") from error
     return tensors_in(content)
 

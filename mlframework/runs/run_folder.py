@@ -288,7 +288,9 @@ def locked_folder(key: str, path: Path, taken: str, *, wait: bool = False) -> IO
 
 def locked_file(path: Path, *, wait: bool = False) -> IO[str] | None:
     """A file, made if need be, that other processes cannot lock until it is closed; None if one of them has."""
-    lock = path.open("a")
+    # A pipe would wait for its other end; a link may lead to a file that is not there, which would be made.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    lock = os.fdopen(os.open(path, flags, 0o666), "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from mlframework.errors import UserError
 from mlframework.files import naming
 
 __all__ = ["EventFile", "cut_events", "event_files"]
@@ -101,21 +103,34 @@ def cut_events(folder: Path, step: int) -> None:
     The steps of a file only grow, until a run ends: all after the first event beyond the step is removed.
     """
     for path in event_files(folder):
-        with path.open("r+b") as file:
-            end = end_of(file, step)
-            if end < path.stat().st_size:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if (end := end_of(file, size, step)) < size:
                 file.truncate(end)
 
 
-def end_of(file: BinaryIO, step: int) -> int:
-    """Where the last whole record before the first event beyond a step ends."""
+def opened(path: Path) -> BinaryIO:
+    """A file of the folder itself, to be cut; behind a link may be a file of somebody else's.
+
+    Raises:
+        UserError: it is a link, a pipe or a folder.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise UserError(f"{path}: is no plain file, and would be cut to the checkpoint: move it away")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "r+b")
+
+
+def end_of(file: BinaryIO, size: int, step: int) -> int:
+    """Where the last whole record before the first event beyond a step ends, in a file of so many bytes."""
     end, head = 0, LENGTH + CHECKSUM
     while len(header := file.read(head)) == head:
         length = int.from_bytes(header[:LENGTH], "little")
         if masked_crc32c(header[:LENGTH]) != int.from_bytes(header[LENGTH:], "little"):
             break
+        if length + CHECKSUM > size - file.tell():
+            break
         content = file.read(length + CHECKSUM)
-        if len(content) < length + CHECKSUM or not within(content[:-CHECKSUM], step):
+        if not within(content[:-CHECKSUM], step):
             break
         end = file.tell()
     return end

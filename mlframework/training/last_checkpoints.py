@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mlframework.base_layers.checksums import DAMAGED, to_zip, zip_matches
+from mlframework.base_layers.checksums import DAMAGED, PACKED, is_packed, to_zip, zip_matches
 from mlframework.errors import UserError
 from mlframework.files import atomic, part_of
+from mlframework.reading import MOST_WEIGHTS, check_file
 
 __all__ = ["Newest", "kept", "newest", "require_folder", "set_damaged_aside", "write_checkpoint"]
 
@@ -115,7 +116,10 @@ def newest(last: Path) -> Newest:
 
 def read(path: Path) -> dict[str, Any]:
     """The state in a file; nothing in the file is run."""
+    check_file(path, most=MOST_WEIGHTS)
     try:
+        if is_packed(path):
+            raise ValueError(PACKED)
         if not zip_matches(path):
             raise ValueError(DAMAGED)
         state = torch.load(path, map_location="cpu", weights_only=True)
