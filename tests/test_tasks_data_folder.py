@@ -3,11 +3,13 @@
 import fcntl
 import hashlib
 import http.server
+import os
 import threading
 
 import numpy as np
 import pytest
 
+from mlframework.backend import graph_cache
 from mlframework.errors import UserError
 from mlframework.files import atomic
 from mlframework.tasks.data_folder import cached, data_folder
@@ -99,6 +101,30 @@ def test_a_truncated_cache_file_is_built_anew(cache, keep):
     path.write_bytes(path.read_bytes()[:keep])
     assert np.array_equal(arrays()["x"], np.arange(1000))
     assert np.array_equal(np.load(path)["x"], np.arange(1000))
+
+
+def test_a_pipe_in_place_of_a_cache_file_is_not_waited_for(cache):
+    def arrays():
+        return cached("thing", 0, lambda: {"x": np.arange(9)}, source=__file__)
+
+    arrays()
+    (path,) = cache.iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    assert np.array_equal(arrays()["x"], np.arange(9)) and path.is_file()
+    graph = cache / "0.pickle.z"
+    os.mkfifo(graph)
+    assert graph_cache.load(graph) is None
+
+
+def test_a_download_writes_nothing_behind_a_link(server, tmp_path):
+    """Everybody knows the name under which a download begins."""
+    other = tmp_path / "other"
+    other.write_text("somebody else's")
+    (tmp_path / f"x.{SHA256[:32]}.part").symlink_to(other)
+    with pytest.raises(UserError, match=r"cannot be downloaded to .*x .*Too many levels of symbolic links"):
+        download(f"{server}/x", tmp_path / "x", sha256=SHA256, size=LENGTH, otherwise="put it there")
+    assert other.read_text() == "somebody else's"
 
 
 def test_every_flipped_bit_in_the_cache_is_noticed(cache):

@@ -32,6 +32,7 @@ from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.machine import name_of
 from mlframework.files import atomic, cache_folder
 from mlframework.keys import LENGTH, is_signed, sign
+from mlframework.reading import MOST_WEIGHTS, read_bytes
 
 __all__ = ["GraphCache"]
 
@@ -98,7 +99,7 @@ class GraphCache:
 def load(file: Path) -> Any | None:
     """The graph in a file, or None."""
     try:
-        content = file.read_bytes()
+        content = read_bytes(file, most=MOST_WEIGHTS)
         if not is_signed(content[:LENGTH], file.name, content[LENGTH:]):
             raise ValueError("this user did not write it, or it is damaged")
         graph = pickle.loads(zlib.decompress(content[LENGTH:]))

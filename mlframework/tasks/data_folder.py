@@ -124,6 +124,8 @@ def cached(
     key = hashlib.sha256(repr(settings).encode() + Path(source).read_bytes()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(path)
         with path.open("rb") as raw:
             if is_whole(raw):
                 with np.load(raw, allow_pickle=False) as file:

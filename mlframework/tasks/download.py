@@ -32,7 +32,7 @@ def download(url: str, path: Path, *, sha256: str, size: int, otherwise: str) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part_for(path, sha256) as part:
-            with part.open("ab") as file:
+            with appended(part) as file:
                 there = fetch(url, file, size)
             if there < size:
                 raise UserError(f"{url}: broke off after {there} of {size} bytes: try again, or {otherwise}")
@@ -50,7 +50,7 @@ def download(url: str, path: Path, *, sha256: str, size: int, otherwise: str) ->
 def part_for(path: Path, sha256: str) -> Iterator[Path]:
     """The part of a file, which stays if the download breaks off; one that does not while another process has it."""
     part = path.with_name(f"{path.name}.{sha256[:32]}.part")
-    with part.open("ab") as lock:
+    with appended(part) as lock:
         if locked(lock, part):
             try:
                 yield part
@@ -64,6 +64,12 @@ def part_for(path: Path, sha256: str) -> Iterator[Path]:
         yield own
     finally:
         own.unlink(missing_ok=True)
+
+
+def appended(path: Path) -> IO[bytes]:
+    """A file to append to, made if need be; a link, which others could have put there, and a pipe are errors."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
 def locked(file: IO[bytes], path: Path) -> bool:

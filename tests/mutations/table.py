@@ -1272,6 +1272,12 @@ TRUST = (
         "right = length >= 0",
         "test_every_flipped_bit_in_the_cache_is_noticed",
     ),
+    File("tasks/download.py", "test_tasks_data_folder.py")(
+        "a download is written behind a link",
+        "flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK",
+        "test_a_download_writes_nothing_behind_a_link",
+    ),
     omniglot(
         "a drawing unpacks to any size",
         "if (size := archive.getinfo(member).file_size) > MOST_BYTES:",
