@@ -8,6 +8,8 @@ import json
 import math
 import os
 import re
+import sys
+import sysconfig
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    *("KeepsArguments", "as_json", "atomic", "cache_folder", "home_folder", "leaves", "naming", "remove_parts"),
-    *("write_json", "write_part", "write_text"),
+    *("KeepsArguments", "as_json", "atomic", "cache_folder", "home_folder", "installed_places", "leaves", "naming"),
+    *("remove_parts", "write_json", "write_part", "write_text"),
 ]
 
 
@@ -66,6 +68,16 @@ def home_folder() -> Path | None:
 def passing_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder of this process."""
     return tempfile.TemporaryDirectory(prefix="mlframework-cache-")
+
+
+def installed_places() -> tuple[str, ...]:
+    """How the paths of installed packages and of Python's own modules begin.
+
+    Packages may lie in several places, as those of a user and of the system, and a place behind a link.
+    """
+    named = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")]
+    named += [place for place in sys.path if os.path.basename(place) in ("site-packages", "dist-packages")]
+    return tuple(f"{place}{os.sep}" for place in {*named, *map(os.path.realpath, named)})
 
 
 @contextmanager

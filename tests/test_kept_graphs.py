@@ -75,12 +75,15 @@ def asked(layer):
     return file_of(layer, ("whole step", layout_of(episode_of(layer))))
 
 
-def test_packages_of_an_environment_behind_a_link_are_no_sources(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["behind a link", "elsewhere on the path"])
+def test_installed_packages_are_no_sources_wherever_they_lie(where, tmp_path, monkeypatch):
     """The compiler imports hundreds of them: the digest of the first step of a process would be another one."""
     place = Path(np.__file__).parents[1]
-    (tmp_path / "link").symlink_to(place)
+    (tmp_path / "link").symlink_to(place if where == "behind a link" else tmp_path)
     linked = {**sysconfig.get_paths(), **dict.fromkeys(("purelib", "platlib"), str(tmp_path / "link"))}
     monkeypatch.setattr(sysconfig, "get_paths", lambda: linked)
+    if where == "behind a link":
+        monkeypatch.setattr(sys, "path", [each for each in sys.path if "-packages" not in each])
     before = sources([])
     unread = next(path for path in sorted(place.glob("torch/*/*.py")) if str(path) not in str(sys.modules))
     module = ModuleType("imported_by_the_compiler")

@@ -16,7 +16,6 @@ import os
 import pickle
 import platform
 import sys
-import sysconfig
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from mlframework.backend.algorithm import Algorithm, tensors_of
 from mlframework.backend.machine import name_of
-from mlframework.files import atomic, cache_folder
+from mlframework.files import atomic, cache_folder, installed_places
 from mlframework.keys import LENGTH, is_signed, sign
 from mlframework.reading import MOST_WEIGHTS, read_bytes
 
@@ -231,12 +230,6 @@ def processor() -> list[str]:
     except OSError:
         return [platform.processor()]
     return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-
-
-def installed_places() -> tuple[str, ...]:
-    """How the files of Python's own modules and of installed packages begin; an environment may lie behind a link."""
-    named = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")]
-    return tuple(f"{place}{os.sep}" for place in {*named, *map(os.path.realpath, named)})
 
 
 def sources(modules: Iterable[Any]) -> bytes:

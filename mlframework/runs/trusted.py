@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mlframework.errors import InvalidValue, UserError
-from mlframework.files import as_json
+from mlframework.files import as_json, installed_places
 from mlframework.keys import is_signed, sign
 from mlframework.reading import MOST_RECORD, read_json, read_text
 from mlframework.runs.check_config import located
@@ -181,7 +180,7 @@ def trusted_names() -> list[str]:
 
 
 def is_own(name: str) -> bool:
-    """Whether the package of a dotted name defines what bears the name, and has not imported it from elsewhere."""
+    """Whether the object of a dotted name is defined in its package, which has not imported it from elsewhere."""
     try:
         found = located(name)
     except Exception:  # importing a user's module may raise anything; see `check_own`
@@ -259,8 +258,7 @@ def place_of(module: str) -> str | None:
 
 def is_installed(place: str | None) -> bool:
     """Whether a module lies among the installed packages of this Python."""
-    folders = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    return place is not None and place.startswith(tuple(f"{folder}{os.sep}" for folder in folders))
+    return place is not None and place.startswith(installed_places())
 
 
 def check_overrides(overrides: Sequence[str], file: Path, text: str) -> None:

@@ -1188,11 +1188,11 @@ TRUST = (
         "if is_signed(content[LENGTH:], file.name, content[:LENGTH]):",
         "test_a_pickle_in_place_of_a_graph_in_the_cache_is_not_loaded",
     ),
-    graph_cache(
+    files(
         "packages behind a link are sources",
         "for place in {*named, *map(os.path.realpath, named)})",
         "for place in {*named, *map(os.path.abspath, named)})",
-        "test_kept_graphs.py::test_packages_of_an_environment_behind_a_link_are_no_sources",
+        "test_kept_graphs.py::test_installed_packages_are_no_sources_wherever_they_lie",
     ),
     graph_cache(
         "a graph is the answer to any question",
@@ -1286,6 +1286,78 @@ TRUST = (
     ),
 )
 
+processes = File("processes.py", "test_processes.py")
+reading = File("reading.py", "test_damaged_files.py")
+
+FAULTS = (
+    processes(
+        "ranks take the same tasks",
+        "return slice(tasks * rank() // count(), tasks * (rank() + 1) // count())",
+        "return slice(0, tasks * (rank() + 1) // count())",
+        "test_shares_are_all_tasks_once_and_differ_by_one",
+    ),
+    processes(
+        "a rank waits although another has said why it ended",
+        '            return\n        if reason(group):\n            raise RuntimeError("another rank has ended")',
+        '            return\n        if group.rank < 0:\n            raise RuntimeError("another rank has ended")',
+        "test_rank_failures.py::test_a_rank_that_waits_hears_why_another_ended_though_their_connection_is_open",
+    ),
+    processes(
+        "a mistake of all ranks is told by each",
+        'line = "" if of_rank_0(group) == line else own',
+        'line = "" if of_rank_0(group) == own else own',
+        "test_rank_failures.py::test_a_mistake_of_all_ranks_is_told_once",
+    ),
+    processes(
+        "the wrong rank is named",
+        'return first(group, f"rank {number} (process {pid} on {where}) was killed, or ended without a word")',
+        'return first(group, f"rank {group.rank} (process {pid} on {where}) was killed, or ended without a word")',
+        "test_rank_failures.py::test_a_rank_that_is_killed_ends_the_run_with_a_line_that_names_it",
+    ),
+    File("training/all_reduce.py", "test_processes.py")(
+        "gradients are divided by the ranks as well",
+        "view.copy_(found.by_name[name])",
+        "view.copy_(found.by_name[name] / processes.count())",
+        "test_a_whole_run_with_its_evaluation_ends_as_that_of_one_process",
+    ),
+    last_checkpoints(
+        "the newest checkpoint is away for a moment",
+        "copy_name(last, older(last, 1))",
+        "os.replace(last, older(last, 1))",
+        "test_a_whole_checkpoint_is_there_between_any_two_changes_of_names",
+    ),
+    last_checkpoints(
+        "a damaged checkpoint is thrown away",
+        'os.replace(path, path.with_name(f"{path.name}.damaged"))',
+        "path.unlink()",
+        "test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so",
+    ),
+    last_checkpoints(
+        "one checkpoint too many is kept",
+        "if age_of(path) + 1 < keep:",
+        "if age_of(path) + 1 <= keep:",
+        "test_the_last_checkpoints_are_kept_and_the_oldest_go",
+    ),
+    interrupt(
+        "a forked process raises what its parent would",
+        "    if os.getpid() != PROCESS:",
+        "    if os.getpid() == 0:",
+        "test_a_process_that_was_forked_dies_by_the_signal",
+    ),
+    reading(
+        "files of any size are read",
+        "    if size > limit:",
+        "    if size > limit << 40:",
+        "test_a_larger_limit_is_the_users_choice",
+    ),
+    reading(
+        "YAML stands for any number of values",
+        "    if size > MOST_VALUES:",
+        "    if size > MOST_VALUES << 40:",
+        "test_every_damaged_config_of_the_users_ends_a_command_in_one_line[a bomb]",
+    ),
+)
+
 MUTATIONS = (
     *ALGORITHMS,
     *EVALUATION,
@@ -1296,4 +1368,5 @@ MUTATIONS = (
     *PRETRAINED,
     *IN_USE,
     *TRUST,
+    *FAULTS,
 )
