@@ -1,8 +1,9 @@
 """Memory, handles, threads over 10,000 outer steps and 100 jobs: `python benchmarks/long_runs.py [--part PART ...]`.
 
 Each part is a real `mlframework-train` in a process of its own, whose logger samples the process: at every hundredth
-outer step, or at the end of every job of a sweep. `overhead` is a sweep of small jobs in one worker process: the
-processor time of each job, and how much of it is meta-training.
+outer step, or at the end of every job of a sweep. `overhead` is a sweep of small jobs in one worker process: how much
+of its processor time, from the start of the command to its end, is meta-training with its validation. Figures,
+checkpoints and all the rest are outside.
 
 The samples go to results/long_runs.json, a part beside those that it holds already; with all of them there, the plot
 and the table of docs/sweeps.md are drawn. `--draw` draws them from the file that is there.
@@ -13,18 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlframework.files import as_json, write_json, write_part
 from mlframework.runs.git_state import git_state
+from mlframework.training.checkpoint import Progress, Training
+from mlframework.training.logger import Logger
 from mlframework.training.tensorboard_logger import TensorBoardLogger
+from mlframework.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "long_runs.json"
@@ -47,10 +53,15 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "algorithm=maml,fomaml,ridge,conditional_neural_process",
         "seed=range(25)",
         "trainer.steps=2",
-        "logger.figures=false",
     ),
-    "overhead": (*SWEPT, "algorithm=maml", "seed=range(200)", "trainer.steps=500", "logger.figures=false"),
+    "overhead": (
+        *("-m", "task=sinusoid", "algorithm=maml", "device=cpu", "seed=range(200)", "trainer.steps=500"),
+        *("evaluation=none", "logger.figures=false", "trainer._target_=long_runs.CountingTrainer"),
+    ),
 }
+
+#: What a `CountingTrainer` counts, and how it stands in a sample.
+COUNTED = ("training", "figures", "checkpoints")
 
 
 class SamplingLogger(TensorBoardLogger):
@@ -64,7 +75,36 @@ class SamplingLogger(TensorBoardLogger):
     def close(self, error: str | None = None, *, finished: bool = False) -> None:
         super().close(error, finished=finished)
         if os.environ.get(AT_ENDS):
-            add_sample(job=self.folder.name)
+            add_sample(job=self.folder.name, **CountingTrainer.spent)
+            CountingTrainer.spent.clear()
+
+
+class CountingTrainer(Trainer):
+    """The trainer, which counts the processor time of the meta-training, and of its figures and checkpoints."""
+
+    spent: ClassVar[dict[str, float]] = {}  # seconds of the job that runs, or ran last
+
+    def run(self, training: Training, logger: Logger, progress: Progress) -> Progress:
+        with self.counted("training"):
+            return super().run(training, logger, progress)
+
+    def show(self, *validation: Any) -> None:
+        with self.counted("figures", within="training"):
+            super().show(*validation)
+
+    def save(self, training: Training, progress: Progress) -> None:
+        with self.counted("checkpoints", within="training"):
+            super().save(training, progress)
+
+    @contextmanager
+    def counted(self, name: str, *, within: str | None = None) -> Iterator[None]:
+        """Adds the time of a block to a name, and takes it off another."""
+        start = time.process_time()
+        yield
+        seconds = time.process_time() - start
+        self.spent[name] = self.spent.get(name, 0) + seconds
+        if within:
+            self.spent[within] = self.spent.get(within, 0) - seconds
 
 
 def add_sample(**at: Any) -> None:
@@ -82,8 +122,8 @@ def add_sample(**at: Any) -> None:
         file.write(as_json({**at, **held}) + "\n")
 
 
-def measure(part: str) -> list[dict[str, Any]]:
-    """Runs a part to its end, and returns its samples."""
+def measure(part: str) -> dict[str, Any]:
+    """Runs a part to its end; its samples, and the processor time of the command with the processes that it starts."""
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples.jsonl"
         swept = "-m" in PARTS[part]
@@ -91,12 +131,11 @@ def measure(part: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "mlframework.cli.train", *PARTS[part], place]
         command.append("logger._target_=long_runs.SamplingLogger")
         environment = {**os.environ, SAMPLES: str(samples), AT_ENDS: "1" if swept else "", "OMP_NUM_THREADS": "1"}
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
-        found = [json.loads(line) for line in samples.read_text().splitlines()]
-        for sample in found if swept else ():
-            result = json.loads((Path(folder) / "sweep" / sample["job"] / "result.json").read_text())
-            sample["training_seconds"] = result["seconds"]
-    return found
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return {"cpu_seconds": seconds, "samples": [json.loads(line) for line in samples.read_text().splitlines()]}
 
 
 def trend(samples: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
@@ -130,6 +169,16 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shares(record: Mapping[str, Any]) -> str:
+    """A line for each part of a sweep's processor time."""
+    samples, whole = record["samples"], record["cpu_seconds"]
+    spent = {name: sum(sample[name] for sample in samples) for name in COUNTED}
+    spent["all the rest, imports included"] = whole - sum(spent.values())
+    lines = ["| | seconds a job | share |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {each / len(samples):.3f} | {each / whole:.1%} |" for name, each in spent.items()]
+    return "\n".join(lines)
+
+
 def draw(found: Mapping[str, Any]) -> None:
     """The plot: a row for memory and one for files and threads, a column for each part."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -156,11 +205,15 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--draw", action="store_true", help="draws from the file that is there")
     given = parser.parse_args()
+    from solvers import processor  # not in the processes that are measured
+
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for part in () if given.draw else given.part:
-        found[part] = {"command": " ".join(PARTS[part]), **git_state(), "samples": measure(part)}
+        found[part] = {"command": " ".join(PARTS[part]), **git_state(), "machine": processor(), **measure(part)}
         write_json(RESULT, found, indent=None)
     write_part(PAGE, "long runs", table(found))
+    if "overhead" in found:
+        write_part(PAGE, "overhead", shares(found["overhead"]))
     draw(found)
 
 

@@ -15,9 +15,15 @@ from pydoc import locate
 import pytest
 import yaml
 from commands import SHORT, call
+from hydra import initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from scipy import stats
 
-from mlframework.cli import table as table_command, train
+from mlframework.cli import private, table as table_command, train
+from mlframework.cli.private import SweepLoader
 from mlframework.runs.launchers.launcher import JobLauncher
 from mlframework.runs.launchers.with_submitit import SlurmLauncher
 from mlframework.runs.overrides import job_name
@@ -112,6 +118,40 @@ def test_a_sweep_keeps_no_config_of_a_job_that_has_ended(tmp_path, monkeypatch):
     sweep(tmp_path / "sweep", "trainer.steps=-1,-2")  # they fail at once
     assert [[o for o in job.overrides if "-" in o] for job in ended] == [["trainer.steps=-1"], ["trainer.steps=-2"]]
     assert all(len(pickle.dumps(job)) < 5000 for job in ended)
+
+
+#: Settings of a job, of every kind that Hydra tells apart.
+TYPED = [
+    ["seed=1"],
+    ["seed=2", "task=sinusoid", "task.k_shot=3"],
+    ["task=omniglot", "evaluation/baseline=[]", "algorithm/update=adam"],
+    ["+display=samples", "~evaluation.baseline.from_scratch"],
+    ["~schedule", "~allocator", "optimizer={lr:0.1}", "trainer={steps:3,log_every:1}"],
+    ["experiment=sinusoid_shots", "+note={a:[1,2]}", "++seed=4"],
+]
+
+
+def test_jobs_with_the_same_options_read_their_files_once_and_are_composed_as_hydra_does():
+    def loaders():
+        with initialize_config_module("mlframework.conf", version_base="1.3"):
+            path = GlobalHydra.instance().config_loader().get_search_path()
+            return SweepLoader(path), ConfigLoaderImpl(path)
+
+    ours, hydras = loaders()
+    sweep_config = hydras.load_configuration("train", ["hydra.sweep.dir=a"], RunMode.MULTIRUN)
+    SweepLoader.composed.clear()
+    for typed in TYPED * 2:  # the second time from what is remembered, which the first must have left as it was
+        found, expected = (loader.load_sweep_config(sweep_config, list(typed)) for loader in (ours, hydras))
+        for value in ("seed", "hydra"):
+            assert found[value] == expected[value]
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+    assert len(SweepLoader.composed) == len(TYPED)
+
+
+def test_a_sweep_over_many_options_remembers_few_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(private, "MOST_COMPOSED", 2)
+    sweep(tmp_path / "sweep", "algorithm=maml,fomaml,anil,reptile", "trainer.steps=-1")  # they fail at once
+    assert len(SweepLoader.composed) == 2
 
 
 @pytest.mark.slow

@@ -257,6 +257,21 @@ def test_the_best_is_the_first_of_the_best_finite_values():
         assert selected("query_accuracy", values) == (values.index(max(finite)) if finite else None)
 
 
+@pytest.mark.parametrize("best", [4, 6])
+def test_the_best_weights_are_validated_again_only_if_the_last_step_was_not_the_best(tmp_path, best, monkeypatch):
+    validations, validate = [], trainer.Trainer.validation
+    monkeypatch.setattr(
+        trainer.Trainer, "validation", lambda *given: validations.append(found := validate(*given)) or found
+    )
+    monkeypatch.setattr(trainer.Trainer, "better", lambda self, task, value, than: len(validations) == best // 2)
+    result, _ = train(tmp_path / "run", "evaluation=none")
+    assert result["best"]["step"] == best
+    assert len(validations) == (3 if best == 6 else 4)
+    of_best, by_step = validations[best // 2 - 1]
+    assert result["validation"] == {name: interval._asdict() for name, interval in of_best.items()}
+    assert result["validation_by_step"] == {n: [each._asdict() for each in rows] for n, rows in by_step.items()}
+
+
 def test_a_validation_that_is_not_finite_is_replaced_by_the_next(tmp_path):
     result, _ = train(tmp_path, f"task._target_={__name__}.Undefined", "+task.validations=1", "evaluation=none")
     curve = dict(points(tmp_path, "validation/query_loss"))

@@ -10,7 +10,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from mlframework.cli.private import accept_plugins
+from mlframework.cli.private import accept_plugins, compose_jobs_once
 from mlframework.runs.launchers.in_turn import InTurnLauncher
 from mlframework.runs.launchers.with_joblib import JoblibLauncher
 from mlframework.runs.launchers.with_ray import RayLauncher
@@ -45,3 +45,4 @@ def register() -> None:
     if InstalledConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(InstalledConfigs)
     accept_plugins({f"mlframework.runs.{plugin.__name__}": plugin for plugin in OF_SWEEPS})
+    compose_jobs_once()

@@ -6,17 +6,24 @@ hydra-core 1.3.8.
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import hydra._internal.config_loader_impl as composing
+import hydra._internal.hydra as starting
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser  # without it an unknown flag prints a page of usage before its line
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 from hydra.types import RunMode
@@ -24,7 +31,12 @@ from omegaconf import DictConfig
 
 from mlframework.cli.help import commented, groups_of
 
-__all__ = ["accept_plugins", "explain_help", "get_args_parser"]
+__all__ = ["accept_plugins", "compose_jobs_once", "explain_help", "get_args_parser"]
+
+create_defaults_list = composing.create_defaults_list
+
+#: The most choices of options that a sweep remembers: 0.3 MB each.
+MOST_COMPOSED = 32
 
 
 def accept_plugins(plugins: Mapping[str, type[Plugin]]) -> None:
@@ -40,6 +52,74 @@ def accept_plugins(plugins: Mapping[str, type[Plugin]]) -> None:
         return name in plugins or hydras_own(name)
 
     Plugins.is_in_toplevel_plugins_module = staticmethod(accepted)  # type: ignore[assignment, method-assign]
+
+
+def compose_jobs_once() -> None:
+    """A patch for sweeps: jobs with the same options of all groups read and merge their yaml files once.
+
+    Hydra reads some thirty files for every job, twice: before the sweep and in the job. That takes 0.1 s of processor
+    time a job instead of 0.02 s.
+    """
+    for remembered in (SweepLoader.composed, SweepLoader.without_folders):
+        remembered.clear()  # files may have changed since an earlier command of this process
+    starting.ConfigLoaderImpl = SweepLoader  # type: ignore[misc]
+
+
+class SweepLoader(ConfigLoaderImpl):
+    """Hydra's own, which remembers for the jobs of a sweep all that their options decide; values are set afterwards.
+
+    A launcher's worker is sent the loader, and remembers for itself.
+    """
+
+    #: By the options and the folders of configs: the files to merge, and what they make together.
+    composed: ClassVar[dict[Any, tuple[DefaultsList, DictConfig]]] = {}
+
+    #: First files, as `train`, that add no folders of configs.
+    without_folders: ClassVar[set[str | None]] = set()
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composing.create_defaults_list = self.defaults_of  # type: ignore[assignment]
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        finally:
+            composing.create_defaults_list = create_defaults_list
+
+    def defaults_of(
+        self, repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **settings: bool
+    ) -> DefaultsList:
+        """In place of Hydra's own function: only overrides of groups decide which files are merged."""
+        values = [override for override in overrides_list if sets_value(repo, override)]
+        groups = [override for override in overrides_list if not any(override is value for value in values)]
+        folders = tuple((source.scheme(), source.path) for source in repo.get_sources())
+        key = (config_name, folders, *(override.input_line for override in groups), *settings.items())
+        if key not in self.composed:
+            found = create_defaults_list(repo, config_name, groups, **settings)
+            if len(self.composed) >= MOST_COMPOSED:
+                self.composed.pop(next(iter(self.composed)))
+            self.composed[key] = found, super()._compose_config_from_defaults_list(found.defaults, repo)
+        return replace(self.composed[key][0], config_overrides=values)
+
+    def _process_config_searchpath(
+        self, config_name: str | None, parsed_overrides: list[Override], repo: IConfigRepository
+    ) -> None:
+        """Reads the first file for the folders of configs that it may add, once if it adds none."""
+        asked = any(override.get_key_element() == "hydra.searchpath" for override in parsed_overrides)
+        if asked or config_name not in self.without_folders:
+            before = repo.get_sources()
+            super()._process_config_searchpath(config_name, parsed_overrides, repo)  # type: ignore[arg-type]
+            if repo.get_sources() is before:
+                self.without_folders.add(config_name)
+
+    def _compose_config_from_defaults_list(self, defaults: list[Any], repo: IConfigRepository) -> DictConfig:
+        for found, config in self.composed.values():
+            if found.defaults is defaults:
+                return copy.deepcopy(config)
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+
+def sets_value(repo: IConfigRepository, override: Override) -> bool:
+    """Whether Hydra takes an override for that of a value, not of a group's option."""
+    return isinstance(override.value(), dict) or not repo.group_exists(override.key_or_group)
 
 
 def explain_help() -> None:

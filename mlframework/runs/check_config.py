@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -180,11 +181,7 @@ def check_names(key: str, part: DictConfig) -> None:
 def check_types(key: str, part: DictConfig, *, derived: bool) -> None:
     """The values of a part, or with `derived` its interpolations, are of the types that the signature names."""
     target = located(part._target_)
-    takes = parameters(target)
-    try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError):  # they cannot be evaluated
-        hints = {}
+    takes, hints = parameters(target), type_hints(target)
     for name in given(part):
         if part[name] is None and name in takes and takes[name].default is None:
             continue
@@ -199,6 +196,16 @@ def given(part: DictConfig) -> list[str]:
     return [str(name) for name in part if not str(name).startswith("_")]
 
 
+@functools.cache  # for the other jobs of a sweep
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types that a signature names; none if they cannot be evaluated."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        return {}
+
+
+@functools.cache
 def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The parameters of a callable; anything for the few in C that have no signature."""
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["git_state"]
+__all__ = ["first_git_state", "git_state"]
 
 #: The checkout may be somebody else's: its settings can name programs that `git status` runs.
 SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
@@ -23,6 +25,22 @@ def git_state() -> dict[str, Any]:
     # A submodule has settings of its own: only its commit is compared.
     status = git("status", "--porcelain", "--ignore-submodules=dirty", off=own_filters())
     return {"commit": commit, "changed": bool(status)}
+
+
+def first_git_state() -> dict[str, Any]:
+    """The state as it was when this process first asked in the working directory: it runs the code that it found then.
+
+    Three processes of git take longer than the rest of a run's records, and a sweep has many jobs.
+    """
+    with suppress(FileNotFoundError):  # the working directory has been removed
+        return dict(state_in(os.getcwd()))
+    return git_state()
+
+
+@functools.cache
+def state_in(_folder: str) -> Mapping[str, Any]:
+    """The state of the working directory, which is the key."""
+    return git_state()
 
 
 def own_filters() -> list[str]:

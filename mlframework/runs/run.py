@@ -26,7 +26,7 @@ from mlframework.runs.asked import Asked, check_divided_alike, refusal
 from mlframework.runs.check_config import check_episodes, located, parts
 from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import fault
-from mlframework.runs.git_state import git_state
+from mlframework.runs.git_state import first_git_state
 from mlframework.runs.resume import Resumed, resumed
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.try_out import try_out
@@ -209,7 +209,8 @@ def meta_train(training: Training, trainer: Trainer, logger: Logger, progress: P
 
 def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[str, Any]:
     """The record of a training, with the validation metrics of its best weights, which are loaded."""
-    (metrics, by_step), inner_steps = trainer.validation(training), trainer.selecting_step(training.meta_layer)
+    metrics, by_step = trainer.validation_of_best(training, progress)
+    inner_steps = trainer.selecting_step(training.meta_layer)
     return {
         "step": progress.step,
         "seconds": progress.seconds,
@@ -218,7 +219,7 @@ def outcome(training: Training, trainer: Trainer, progress: Progress) -> dict[st
         "batch_norm": training.meta_layer.batch_norm_policy,
         **training.outer.planner.plan_of(trainer.meta_batch)._asdict(),
         "parameters": sum(p.numel() for p in training.outer.learned.values()),
-        "git": git_state(),
+        "git": first_git_state(),
         "validation": {name: interval._asdict() for name, interval in metrics.items()},
         "validation_by_step": {n: [interval._asdict() for interval in rows] for n, rows in by_step.items()},
     }

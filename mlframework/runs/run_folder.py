@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, home_folder, naming, remove_parts, write_json, write_text
 from mlframework.reading import MOST_CONFIG, parsed_yaml, read_json, read_text
-from mlframework.runs.git_state import git_state
+from mlframework.runs.git_state import first_git_state
 from mlframework.runs.overrides import identity
 from mlframework.runs.trusted import SIGNATURE, check_overrides, check_stored, signature_of
 
@@ -154,7 +154,7 @@ class RunFolder:
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {name: installed(name) for name in RECORDED},
-            "git": git_state(),
+            "git": first_git_state(),
         }
         write_json(self.path / "environment.json", environment)
         self.record_settings(config, overrides, choices)

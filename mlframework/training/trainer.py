@@ -31,6 +31,9 @@ __all__ = ["Trainer"]
 
 log = logging.getLogger(__name__)
 
+#: The metrics after the inner steps that select weights, and after 0, 1, ... inner steps.
+Validation = tuple[dict[str, Interval], dict[str, list[Interval]]]
+
 #: The first validation tasks, which displays show.
 SHOWN_TASKS = 4
 
@@ -74,6 +77,7 @@ class Trainer:
         if self.monitor_step is not None and self.monitor_step < 0:
             why = "must be at least 0, or null for the steps that are trained"
             raise InvalidValue("monitor_step", self.monitor_step, why)
+        self.validated: tuple[int, Validation] | None = None  # the last validation, and its outer step
 
     def run(self, training: Training, logger: Logger, progress: Progress) -> Progress:
         """Trains from where `progress` stands to the last step; where there is nothing to learn, only validates.
@@ -187,6 +191,7 @@ class Trainer:
     def validate(self, training: Training, logger: Logger, progress: Progress) -> Progress:
         """Judges the frozen validation tasks, logs the curves over inner steps, keeps the best weights."""
         metrics, by_step = self.validation(training)
+        self.validated = progress.step, (metrics, by_step)
         logger.intervals("validation", metrics, progress.step)
         logger.by_step("validation", by_step, progress.step)
         # Diagnostics of an algorithm, such as a solver's residual, are curves only.
@@ -205,7 +210,13 @@ class Trainer:
             checkpoint.save_weights(training.best, training.meta_layer)
         return progress._replace(best=value, best_step=progress.step)
 
-    def validation(self, training: Training) -> tuple[dict[str, Interval], dict[str, list[Interval]]]:
+    def validation_of_best(self, training: Training, progress: Progress) -> Validation:
+        """The validation of the best weights, which are loaded: that of the last step, if it was the best."""
+        if self.validated is not None and self.validated[0] == progress.best_step:
+            return self.validated[1]
+        return self.validation(training)
+
+    def validation(self, training: Training) -> Validation:
         """The metrics of the frozen validation tasks after the inner steps that select weights, and after 0, 1, ..."""
         layer = training.meta_layer
         tasks = TaskSet(training.task, "validation", tasks=self.validation_tasks, seed=VALIDATION_SEED)
