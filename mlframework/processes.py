@@ -1,6 +1,6 @@
 """The processes of one run, as torchrun or a launcher starts them: each has a rank and its share of the tasks.
 
-They are told by the usual variables of the environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. A run
+The usual variables of the environment say who they are: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. A run
 of one process needs none of them. Rank 0 alone writes files and speaks.
 """
 
@@ -34,7 +34,6 @@ SEARCH, PATIENCE, LEAVE = 5.0, 2.0, 20.0
 
 #: How often a rank that waits for the others looks whether one of them has said why the run ends.
 LOOK = timedelta(seconds=1)
-
 
 #: How long a rank waits for one that compiles or evaluates; one that ended is noticed at once.
 LONGEST = timedelta(days=1)
@@ -110,7 +109,7 @@ def joined() -> Iterator[None]:
 @contextmanager
 def one_speaks() -> Iterator[None]:
     """Within this context all ranks but 0 are silent; only `tell` is heard."""
-    if is_started():  # of a rank that ends torch's store would print a page in each of the others
+    if is_started():  # when a rank ends, torch's store prints a page in each of the others
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not is_started() or os.environ.get("RANK", "0") == "0":
         yield
@@ -290,16 +289,7 @@ def tell(line: str, *, lost: bool) -> None:
         print(line, file=sys.stderr, flush=True)
         return
     with suppress(RuntimeError):  # without a store a rank cannot know whether another has spoken
-        if lost:
-            line = line if group.store.add("lost", 1) == 1 and not group.store.check(["known"]) else ""
-        elif group.rank:
-            own = f"rank {group.rank} ({group.members[group.rank].host}): {line}"
-            line = "" if of_rank_0(group) == line else own
-        else:
-            group.store.set("of rank 0", line)
-        if line and not lost:
-            first(group, line)
-            group.store.set("known", "")
+        line = about_another(group, line) if lost else about_itself(group, line)
     if line:
         print(line, file=sys.stderr if leads() else sys.__stderr__, flush=True)
     with suppress(RuntimeError):
@@ -307,6 +297,26 @@ def tell(line: str, *, lost: bool) -> None:
     leave()  # the others fail now, and ask the store why
     if leads() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # the store is in this process
         wait_for_others(group)
+
+
+def about_another(group: Group, line: str) -> str:
+    """The line that a rank prints about the end of another; empty if somebody has told it."""
+    is_first = group.store.add("lost", 1) == 1
+    return line if is_first and not group.store.check(["known"]) else ""
+
+
+def about_itself(group: Group, line: str) -> str:
+    """The line that a rank prints about its own error; empty if rank 0 has the same error, and prints that."""
+    if group.rank == 0:
+        group.store.set("of rank 0", line)
+    elif of_rank_0(group) == line:
+        return ""
+    else:
+        line = f"rank {group.rank} ({group.members[group.rank].host}): {line}"
+    first(group, line)
+    with suppress(RuntimeError):
+        group.store.set("known", "")
+    return line
 
 
 def wait_for_others(group: Group) -> None:

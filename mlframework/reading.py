@@ -35,6 +35,9 @@ MOST_DATA, MOST_WEIGHTS = 1 << 30, 8 << 30
 #: The most values in a config, and the most brackets within brackets.
 MOST_VALUES, MOST_LEVELS = 100_000, 50
 
+#: A number in base 60, as YAML reads 1:30, of so many places that it takes minutes or fits in no float.
+BASE_60 = re.compile(r"\d(:[0-5]?\d){100}")
+
 #: Gigabytes of data that are read from one file or folder instead.
 LIMIT = "MLFRAMEWORK_LARGEST_FILE"
 
@@ -180,6 +183,8 @@ def check_yaml(path: Path, text: str) -> None:
     depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[{\]}]", text))
     if max(depths, default=0) > MOST_LEVELS:  # the parser's time grows with the third power of the levels
         raise UserError(f"{path}: is nested too deeply, in more than {MOST_LEVELS} brackets")
+    if BASE_60.search(text):
+        raise UserError(f"{path}: holds a number in base 60 (as 1:30 is one) of more than 100 places")
     if "&" not in text or "*" not in text:
         return
     try:

@@ -10,7 +10,8 @@ import torch
 from test_damaged_files import READERS
 
 from mlframework import reading
-from mlframework.reading import read_once
+from mlframework.errors import UserError
+from mlframework.reading import parsed_yaml, read_once
 from mlframework.tasks import Table, TextFolder
 from mlframework.tasks.ratings.rating_table import RatingTable
 from mlframework.tasks.ratings.rating_tasks import RatingTasks
@@ -45,6 +46,15 @@ def test_only_the_last_ones_stay_in_memory(tmp_path):
 def test_an_object_that_does_not_say_what_it_is_keeps_nothing():
     assert [read_once(object(), [], lambda n=n: n) for n in range(2)] == [0, 1]
     assert not reading.LAST_READ
+
+
+@pytest.mark.parametrize("end", ["", ".5"])
+def test_a_number_in_base_60_has_few_places(end):
+    """Its value would take a time that grows with the square of its length, and a float has no room for it."""
+    path, number = Path("config.yaml"), "1:30:15"
+    assert parsed_yaml(path, f"a: {number}{end}", dict)["a"] in (5415, 5415.5)
+    with pytest.raises(UserError, match=r"config\.yaml: holds a number in base 60"):
+        parsed_yaml(path, f"a: {number}{':1' * 1000}{end}", dict)
 
 
 def of_text(path: Path) -> TextFolder:

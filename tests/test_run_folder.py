@@ -93,3 +93,5 @@ def test_the_latest_evaluation_is_a_file_of_its_own(tmp_path):
     assert (first.name, second.name, latest.read_text()) == ("1.json", "2.json", second.read_text())
     latest.write_text("changed by hand")
     assert '"loss": 2.0' in second.read_text()
+    (second.parent / "2024-mine.json").touch()
+    assert folder.add_evaluation({}).name == "3.json"

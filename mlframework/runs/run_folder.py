@@ -251,7 +251,8 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         text = as_json(content, indent=2) + "\n"
         suffix = f"_{re.sub(r'[^A-Za-z0-9=.-]+', '_', asked)}"[:100] if asked else ""
-        taken = [int(path.name.split("_")[0].split(".")[0]) for path in folder.glob("[0-9]*.json")]
+        ours = (re.fullmatch(r"(\d+)(_.*)?\.json", path.name) for path in folder.iterdir())
+        taken = [int(found[1]) for found in ours if found]
         part = folder / f"{uuid.uuid4().hex}.part"
         try:
             with naming(folder):

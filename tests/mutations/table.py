@@ -1304,8 +1304,8 @@ FAULTS = (
     ),
     processes(
         "a mistake of all ranks is told by each",
-        'line = "" if of_rank_0(group) == line else own',
-        'line = "" if of_rank_0(group) == own else own',
+        "    elif of_rank_0(group) == line:",
+        "    elif of_rank_0(group) == group:",
         "test_rank_failures.py::test_a_mistake_of_all_ranks_is_told_once",
     ),
     processes(
