@@ -1351,10 +1351,10 @@ FAULTS = (
         "test_a_larger_limit_is_the_users_choice",
     ),
     reading(
-        "YAML stands for any number of values",
-        "    if size > MOST_VALUES:",
-        "    if size > MOST_VALUES << 40:",
-        "test_every_damaged_config_of_the_users_ends_a_command_in_one_line[a bomb]",
+        "numbers of any length in base 60 are read",
+        "    if BASE_60.search(text):",
+        "    if BASE_60.search(text[:100]):",
+        "test_reading.py::test_a_number_in_base_60_has_few_places",
     ),
 )
 
