@@ -226,15 +226,15 @@ def test_a_graph_of_something_else_is_found_out_and_made_anew(way, own_folder, c
     assert {file.read_bytes() for file in files} - {file.read_bytes() for file in wrong}
 
 
-@pytest.mark.parametrize("content", [b"", b"not a graph"])
-def test_a_damaged_file_is_made_anew(own_folder, content):
+def test_a_damaged_file_is_made_anew(own_folder):
     layer = maml()
     Capture(layer, "true")(episode_of(layer))
     (file,) = own_folder.iterdir()
-    file.write_bytes(content)
-    found = Capture(layer, "true")(episode_of(layer))
-    torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
-    assert len(file.read_bytes()) > len(content)
+    for content in (b"", b"not a graph"):
+        file.write_bytes(content)
+        found = Capture(layer, "true")(episode_of(layer))
+        torch.testing.assert_close(found.by_name, eager_gradients(layer, episode_of(layer)).by_name)
+        assert len(file.read_bytes()) > len(content)
 
 
 def test_what_the_check_refuses_is_not_kept(own_folder, monkeypatch, caplog):

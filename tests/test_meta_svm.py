@@ -213,6 +213,7 @@ def test_any_estimator_of_scikit_learn_is_judged_on_a_run_s_features(run):
     own = ["+evaluation.baseline.on_features.near._target_=sklearn.neighbors.KNeighborsClassifier"]
     few = [
         "evaluation.tasks=3",
+        "evaluation.validation_tasks=4",
         "evaluation/baseline=[scikit_learn]",
         "+evaluation.baseline.on_features.near.n_neighbors=1",
     ]
