@@ -132,15 +132,23 @@ def kill(number: Path) -> None:
         time.sleep(0.01)
 
 
+def wait_for_attempt(notes: Path, count: int, seconds: float = 1800) -> None:
+    end = time.monotonic() + seconds
+    while min(len((notes / f"attempts-{rank}").read_text()) for rank in range(2)) < count:
+        assert time.monotonic() < end, f"the ranks were not started {count} times"
+        time.sleep(0.01)
+
+
 def kill_now_and_then(folder: Path, notes: Path, killed: list[int]) -> None:
     """Kills one of two ranks at random moments after the run went on beyond its last end."""
     chance, reached = random.Random(0), 0
-    for _ in range(KILLS):
+    for attempt in range(1, KILLS + 1):
         wait_for_step(folder, reached)
-        time.sleep(chance.uniform(0, 0.1))
+        time.sleep(chance.uniform(0, 0.05))
         rank = chance.randrange(2)
         kill(notes / f"process-{rank}")
         killed.append(rank)
+        wait_for_attempt(notes, attempt + 1)  # until then the other rank may write a checkpoint still
         reached = steps_done(folder)
 
 
@@ -162,7 +170,7 @@ def agent(notes: Path, *arguments: str) -> None:
 
 
 def test_one_of_two_ranks_killed_ten_times_under_max_restarts_ends_as_an_undisturbed_run(tmp_path):
-    arguments = (*OVERRIDES, "trainer.steps=1200")
+    arguments = (*OVERRIDES, "trainer.steps=800")
     agent(tmp_path / "calm", *arguments, f"run_dir={tmp_path / 'whole'}")
     killed: list[int] = []
     notes, folder = tmp_path / "notes", tmp_path / "killed"
