@@ -14,6 +14,7 @@ from commands import SHORT, call, messages
 from mlframework.cli import train
 from mlframework.errors import InvalidValue
 from mlframework.files import part_of
+from mlframework.runs.git_state import first_git_state, git_state
 from mlframework.runs.run_folder import RunFolder
 
 RUN = (*SHORT, "evaluation=none", "run_dir=run")
@@ -84,6 +85,17 @@ def test_of_two_processes_that_found_no_run_the_second_cannot_overwrite_the_firs
     assert (second.returncode, messages(err).count("\n")) == (2, 1)
     assert messages(err).startswith("run_dir=run: holds a run already: ")
     assert contents(tmp_path / "run") == finished
+
+
+def test_runs_record_the_code_that_their_process_found_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = first_git_state()
+    assert before == {"commit": None, "changed": False}
+    subprocess.run(
+        "git init -q && git -c user.email=a -c user.name=a commit -q --allow-empty -m a", shell=True, check=True
+    )
+    assert git_state()["commit"] is not None
+    assert first_git_state() == before
 
 
 def test_the_latest_evaluation_is_a_file_of_its_own(tmp_path):

@@ -38,7 +38,7 @@ from mlframework.cli import compare, evaluate, generate, train
 from mlframework.errors import InvalidValue, UserError
 from mlframework.meta_layers import Prototypes
 from mlframework.runs.board import BoardRecord
-from mlframework.runs.git_state import first_git_state, git_state
+from mlframework.runs.git_state import git_state
 from mlframework.runs.resume import resumed
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.saved import class_named, save
@@ -653,17 +653,6 @@ def test_git_runs_no_program_that_a_checkout_names(setting, tmp_path, canary, mo
     found = git_state()
     assert len(found["commit"]) == 40 and found["changed"]
     assert not canary.exists()
-
-
-def test_runs_record_the_code_that_their_process_found_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = first_git_state()
-    assert before == {"commit": None, "changed": False}
-    subprocess.run(
-        "git init -q && git -c user.email=a -c user.name=a commit -q --allow-empty -m a", shell=True, check=True
-    )
-    assert git_state()["commit"] is not None
-    assert first_git_state() == before
 
 
 # The source, and the table.
