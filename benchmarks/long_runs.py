@@ -42,6 +42,9 @@ SAMPLES, AT_ENDS = "LONG_RUNS_SAMPLES", "LONG_RUNS_AT_ENDS"
 #: A part's samples before this share of it are left out of its trend: caches fill, allocators take their first memory.
 WARM = 0.2
 
+#: Jobs of the sweep of small jobs.
+SWEEP = 200
+
 SMALL = ("task=sinusoid", "threads=1", "device=cpu", "trainer.meta_batch=4", "trainer.validation_tasks=8")
 LONG = (*SMALL, "trainer.steps=10000", "trainer.log_every=100", "trainer.checkpoint_every=100", "evaluation=none")
 SWEPT = ("-m", *SMALL, "evaluation/baseline=[]", "evaluation.tasks=8", "evaluation.validation_tasks=8")
@@ -55,13 +58,10 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "trainer.steps=2",
     ),
     "overhead": (
-        *("-m", "task=sinusoid", "algorithm=maml", "device=cpu", "seed=range(200)", "trainer.steps=500"),
+        *("-m", "task=sinusoid", "algorithm=maml", "device=cpu", f"seed=range({SWEEP})", "trainer.steps=500"),
         *("evaluation=none", "logger.figures=false", "trainer._target_=long_runs.CountingTrainer"),
     ),
 }
-
-#: What a `CountingTrainer` counts, and how it stands in a sample.
-COUNTED = ("training", "figures", "checkpoints")
 
 
 class SamplingLogger(TensorBoardLogger):
@@ -170,12 +170,17 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def shares(record: Mapping[str, Any]) -> str:
-    """A line for each part of a sweep's processor time."""
-    samples, whole = record["samples"], record["cpu_seconds"]
-    spent = {name: sum(sample[name] for sample in samples) for name in COUNTED}
-    spent["all the rest, imports included"] = whole - sum(spent.values())
-    lines = ["| | seconds a job | share |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {each / len(samples):.3f} | {each / whole:.1%} |" for name, each in spent.items()]
+    """The processor time of a sweep: outside training in the first job, which imports, and in others; the share."""
+    samples, training = record["samples"], 0.0
+    outside = [sample["cpu_seconds"] - (training := training + sample["training"]) for sample in samples]
+    each, count = (outside[-1] - outside[0]) / (len(samples) - 1), len(samples)
+    whole = record.get("cpu_seconds", samples[-1]["cpu_seconds"])  # without it the sweep was stopped
+    lines = ["| jobs | training, s a job | outside, s a job | first job, outside | share outside |", "|" + " --- |" * 5]
+    cells = [str(count), f"{training / count:.3f}", f"{each:.3f}", f"{outside[0]:.1f}", f"{1 - training / whole:.1%}"]
+    lines.append(f"| {' | '.join(cells)} |")
+    if count < SWEEP:
+        rest, trained = outside[0] + (SWEEP - 1) * each, SWEEP * training / count
+        lines.append(f"| {SWEEP}, from these | | | | {rest / (rest + trained):.1%} |")
     return "\n".join(lines)
 
 
@@ -194,8 +199,8 @@ def draw(found: Mapping[str, Any]) -> None:
         top.set(title=part.replace("_", " "), ylim=(0, 1.2 * top.get_ylim()[1]), ylabel="" if column else "memory, MB")
         for name, label in (("handles", "open files"), ("threads", "threads")):
             bottom.plot(x, [sample[name] for sample in samples], label=label)
-        bottom.set(ylim=(0, None), xlabel="outer step" if "step" in samples[0] else "job")
-        bottom.legend()
+        bottom.set(ylim=(0, 1.5 * bottom.get_ylim()[1]), xlabel="outer step" if "step" in samples[0] else "job")
+        bottom.legend(loc="upper right")
     FigureCanvasAgg(figure)
     figure.savefig(PLOT, dpi=110)
 
@@ -207,9 +212,9 @@ def main() -> None:
     given = parser.parse_args()
     from solvers import processor  # not in the processes that are measured
 
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    found, state = json.loads(RESULT.read_text()) if RESULT.exists() else {}, git_state()  # before results are written
     for part in () if given.draw else given.part:
-        found[part] = {"command": " ".join(PARTS[part]), **git_state(), "machine": processor(), **measure(part)}
+        found[part] = {"command": " ".join(PARTS[part]), **state, "machine": processor(), **measure(part)}
         write_json(RESULT, found, indent=None)
     write_part(PAGE, "long runs", table(found))
     if "overhead" in found:
