@@ -5,13 +5,19 @@ import os
 import pytest
 import torch
 
-#: Their tests share what takes long to make. A worker begins at the front of its list, and others take from the end of
-#: it what it has left: at the front, such tests stay together.
+#: Each of two workers begins with one half of the list, and takes from the end of the other's half when it is done. At
+#: the front of a half, tests stay together that share what takes long to make, and long ones leave no worker idle at
+#: the end.
 FIRST = ("test_tensorboard_browser.py", "test_sweep_killed.py")
+SECOND = ("test_processes.py", "test_rank_failures.py", "test_rank_launchers.py")
 
 
+@pytest.hookimpl(trylast=True)  # what is not run is out of the list by then
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    first, second = ([item for item in items if item.path.name in names] for names in (FIRST, SECOND))
+    others = [item for item in items if item.path.name not in (*FIRST, *SECOND)]
+    half = max(len(items) // 2 - len(first), 0)
+    items[:] = [*first, *others[:half], *second, *others[half:]]
 
 
 @pytest.fixture(scope="session", autouse=True)
