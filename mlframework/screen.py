@@ -114,7 +114,7 @@ class Screen:
                         self.draw() if self.live else self.say()
 
     def has_started(self) -> None:
-        """From the end of the first stage on, what stands between stages is work, too."""
+        """Says `working` between two stages, no longer `starting`."""
         if self.idle == "starting":
             self.idle = "working"
             self.known.add(self.idle)

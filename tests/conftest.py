@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-#: Each of two workers begins with one half of the list, and takes from the end of the other's half when it is done. At
-#: the front of a half, tests stay together that share what takes long to make, and long ones leave no worker idle at
-#: the end.
+#: Each of two workers begins with one half of the list. When it is done, it takes tests from the end of the other half.
+#: So tests at the front of a half stay with one worker, and share what takes long to make. Long tests stand there too:
+#: at the end, the other worker would wait for them.
 FIRST = ("test_tensorboard_browser.py", "test_sweep_killed.py")
 SECOND = ("test_processes.py", "test_rank_failures.py", "test_rank_launchers.py")
 

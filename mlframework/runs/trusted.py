@@ -70,7 +70,7 @@ def check_stored(config: Any, file: Path, text: str | None = None) -> None:
     """Refuses a stored config, unresolved, that names code which neither this package nor the user vouches for.
 
     Args:
-        text: what was read from the file, if the user may have signed it.
+        text: the content of the file; None if the user cannot have signed it.
 
     Raises:
         UserError: the first such `_target_`, or an interpolation in a config that the user has not signed.
@@ -265,7 +265,7 @@ def check_overrides(overrides: Sequence[str], file: Path, text: str) -> None:
     """Refuses stored overrides that would read other files or values when they are composed anew.
 
     Args:
-        text: what was read from the file.
+        text: the content of the file.
     """
     mine = signed_modules(file, text) is not None
     for override in overrides:
