@@ -13,6 +13,7 @@ from mlframework.errors import IncompatibleTask, InvalidValue
 from mlframework.evaluation.task_set import TaskSet, judge_by_step
 from mlframework.runs import Trained
 from mlframework.tasks import ArrayTasks, Digits, Pose
+from mlframework.testing import in_float64
 
 FAST = ("maml", "prototypes")
 POLICIES = ("support", "inductive")
@@ -70,12 +71,13 @@ def built(algorithm, base_layer):
 
 @pytest.mark.parametrize("base_layer", BASE_LAYERS)
 @pytest.mark.parametrize("algorithm", slow_but(FAST, presets("algorithm")))
-def test_a_query_has_one_prediction(algorithm, base_layer):
-    layer = built(algorithm, base_layer)
+def test_a_query_has_one_prediction(algorithm, base_layer, float64):
+    layer = built(algorithm, base_layer).double()
     assert layer.base_layer.mixes_examples
     steps = min(2, layer.test_inner_steps)
     tasks = TaskSet(layer.task, "test", tasks=2, seed=0, chunk=2)
     (episode,) = tasks
+    episode = in_float64(episode)
     for policy in POLICIES:
         layer.engine = "vectorised"
         try:
@@ -88,10 +90,10 @@ def test_a_query_has_one_prediction(algorithm, base_layer):
             model = Trained(layer).adapt(one.support, inner_steps=steps)
             together = model.predict(one.query.x[0], batch_norm=policy)
             alone = torch.cat([model.predict(x[None], batch_norm=policy) for x in one.query.x[0]])
-            tolerance = 1e-5 * max(1.0, float(together.abs().max()))
+            tolerance = 1e-9 * max(1.0, float(together.abs().max()))
             torch.testing.assert_close(alone, together, rtol=0, atol=tolerance)
             loss = layer.task.scores(together[None], one.query.y, one.query.mask)["loss"][0]
-            torch.testing.assert_close(loss, judged[number], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(loss, judged[number], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("base_layer", BASE_LAYERS)

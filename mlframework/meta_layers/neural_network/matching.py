@@ -88,7 +88,8 @@ class Matching(FeatureMetaLayer):
 class FullContext(nn.Module):
     """Full context embeddings: examples are embedded in sight of the whole support set.
 
-    The LSTMs are cells in a loop, so that a row which does not count is passed over wherever it stands.
+    The LSTMs are steps in a loop, so that a row which does not count is passed over wherever it stands. What is
+    the same in every step is multiplied by its weights once, before the loop.
 
     Reference: Vinyals et al. 2016, arXiv:1606.04080, appendix A.1 (queries) and A.2 (support).
     """
@@ -107,22 +108,35 @@ class FullContext(nn.Module):
 
     def embed_queries(self, features: Tensor, memory: Memory) -> Tensor:
         """`f` of every query `[tasks, n, d]`, by an LSTM that reads the support set by content attention."""
-        tasks, n, d = features.shape
+        reader = self.reader
+        to_features, to_keys = reader.weight_ih.split(features.shape[-1], dim=1)
+        of_features = F.linear(features, to_features, reader.bias_ih + reader.bias_hh)
+        of_keys = F.linear(memory.keys, to_keys)  # a mean of these is what a mean of keys gives
         hidden, cell = torch.zeros_like(features), torch.zeros_like(features)
-        for _ in range(self.reads):
-            read = attention(hidden @ memory.keys.mT, memory.mask) @ memory.keys
-            inputs = torch.cat([features, read], dim=-1)
-            moved, cell = self.reader(inputs.flatten(0, 1), (hidden.flatten(0, 1), cell.flatten(0, 1)))
-            hidden, cell = moved.view(tasks, n, d) + features, cell.view(tasks, n, d)
+        for number in range(self.reads):
+            gates = of_features + attention(hidden @ memory.keys.mT, memory.mask) @ of_keys
+            if number > 0:  # at first the state is zero
+                gates = gates + F.linear(hidden, reader.weight_hh)
+            moved, cell = opened(gates, cell)
+            hidden = moved + features
         return hidden
 
 
-def states(cell: nn.LSTMCell, inputs: Tensor, mask: Tensor) -> Tensor:
+def states(lstm: nn.LSTMCell, inputs: Tensor, mask: Tensor) -> Tensor:
     """The state `[tasks, n, d]` of an LSTM after each of the inputs `[tasks, n, d]`; masked rows leave it unchanged."""
-    state = (torch.zeros_like(inputs[:, 0]), torch.zeros_like(inputs[:, 0]))
-    found = []
-    for row, counts in zip(inputs.unbind(1), mask.bool().unsqueeze(-1).unbind(1), strict=True):
-        moved = cell(row, state)
-        state = (torch.where(counts, moved[0], state[0]), torch.where(counts, moved[1], state[1]))
-        found.append(state[0])
+    of_inputs = F.linear(inputs, lstm.weight_ih, lstm.bias_ih + lstm.bias_hh)
+    hidden, cell = torch.zeros_like(inputs[:, 0]), torch.zeros_like(inputs[:, 0])
+    found: list[Tensor] = []
+    for row, counts in zip(of_inputs.unbind(1), mask.bool().unsqueeze(-1).unbind(1), strict=True):
+        gates = row + F.linear(hidden, lstm.weight_hh) if found else row  # at first the state is zero
+        moved = opened(gates, cell)
+        hidden, cell = torch.where(counts, moved[0], hidden), torch.where(counts, moved[1], cell)
+        found.append(hidden)
     return torch.stack(found, dim=1)
+
+
+def opened(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """An LSTM's next state and cell, from its four gates `[..., 4 d]` in torch's order and its cell `[..., d]`."""
+    enter, keep, new, out = gates.chunk(4, dim=-1)
+    cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+    return out.sigmoid() * cell.tanh(), cell
