@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from mlframework import (
     MAML,
@@ -20,7 +21,7 @@ from mlframework import (
     RBFKernel,
     processes,
 )
-from mlframework.backend.forward import has_bf16
+from mlframework.backend.forward import call_per_task, has_bf16
 from mlframework.errors import InvalidValue
 from mlframework.training.meta_gradient import meta_gradient
 
@@ -33,6 +34,7 @@ MAKERS = {
     ),
     "prototypes": lambda task: Prototypes(MLP(task.spec, hidden=[16]), task),
     "svm": lambda task: CrammerSingerSVM(MLP(task.spec, hidden=[16]), task, kernel=RBFKernel(learn=False), learn=[]),
+    "prototypes, Conv4": lambda task: Prototypes(Conv4(task.spec, filters=8), task),
 }
 
 
@@ -61,8 +63,25 @@ def test_the_meta_gradient_in_bf16_is_near_that_in_float32_and_of_its_type(name)
     near = gradient(layer, episode)
     off = float((near - exact).norm() / exact.norm())
     assert near.dtype == torch.float32
-    # bfloat16 keeps 8 bits: a rounding is at most 0.4 %, and a layer has several.
-    assert 0 < off < 0.1
+    # bfloat16 keeps 8 bits: a rounding is at most 0.4 %, and a layer has several. Norms of few examples enlarge it.
+    assert 0 < off < (0.25 if "Conv4" in name else 0.1)
+
+
+@needs_bf16
+@pytest.mark.parametrize("engine", ["vectorised", "loop"])
+def test_what_a_kernel_sees_of_the_padding_alone_has_no_gradient(engine):
+    """A stride of 2 over images of one pixel: torch leaves such elements of the gradient unwritten in bfloat16."""
+    convolution = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+    weight = convolution.weight.detach().expand(2, -1, -1, -1, -1).clone().requires_grad_()
+    x = torch.randn(2, 10, 32, 1, 1)
+    for _ in range(20):
+        left = [torch.full((weight.numel() // parts,), torch.nan, dtype=torch.bfloat16) for parts in (1, 2) * 5]
+        del left  # memory that is taken again holds what does not count as written
+        y = call_per_task(convolution, {"weight": weight}, x, engine=engine, multiply_in=torch.bfloat16)
+        (of_weight,) = torch.autograd.grad(y.sum(), weight)
+        middle = torch.zeros_like(of_weight)
+        middle[..., 1, 1] = x.sum((1, 3, 4))[:, None]
+        torch.testing.assert_close(of_weight, middle, rtol=0.05, atol=0.05)
 
 
 @needs_bf16
@@ -85,8 +104,6 @@ def test_a_wrong_precision_is_refused():
     with pytest.raises(InvalidValue, match="must be float32 or bf16"):
         outer_loop(layer, precision="bf17")
     if has_bf16(torch.device("cpu")):
-        with pytest.raises(InvalidValue, match="without convolutions"):
-            outer_loop(Prototypes(Conv4(task.spec, filters=4), task), precision="bf16")
         with pytest.raises(InvalidValue, match="not compiled"):
             outer_loop(layer, precision="bf16", capture="true")
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mlframework.backend.products import Bilinear
 from mlframework.backend.tracing import is_traced
 
-__all__ = ["convolve", "max_pool"]
+__all__ = ["WithoutIdleStrides", "convolve", "max_pool"]
 
 #: Numbers for height and width.
 Pair = Sequence[int]
@@ -60,6 +61,39 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, paddin
         y = F.conv2d(images.flatten(1, 2), weight, bias, stride, padding, groups=tasks)
         y = y.unflatten(1, (tasks, out_channels))
     return y.transpose(0, 1)
+
+
+class WithoutIdleStrides(TorchFunctionMode):
+    """Within it, a kernel that covers the whole image has stride 1: it stands in one place, whatever its stride.
+
+    In bfloat16, torch 2.13.0 leaves elements of such a weight's gradient unwritten on a CPU, if the image is one pixel.
+    """
+
+    def __torch_function__(self, called: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if called in (torch.conv1d, torch.conv2d, torch.conv3d):
+            return called(**with_strides_that_count(*args, **(kwargs or {})))
+        return called(*args, **(kwargs or {}))
+
+
+def with_strides_that_count(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> dict[str, Any]:
+    """The arguments of one of torch's convolutions, with stride 1 where the kernel covers the image."""
+    axes = weight.dim() - 2
+    if not isinstance(padding, str):
+        each = ([v] if isinstance(v, int) else [*v] for v in (padding, dilation))
+        around, apart = (v * (axes // len(v)) for v in each)
+        image, kernel = input.shape[-axes:], weight.shape[2:]
+        if all(i + 2 * p == d * (k - 1) + 1 for i, p, d, k in zip(image, around, apart, kernel, strict=True)):
+            stride = 1
+    found = {"input": input, "weight": weight, "bias": bias, "stride": stride}
+    return {**found, "padding": padding, "dilation": dilation, "groups": groups}
 
 
 def pays_unfolded(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, has_own_weights: bool) -> bool:

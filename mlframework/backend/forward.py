@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlframework.backend import stacked
 from mlframework.backend.algorithm import Engine
+from mlframework.backend.convolve import WithoutIdleStrides
 from mlframework.backend.engine import over_tasks
 from mlframework.backend.machine import fork_rng, name_of, synchronise
 from mlframework.backend.private import has_bf16, is_fake, swap_tensors
@@ -78,7 +79,7 @@ def call_per_task(
             None: that of the parameters.
     """
     if multiply_in is not None:
-        with torch.autocast(x.device.type, dtype=multiply_in):
+        with WithoutIdleStrides(), torch.autocast(x.device.type, dtype=multiply_in):
             return call_per_task(module, params, x, mask, engine=engine).float()
     if engine == "vectorised" and not is_tied(module) and stacked.supports(module, x):
         return stacked.forward(module, params, x, mask)

@@ -151,17 +151,13 @@ class MetaLayer(KeepsArguments, nn.Module, ABC):
         All else stays in float32: parameters, losses, inner steps, solvers, the meta-gradient and its optimizer.
 
         Raises:
-            InvalidValue: no such precision, the device has no bfloat16, or the base layer has convolutions.
+            InvalidValue: no such precision, or the device has no bfloat16.
         """
         if precision not in ("float32", "bf16"):
             raise InvalidValue("precision", precision, "must be float32 or bf16")
         device = next(self.parameters(), torch.empty(0)).device
         if precision == "bf16" and not has_bf16(device):
             raise InvalidValue("precision", precision, f"this {device.type} does not compute in bfloat16: use float32")
-        convolves = any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in self.base_layer.modules())
-        if precision == "bf16" and convolves:
-            why = "is for base layers without convolutions, whose gradients come out wrong in it: use float32"
-            raise InvalidValue("precision", precision, why)
         self.products = torch.bfloat16 if precision == "bf16" else None
 
     def in_parts(self, run: Callable[..., Tensor], x: Tensor, mask: Tensor | None) -> Tensor:

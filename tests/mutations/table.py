@@ -69,6 +69,7 @@ kernel_machine = File("meta_layers/svm/kernel_machine.py", "test_sequence_member
 support_vectors = File("solvers/support_vectors.py", "test_solvers.py")
 ridge = File("solvers/ridge.py", "test_solvers.py")
 logistic = File("solvers/logistic.py", "test_solvers.py")
+convolutions = File("backend/convolve.py", "test_precision.py")
 outer_loop = File("training/outer_loop.py", "test_outer_loop.py")
 meta_gradient = File("training/meta_gradient.py", "test_outer_loop.py")
 episode = File("episode.py", "test_tasks_text.py")
@@ -324,6 +325,24 @@ ALGORITHMS = (
         "attention(self.scale * cosines(queries",
         "attention(cosines(queries",
         "test_matching_is_the_mean_of_labels_weighted_by_a_softmax_of_cosines",
+    ),
+    convolutions(
+        "a kernel that covers the image keeps its stride",
+        "            stride = 1\n",
+        "            stride = 2\n",
+        "test_what_a_kernel_sees_of_the_padding_alone_has_no_gradient",
+    ),
+    matching(
+        "the keys are multiplied by the weights of the query",
+        "of_keys = F.linear(memory.keys, to_keys)",
+        "of_keys = F.linear(memory.keys, to_features)",
+        "test_full_context_embeddings_of_a_query_read_the_support_by_content",
+    ),
+    matching(
+        "a row that does not count moves the state",
+        "torch.where(counts, moved[0], hidden)",
+        "torch.where(counts, moved[0], moved[0])",
+        "test_full_context_embeddings_of_the_support_are_those_of_torchs_bidirectional_lstm",
     ),
     matching(
         "full context read backwards stays backwards",
