@@ -148,6 +148,19 @@ def test_jobs_with_the_same_options_read_their_files_once_and_are_composed_as_hy
     assert len(SweepLoader.composed) == len(TYPED)
 
 
+def test_before_a_sweep_jobs_that_differ_in_numbers_are_composed_once(tmp_path, monkeypatch):
+    composed, original = [], SweepLoader.load_sweep_config
+
+    def noted(self, config, overrides):
+        composed.append([override for override in overrides if override.startswith(("algorithm", "seed"))])
+        return original(self, config, overrides)
+
+    monkeypatch.setattr(SweepLoader, "load_sweep_config", noted)
+    sweep(tmp_path / "sweep", "algorithm=maml,anil", "seed=0,1", "trainer.steps=-1")  # they fail at once
+    jobs = [[f"algorithm={name}", f"seed={seed}"] for name in ("maml", "anil") for seed in (0, 1)]
+    assert composed == [jobs[2], jobs[0], *jobs]
+
+
 def test_a_sweep_over_many_options_remembers_few_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(private, "MOST_COMPOSED", 2)
     sweep(tmp_path / "sweep", "algorithm=maml,fomaml,anil,reptile", "trainer.steps=-1")  # they fail at once

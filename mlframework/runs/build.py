@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from mlframework import processes
 from mlframework.base_layers.base_layer import BaseLayer, as_base_layer
 from mlframework.base_layers.check_base_layer import check_base_layer
-from mlframework.base_layers.weight_files import SUFFIXES, load_base_layer
+from mlframework.base_layers.weight_files import SUFFIXES, follow, load_base_layer
 from mlframework.errors import InvalidValue, UserError, part_of
 from mlframework.evaluation.part import Display
 from mlframework.meta_layers.meta_layer import MetaLayer
@@ -48,7 +48,8 @@ def build_base_layer(config: DictConfig, task: TaskDistribution) -> BaseLayer:
 
 def build_meta_layer(config: DictConfig, task: TaskDistribution) -> MetaLayer:
     base_layer = build_base_layer(config, task)
-    if config.get("init"):  # before the algorithm, which may put modules of its own between those of the base layer
+    # Before the algorithm, which may put modules of its own between those of the base layer.
+    if config.get("init") and not follow():
         start_from(config.init, base_layer)
     meta_layer = instantiate(config.algorithm, _partial_=True)(base_layer, task)
     meta_layer.regularise(build_named(config.get("regulariser")))

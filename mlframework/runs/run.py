@@ -165,8 +165,6 @@ def prepare_process(config: DictConfig) -> None:
 def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trainer, Evaluation | None]:
     """Builds all parts of a run and tries each of them once, so that no mistake comes to light after the training."""
     resumes = processes.agreed(lambda: config.resume and bool(last_checkpoints.kept(folder.last)))
-    if resumes:
-        config.init = None  # the checkpoint holds the weights
     with stage("building"), weights_follow() if resumes else nullcontext():
         training = set_up(config, folder)
     if resumes:
@@ -187,8 +185,6 @@ def build_checked(config: DictConfig, folder: RunFolder) -> tuple[Training, Trai
 
 def build_anew(config: DictConfig, task: TaskDistribution) -> MetaLayer:
     """A newly initialised algorithm whose weights follow."""
-    config = config.copy()
-    config.init = None
     with weights_follow():
         return build.build_meta_layer(config, task)
 
