@@ -141,6 +141,22 @@ def test_ridge_predicts_values_as_kernel_ridge_does_without_a_scale(kernel, floa
     }
 
 
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_ridge_by_features_is_scikit_learns_in_float32_where_it_hardly_regularises(constant):
+    """The coefficients of the 200 examples are thousands of times as large as the predictions that they add up to."""
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(200, 20, generator=generator), torch.randn(20, generator=generator)
+    y = x @ weights + 0.1 * torch.randn(200, generator=generator)
+    layer = on_inputs(Ridge, Sinusoid(k_shot=6, k_query=5), kernel=LinearKernel(constant), reg=1e-3).float()
+    support = Examples(x[None], y[None, :, None], torch.ones(1, 200))
+    fitted = layer.fit(support.x, support)
+    found = layer.outputs(fitted, 10 * x[None, :50])[0, :, 0].detach().numpy()
+    inputs, asked = (layer.kernel.features(rows[None].double())[0].numpy() for rows in (x, 10 * x[:50]))
+    expected = sklearn.linear_model.Ridge(alpha=1e-3, fit_intercept=False).fit(inputs, y.numpy()).predict(asked)
+    assert fitted.solution.converged.all() and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_everything_may_be_learned_and_the_gradient_is_exact(name, kernel):

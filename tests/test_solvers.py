@@ -145,11 +145,11 @@ def test_ridge_by_features_is_ridge_by_their_kernel_with_its_derivatives():
         return linear_ridge(x, y, reg=reg, mask=mask).dual
 
     def by_kernel(x, reg):
-        return kernel_ridge(x @ x.mT, y, reg=reg, mask=mask).dual
+        return x.mT @ kernel_ridge(x @ x.mT, y, reg=reg, mask=mask).dual
 
     torch.testing.assert_close(by_features(x, reg), by_kernel(x, reg))
     solution = linear_ridge(x, y, reg=reg, mask=mask)
-    assert solution.converged.all() and solution.residual.max() <= 1e-12 and not solution.dual[0, 9:].any()
+    assert solution.converged.all() and solution.residual.max() <= 1e-12
     assert gradcheck(by_features, (x, reg), rtol=1e-6, check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(by_features, (x, reg), rtol=1e-5, fast_mode=True)
     (found, wanted) = (torch.autograd.grad(way(x, reg).square().sum(), (x, reg)) for way in (by_features, by_kernel))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlframework.solvers.linear import solve_each
-from mlframework.solvers.support_vectors import Solution, per_task, regularised
+from mlframework.solvers.support_vectors import Solution, regularised
 
 __all__ = ["kernel_ridge", "linear_ridge"]
 
@@ -37,17 +37,22 @@ def kernel_ridge(kernel: Tensor, targets: Tensor, *, reg: Tensor | float, mask: 
 
 
 def linear_ridge(features: Tensor, targets: Tensor, *, reg: Tensor | float, mask: Tensor | None = None) -> Solution:
-    """The solution of `kernel_ridge` for the kernel `K = F F^T` of features `F` `[tasks, n, p]`, without that matrix.
+    """The weights of features `F` `[tasks, n, p]` that solve `(F^T F + reg I) W = F^T Y`, in float64.
 
-    The weights solve `(F^T F + reg I) W = F^T Y`, and `A = (Y - F W) / reg`. That takes less memory and time than
-    `kernel_ridge` where a task has more examples than features. For the arguments see `kernel_ridge`.
+    They predict what `kernel_ridge` does with the kernel `F F^T`, in less memory and time where a task has more
+    examples than features. The coefficients `A = (Y - F W) / reg` of these examples are then large and nearly cancel
+    in a prediction, so they do not bear rounding to float32. For the arguments see `kernel_ridge`.
+
+    Returns:
+        Its `dual` is `W`, `[tasks, p, k]`; its residual is relative to `F^T Y`.
     """
-    wanted, known, divisor = counted(targets, mask), counted(features, mask), per_task(reg, features)
+    known = counted(features, mask)
+    wanted = known.mT @ counted(targets, mask)
     matrix = regularised(known.mT @ known, reg, None)
-    dual = (wanted - known @ solve_each(matrix, known.mT @ wanted)) / divisor
+    weights = solve_each(matrix, wanted)
     with torch.no_grad():
-        rest = known @ (known.mT @ dual) + divisor * dual - wanted
-    return checked(dual, rest, wanted, features.dtype)
+        rest = matrix @ weights - wanted
+    return checked(weights, rest, wanted, features.dtype)
 
 
 def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -56,6 +61,6 @@ def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def checked(dual: Tensor, rest: Tensor, wanted: Tensor, dtype: torch.dtype) -> Solution:
-    """The solution with its residual: the largest error of the equations, relative to the largest target."""
+    """The solution with its residual: the largest error of the equations, relative to the largest right-hand side."""
     residual = rest.abs().amax((-2, -1)) / wanted.detach().abs().amax((-2, -1)).clamp(min=1e-300)
     return Solution(dual.to(dtype), residual.to(dtype), residual <= TOLERANCE)

@@ -15,7 +15,9 @@ __all__ = ["Solution", "crammer_singer", "one_vs_rest"]
 class Solution(NamedTuple):
     """The optimum of every task's problem, and how near it is; predictions are `kernel(query, support) @ dual`."""
 
-    dual: Tensor  # coefficients of the support examples, [tasks, n, k]
+    dual: (
+        Tensor  # coefficients of the support examples, [tasks, n, k]; of `linear_ridge`, of the features, [tasks, p, k]
+    )
     residual: Tensor  # how far the optimality conditions are from holding, scale-free and detached, [tasks]
     converged: Tensor  # whether that is as small as it should be, [tasks]
 

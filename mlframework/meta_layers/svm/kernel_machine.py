@@ -28,7 +28,7 @@ class Fitted(NamedTuple):
     """Each task's model, and how its solver fared; features and duals are 0 in rows that do not count."""
 
     features: Tensor  # of the support set, [tasks, n, d]
-    solution: Solution  # dual [tasks, n, out_features], residual and converged [tasks]
+    solution: Solution  # dual [tasks, n, out_features], or of each feature's weights; residual and converged [tasks]
 
 
 class KernelMachine(FeatureMetaLayer):
@@ -90,9 +90,13 @@ class KernelMachine(FeatureMetaLayer):
         return of_finite(self.kernel(features, features), lambda kernel: self.solve(kernel, targets, mask))
 
     def outputs(self, adapted: Fitted, features: Tensor) -> Tensor:
-        found = self.kernel(features, adapted.features) @ adapted.solution.dual
+        found = self.multiplied(adapted, features) @ adapted.solution.dual
         found = self.positive["scale"] * found if "scale" in self.positive.logarithms else found
         return found if self.prior is None else self.prior(features) + found
+
+    def multiplied(self, adapted: Fitted, features: Tensor) -> Tensor:
+        """What the duals multiply: similarities `[tasks, m, n]` of features `[tasks, m, d]` to the support examples."""
+        return self.kernel(features, adapted.features)
 
     def diagnostics(self, adapted: Fitted) -> Metrics:
         residual = adapted.solution.residual.detach()

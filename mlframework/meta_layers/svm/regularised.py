@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlframework.base_layers.base_layer import BaseLayer
 from mlframework.meta_layers.meta_layer import with_settings_of
-from mlframework.meta_layers.svm.kernel_machine import KernelMachine, of_finite
+from mlframework.meta_layers.svm.kernel_machine import Fitted, KernelMachine, of_finite
 from mlframework.solvers.logistic import logistic
 from mlframework.solvers.ridge import kernel_ridge, linear_ridge
 from mlframework.solvers.support_vectors import Solution
@@ -67,6 +67,12 @@ class Ridge(RegularisedFit):
         if known is None or known.shape[2] >= known.shape[1]:
             return super().solution(features, targets, mask)
         return of_finite(known, lambda known: linear_ridge(known, targets, reg=self.positive["reg"], mask=mask))
+
+    def multiplied(self, adapted: Fitted, features: Tensor) -> Tensor:
+        """Similarities to the support examples, or the features whose weights were solved for `[tasks, m, p]`."""
+        known = self.kernel.features(features)
+        solved_by_features = adapted.solution.dual.shape[1] < adapted.features.shape[1]
+        return known if known is not None and solved_by_features else super().multiplied(adapted, features)
 
     def solve(self, kernel: Tensor, targets: Tensor, mask: Tensor | None) -> Solution:
         return kernel_ridge(kernel, targets, reg=self.positive["reg"], mask=mask)
