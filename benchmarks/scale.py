@@ -207,6 +207,7 @@ def main() -> None:
         write_json(file, measure(given.steps))
     found = json.loads(file.read_text())
     write_part(page, "measured", measured_table(found, "processor"))
+    write_part(page, "clock", measured_table(found, "clock"))
     write_part(page, "model", model_table(found, "processor"))
     print(
         measured_table(found, "clock"), measured_table(found, "processor"), model_table(found, "processor"), sep="\n\n"
