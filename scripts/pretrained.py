@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 from prior_runs import machine
 
 from mlframework import evaluate, train
+from mlframework.backend.step import tune
 from mlframework.base_layers import BaseLayer, Conv4, Pretrained
 from mlframework.errors import UserError
 from mlframework.evaluation.interval import Interval
@@ -164,11 +165,11 @@ def row_of(name: str, steps: int, base_layer: BaseLayer, task: ImageFolder) -> d
 
 
 def milliseconds(layer: MetaLayer, task: ImageFolder) -> dict[str, float]:
-    """CPU time of a meta-gradient from kept features, and through the network: the median of several, and one."""
+    """CPU time of a meta-gradient from kept features, and through the network: the medians of several."""
     found = {}
     for name, drawn_from, times in (
         ("from features", on_features(task, layer.base_layer), 9),
-        ("through the network", task, 1),
+        ("through the network", task, 5),
     ):
         taken, generator = [], torch.Generator().manual_seed(0)
         for _ in range(times):
@@ -181,6 +182,7 @@ def milliseconds(layer: MetaLayer, task: ImageFolder) -> dict[str, float]:
 
 def measure(folder: Path) -> None:
     """Adds what the result lacks."""
+    tune()  # the allocator, as in every run
     torch.set_num_threads(1)
     draw_images(folder)
     about = {
