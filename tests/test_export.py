@@ -210,19 +210,48 @@ def test_an_exported_regression_has_the_units_of_the_data(tmp_path, prepared):
 
 def in_thousands():
     """A regression whose values are thousands to its user."""
-
-    class Thousands(ArrayRegression):
-        def encode_targets(self, y, support=None):
-            return super().encode_targets(y) / 1000
-
-        def decode_values(self, values, support=None):
-            return values * 1000
-
-    return Thousands()
+    return InUnits(lambda values: values * 1000, lambda y: y / 1000)
 
 
-class ArrayRegression(TaskDistribution):
+def test_small_units_are_compared_as_exactly_as_large_ones(tmp_path, monkeypatch):
+    task = InUnits(lambda values: values * 1e-6, lambda y: y * 1e6)
+    layer = Ridge(MLP(task.spec, hidden=[8]), task, kernel=LinearKernel(constant=1.0), reg=0.01)
+    model = Trained(layer).adapt(torch.rand(12, 2), 1e-6 * torch.rand(12, 1))
+    monkeypatch.setattr(export, "written", lambda layer, program, path: (b"", lambda x: torch.full((len(x), 1), 5e-7)))
+    with pytest.raises(FailedRun, match="its predictions differ from the model's"):
+        model.export(tmp_path / "model.pt2")
+
+
+def test_units_that_are_no_scale_and_offset_are_refused(tmp_path):
+    task = InUnits(torch.tanh, lambda y: y)
+    layer = Ridge(MLP(task.spec, hidden=[8]), task, kernel=LinearKernel(constant=1.0), reg=0.01)
+    model = Trained(layer).adapt(torch.rand(12, 2), torch.rand(12, 1))
+    with pytest.raises(UserError, match=r"InUnits\.decode_values must be a scale and an offset"):
+        model.export(tmp_path / "model.pt2")
+
+
+def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    task = Digits(n_way=2, k_shot=2, k_query=2)
+    model = Trained(Prototypes(MLP(task.spec, hidden=[8]), task)).adapt(torch.rand(4, 1, 8, 8), [0, 1, 0, 1])
+    assert model.export("~/model.pt2") == tmp_path / "model.pt2"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+class InUnits(TaskDistribution):
+    """A regression whose values its user sees and gives in units of their own."""
+
     spec = TaskSpec("regression", (2,), 1)
+
+    def __init__(self, decode, encode):
+        self.decode, self.encode = decode, encode
+
+    def encode_targets(self, y, support=None):
+        return self.encode(super().encode_targets(y))
+
+    def decode_values(self, values, support=None):
+        return self.decode(values)
 
     def sample(self, num_tasks, split, generator):
         raise NotImplementedError

@@ -65,7 +65,9 @@ def test_running_text_is_one_stream_of_full_rows_whose_end_overlaps_only_for_a_u
 
 
 def test_a_text_shorter_than_a_row_is_still_one():
-    assert rows_of(Given(running=True).encode(["a"])) == [([B, 97], [97, B])]
+    examples = Given(running=True).encode(["a"])
+    assert rows_of(examples) == [([B, 97], [97, B])]
+    assert examples.mask.all()  # a task that is never ragged is trained on every token, padding included
 
 
 def test_rows_of_a_task_are_different_rows_of_one_source():

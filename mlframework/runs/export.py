@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import MIXING
 from mlframework.base_layers.normalisation import BatchStatistics
-from mlframework.episode import Episode, Examples, TaskSpec
+from mlframework.episode import Episode, Examples
 from mlframework.errors import FailedRun, InvalidValue, UserError
 from mlframework.files import atomic
 from mlframework.meta_layers.meta_layer import Adapted, BatchNormPolicy, MetaLayer
 from mlframework.runs.portable import portable
+from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["export_model"]
 
@@ -32,15 +33,17 @@ FORMATS = (".onnx", ".pt2")
 #: What the format `.onnx` needs; the extra `onnx` has them.
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-#: The largest difference between the file's predictions and the model's, relative to the largest prediction.
+#: The largest difference between the file's predictions and the model's, relative to the largest prediction or, where
+#: that is larger, to what a prediction of 1 in the task's numbers is to the user.
 TOLERANCE = 1e-4
 
 
 class TaskPredictor(nn.Module):
-    """Predictions `[n, ..., out_features]` of one task's model for inputs `[n, *x_shape]`, one task after all.
+    """Predictions `[n, ..., out_features]` of one task's model for inputs `[n, *x_shape]`, without an axis of tasks.
 
     Queries are normalised by the support set. Where every layer that mixes examples is a `BatchStatistics`, whose
-    statistics of the support set are constants, that set is not read again. Otherwise it stands beside the queries.
+    statistics of the support set are constants, that set is not read again. Otherwise the queries are predicted
+    together with it.
     """
 
     meta_layer: MetaLayer
@@ -90,15 +93,16 @@ def export_model(
         InvalidValue: another ending, or another policy.
         UserError: a package is missing, or the format cannot hold the model: the line names the operator.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     check(meta_layer, path, batch_norm)
     inputs = support.x.squeeze(0)
     with torch.no_grad(), statistics_fixed(meta_layer, adapted, support), quiet():
-        predictor = TaskPredictor(meta_layer, adapted, support, as_constants(decode, meta_layer.task.spec)).eval()
+        scale, affine = as_constants(decode, meta_layer.task, path)
+        predictor = TaskPredictor(meta_layer, adapted, support, affine).eval()
         program = as_program(meta_layer, predictor, inputs, path)
         content, run = written(meta_layer, program, path)
         for rows in (inputs[:1], inputs, torch.cat([inputs, inputs])):
-            compare(run(rows), decode(predictor.outputs(rows)), path)
+            compare(run(rows), decode(predictor.outputs(rows)), scale, path)
     with atomic(path) as part:
         part.write_bytes(content)
     return path
@@ -118,16 +122,22 @@ def check(meta_layer: MetaLayer, path: Path, batch_norm: str) -> None:
         raise UserError(f"{path}: needs {', '.join(missing)}: pip install 'mlframework[onnx]'")
 
 
-def as_constants(decode: Callable[[Tensor], Tensor], spec: TaskSpec) -> Callable[[Tensor], Tensor]:
-    """`decode` as a program can hold it: values get a constant scale and a constant offset."""
-    if spec.kind != "regression":
-        return decode
-    zero = torch.zeros(1, spec.out_features, dtype=torch.float64)
+def as_constants(
+    decode: Callable[[Tensor], Tensor], task: TaskDistribution, path: Path
+) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """`decode` as a program can hold it, values by a constant scale and a constant offset; and the largest scale."""
+    if task.spec.kind != "regression":
+        return 1.0, decode
+    zero = torch.zeros(1, task.spec.out_features, dtype=torch.float64)
     offset = decode(zero)
     scale = decode(zero + 1) - offset
+    if not torch.allclose(decode(zero - 3), offset - 3 * scale, rtol=1e-9, atol=0):
+        why = "decode_values must be a scale and an offset: a program holds nothing else of it"
+        raise UserError(f"{path}: {type(task).__name__}.{why}")
+    largest = float(scale.abs().max())
     if bool((scale == 1).all() and (offset == 0).all()):
-        return lambda values: values
-    return lambda values: values * scale.to(values) + offset.to(values)
+        return largest, lambda values: values
+    return largest, lambda values: values * scale.to(values) + offset.to(values)
 
 
 def mixing(meta_layer: MetaLayer) -> list[nn.Module]:
@@ -200,10 +210,10 @@ def in_onnxruntime(content: bytes) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {"x": x.cpu().numpy()})[0])
 
 
-def compare(found: Tensor, wanted: Tensor, path: Path) -> None:
+def compare(found: Tensor, wanted: Tensor, scale: float, path: Path) -> None:
     """Refuses a file whose predictions are not the model's."""
     wanted = wanted.cpu()
-    off, most = float((found.cpu() - wanted).abs().max()), TOLERANCE * max(1.0, float(wanted.abs().max()))
+    off, most = float((found.cpu() - wanted).abs().max()), TOLERANCE * max(scale, float(wanted.abs().max()))
     if not off <= most:
         raise FailedRun(f"{path}: not written: its predictions differ from the model's by {off:.1e}")
 
@@ -225,7 +235,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's own remarks, as that torchvision is not there."""
+    """Without the exporter's own remarks, such as one that torchvision is missing."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -114,7 +114,7 @@ class TaskDistribution(KeepsArguments, ABC):
         return as_values(y, self.spec) if self.spec.kind == "regression" else as_class_ids(y, self.spec)
 
     def decode_values(self, values: Tensor, support: Tensor | None = None) -> Tensor:
-        """Predicted values `[n, out_features]` of a regression in the user's own units."""
+        """Predicted values `[n, out_features]` of a regression in the user's own units, by a scale and an offset."""
         return values
 
     def decode_variance(self, variance: Tensor, support: Tensor | None = None) -> Tensor:

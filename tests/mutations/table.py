@@ -1140,8 +1140,8 @@ IN_USE = (
     ),
     export(
         "an exported file is compared with itself",
-        "compare(run(rows), decode(predictor.outputs(rows)), path)",
-        "compare(run(rows), run(rows), path)",
+        "compare(run(rows), decode(predictor.outputs(rows)), scale, path)",
+        "compare(run(rows), run(rows), scale, path)",
         "test_a_file_that_predicts_otherwise_is_not_written",
     ),
     export(

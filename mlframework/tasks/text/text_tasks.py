@@ -134,13 +134,17 @@ class TextTasks(TaskDistribution, ABC):
     def encode(self, texts: Sequence[str]) -> Examples:
         """Texts as the examples of one task, leaves `[1, rows, length]`; of running text the last row may overlap.
 
+        Running text of fewer than `length` tokens makes one row that is as short, so that nothing of it is padding.
+
         Raises:
             UserError: there is no text.
         """
         if not any(texts):
             raise UserError("there is no text to adapt to")
         rows = Rows.of([self.windows([text for text in texts if text], overlap=True)])
-        return rows.examples(torch.arange(len(rows.lengths)).unsqueeze(0))
+        examples = rows.examples(torch.arange(len(rows.lengths)).unsqueeze(0))
+        longest = int(rows.lengths.max()) if self.running else self.length
+        return Examples(*(leaf[..., :longest] for leaf in examples))
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of a row of tokens: that from its first token, or the boundary before that, to the next boundary."""
