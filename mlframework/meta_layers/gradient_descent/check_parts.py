@@ -1,4 +1,4 @@
-"""Refuses parts of an algorithm that stand in for one another: an object for what builds one, a class for an object."""
+"""Refuses a part of an algorithm of the wrong form: an object where a function builds one, a class where one is due."""
 
 from __future__ import annotations
 

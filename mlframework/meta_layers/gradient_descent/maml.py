@@ -67,8 +67,9 @@ class MAML(MetaLayer):
     ) -> None:
         super().__init__(base_layer, task, frozen=frozen, batch_norm=batch_norm)
         check_parts(update=update, inner_loss=inner_loss, norm=norm, meta_gradient=meta_gradient)
-        self.inner_steps, at_test = at_least("inner_steps", inner_steps, 1), test_inner_steps
-        self.test_inner_steps = at_least("test_inner_steps", inner_steps if at_test is None else at_test, 1)
+        self.inner_steps = at_least("inner_steps", inner_steps, 1)
+        at_test = inner_steps if test_inner_steps is None else test_inner_steps
+        self.test_inner_steps = at_least("test_inner_steps", at_test, 1)
         self.inner_weight_decay = at_least("inner_weight_decay", inner_weight_decay, 0)
         self.inner_clip = None if inner_clip is None else positive("inner_clip", inner_clip)
         self.norm = (norm or SharedNorm)(self.base_layer)
