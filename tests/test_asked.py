@@ -14,12 +14,13 @@ from test_contracts import presets, small
 from mlframework.cli import evaluate, train
 from mlframework.cli.command_line import for_jobs
 from mlframework.cli.evaluate import with_asked
+from mlframework.errors import InvalidValue
 from mlframework.evaluation.task_set import TaskSet
 from mlframework.runs import build
-from mlframework.runs.asked import ANY_N_WAY, asked_task, combinations
+from mlframework.runs.asked import ANY_N_WAY, asked_task, check_divided_alike, combinations
 from mlframework.runs.run import load_run
 from mlframework.runs.run_folder import RunFolder
-from mlframework.tasks import Digits
+from mlframework.tasks import Digits, TaskDistribution
 
 FEW = ("evaluation.tasks=4", "evaluation.validation_tasks=2", "evaluation/baseline=[]")
 SPLITS = {"validation_digits": [4, 5, 6], "test_digits": [7, 8, 9]}
@@ -145,7 +146,11 @@ def test_a_run_on_glyphs_is_evaluated_on_the_characters_of_other_tasks(tmp_path)
         ("maml", "task.k_shot=x", "task.k_shot=x: must be a whole number or a list"),
         ("maml", "task.k_shot=0", "task.k_shot=0: must be at least 1, or [low, high]"),
         ("maml", "task=glyfs", "task=glyfs: no such option (did you mean glyphs?)"),
-        ("prototypes", "task.test_digits=[5,6]", "task.test_digits=[5, 6]: says which data train, and the run has"),
+        (
+            "prototypes",
+            "task.test_digits=[5,6]",
+            "task.test_digits=[5, 6]: says which data are trained on, and the run has",
+        ),
     ],
 )
 def test_what_the_run_cannot_take_is_refused_in_one_line(world, run, typed, line):
@@ -203,7 +208,7 @@ def test_partitions_of_ratings_are_evaluated_from_one_run(tmp_path):
     reports = [json.loads(path.read_text()) for path in (tmp_path / "run" / "evaluations").glob("*.json")]
     assert len({report["task_hash"] for report in reports}) == len(reports) == 4
     said = call(evaluate.main, "run=run", *FEW, "task.held_out_items=0.4", folder=tmp_path)
-    assert said.err.startswith("task.held_out_items=0.4: says which data train, and the run has 0.3: ")
+    assert said.err.startswith("task.held_out_items=0.4: says which data are trained on, and the run has 0.3: ")
 
 
 @pytest.mark.slow
@@ -258,3 +263,130 @@ def test_only_settings_of_a_swept_group_wait_for_the_jobs(typed, passed):
 def test_flags_may_stand_after_the_settings_of_the_task():
     typed = ["run=mine", "task.k_shot=5", "evaluation.tasks=4", "--config-dir", "conf"]
     assert with_asked(typed) == ["run=mine", "asked=['task.k_shot=5']", *typed[2:]]
+
+
+# Which data train.
+
+
+def config_of(target: str, /, **settings):
+    return OmegaConf.create({"_target_": f"mlframework.tasks.{target}", **settings})
+
+
+CUTS = [
+    ("TextFolder", {"path": "x", "task_column": "author"}, {"task_column": "topic"}, "task.task_column=topic: "),
+    ("TextFolder", {"path": "x"}, {"text_column": "says"}, "task.text_column=says: "),
+    ("TextLanguages", {"script": "latin", "data_dir": None}, {"script": "all"}, "task.script=all: "),
+    ("Table", {"path": "x", "target": "a"}, {"target": "b"}, "task.target=b: "),
+    ("Table", {"path": "x", "missing": []}, {"missing": ["-"]}, "task.missing=['-']: "),
+    ("SklearnTables", {"train": ["iris"], "test": ["wine"]}, {"train": ["wine"], "test": ["iris"]}, "task.train="),
+    ("Omniglot", {"splits": "vinyals"}, {"splits": "alphabet"}, "task.splits=alphabet: "),
+]
+
+
+@pytest.mark.parametrize(("target", "own", "changes", "line"), CUTS)
+def test_settings_that_move_tasks_to_another_split_are_those_of_the_run(target, own, changes, line):
+    config = config_of(target, **own)
+    with pytest.raises(InvalidValue, match="says which data are trained on") as caught:
+        check_divided_alike(config, OmegaConf.merge(config, changes))
+    assert str(caught.value).startswith(line)
+    check_divided_alike(config, OmegaConf.merge(config, {"k_shot": 3, "length": 7}))
+    check_divided_alike(config, config)
+
+
+def test_the_default_of_a_setting_is_its_value():
+    own = config_of("TextFolder", path="x")
+    check_divided_alike(own, config_of("TextFolder", path="x", task_column="task"))
+
+
+def test_a_class_and_its_subclass_have_the_same_data():
+    fixed = config_of("OmniglotFixedLabels", splits="vinyals")
+    check_divided_alike(fixed, config_of("Omniglot", splits="vinyals"))
+    for own, other in (("OmniglotFixedLabels", "Omniglot"), ("Omniglot", "OmniglotFixedLabels")):
+        with pytest.raises(InvalidValue, match=r"task\.splits=alphabet"):
+            check_divided_alike(config_of(own, splits="vinyals"), config_of(other, splits="alphabet"))
+
+
+@pytest.mark.parametrize("other", ["./data", "data/", "link", "{here}/data", "~/data"])
+def test_one_folder_has_many_names(tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    other = other.format(here=tmp_path)
+    ratings = [ratings_of(path, share) for path, share in (("data", 0.3), (other, 0.4), ("elsewhere", 0.4))]
+    texts = [config_of("TextFolder", path=path, task_column=column) for path, column in (("data", "a"), (other, "b"))]
+    roots = [config_of("Omniglot", data_dir=path, splits=s) for path, s in (("data", "vinyals"), (other, "alphabet"))]
+    for own, asked in (ratings[:2], texts, roots):
+        with pytest.raises(InvalidValue, match="says which data are trained on"):
+            check_divided_alike(own, asked)
+    check_divided_alike(ratings[0], ratings[2])
+
+
+def test_no_data_folder_is_the_default_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFRAMEWORK_DATA", str(tmp_path))
+    own, asked = (
+        config_of("Omniglot", splits="vinyals"),
+        config_of("Omniglot", splits="alphabet", data_dir=str(tmp_path)),
+    )
+    with pytest.raises(InvalidValue, match=r"task\.splits"):
+        check_divided_alike(own, asked)
+
+
+def ratings_of(path: str, held_out: float, **source):
+    found = {"_target_": "mlframework.tasks.RatingTable", "path": path, **source}
+    return config_of("RatingTasks", source=found, held_out_items=held_out)
+
+
+def test_settings_of_a_source_that_say_who_a_user_is_are_those_of_the_run():
+    with pytest.raises(InvalidValue, match=r"task\.source\.user=film: says which"):
+        check_divided_alike(ratings_of("data", 0.3), ratings_of("data", 0.3, user="film", item="user"))
+    with pytest.raises(InvalidValue, match=r"task\.held_out_items=0\.4"):
+        check_divided_alike(ratings_of("data", 0.3), ratings_of("data", 0.4, list_separator=","))
+
+
+class OwnTask(TaskDistribution):
+    """A user's own, which says nothing of its settings."""
+
+    def __init__(self, k_shot: int = 1, fold: int = 0) -> None:
+        self.k_shot, self.fold = k_shot, fold
+
+    def sample(self, num_tasks, split, generator):
+        raise NotImplementedError
+
+
+def test_a_task_of_ones_own_that_declares_nothing_is_warned_of(caplog):
+    own = OmegaConf.create({"_target_": f"{__name__}.OwnTask", "k_shot": 1})
+    check_divided_alike(own, OmegaConf.merge(own, {"k_shot": 5, "fold": 0}))
+    assert not caplog.records
+    check_divided_alike(own, OmegaConf.merge(own, {"k_shot": 5, "fold": 2}))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "task.fold: training data might be among the tests: OwnTask.divided_by does not say"
+
+
+def test_a_function_that_makes_a_task_is_no_error():
+    own = OmegaConf.create({"_target_": f"{__name__}.ratings_of", "path": "a"})
+    check_divided_alike(own, own)
+
+
+@pytest.mark.slow
+def test_a_run_in_another_folder_finds_its_texts_and_refuses_another_cut(tmp_path):
+    """The path is relative to the folder of the training, and the evaluation is typed in another."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "away").mkdir()
+    rows = [
+        json.dumps({"author": f"author {a}", "topic": f"topic {t}", "text": f"{a} says of {t}, {n} times, again"})
+        for a in range(8)
+        for t in range(8)
+        for n in range(3)
+    ]
+    (tmp_path / "home" / "mine.jsonl").write_text("\n".join(rows))
+    typed = ("task=text_folder", "task.path=mine.jsonl", "task.task_column=author", "task.length=8", "task.k_query=2")
+    typed += ("algorithm=in_context", "base_layer.width=8", "base_layer.depth=1", "display=[]")
+    said = call(train.main, *SHORT, *typed, "evaluation=none", "run_dir=run", folder=tmp_path / "home")
+    assert said.exit_code == 0, said.err
+    run = f"run={tmp_path / 'home' / 'run'}"
+    said = call(evaluate.main, run, *FEW, "task.k_shot=2", folder=tmp_path / "away")
+    assert said.exit_code == 0, said.err
+    for typed in (["task.task_column=topic"], ["task.task_column=topic", f"task.path={tmp_path}/home/mine.jsonl"]):
+        said = call(evaluate.main, run, *FEW, *typed, folder=tmp_path / "away")
+        assert said.exit_code == 2 and said.err.startswith("task.task_column=topic: says which data are"), said.err

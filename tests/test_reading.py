@@ -88,3 +88,20 @@ def test_the_next_task_of_a_process_reads_nothing_and_draws_the_same(file, task,
     os.utime(path, ns=(0, 1))
     with pytest.raises(TypeError, match="not callable"):
         task(path).sample(2, "train", torch.Generator().manual_seed(0))
+
+
+def test_a_users_own_source_of_ratings_is_read_anew(tmp_path):
+    """It may read more than its path says; and in a notebook, a class of the same name may read otherwise."""
+    path = tmp_path / "ratings.csv"
+    rows = [f"u{user},i{item},{(user + item) % 5 + 1}" for user in range(20) for item in range(14)]
+    path.write_text("\n".join(["user,item,rating", *rows]) + "\n")
+
+    def table(most: float) -> RatingTasks:
+        class Mine(RatingTable):
+            def read(self):
+                found = super().read()
+                return found._replace(triples=[(u, i, min(r, most)) for u, i, r in found.triples])
+
+        return RatingTasks(source=Mine(path))
+
+    assert [table(most).table.rating.max() for most in (5.0, 3.0)] == [5.0, 3.0]

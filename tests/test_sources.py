@@ -101,6 +101,13 @@ def test_the_sources_of_a_classification_are_the_classes_that_were_drawn():
     assert tasks.sources() == drawn
 
 
+def test_a_part_of_a_set_has_the_sources_of_its_own_tasks():
+    tasks = TaskSet(classes(tuple(f"character {n}" for n in range(9))), "test", tasks=12, seed=5)
+    whole, part = tasks.sources(), tasks.part(slice(4, 9))
+    assert whole is not None and whole[:5] != whole[4:9]
+    assert part.sources() == whole[4:9] and part.part(slice(1, 3)).sources() == whole[5:7]
+
+
 def test_the_sources_of_text_are_languages_that_the_texts_are_of():
     task = TextLists(k_shot=2, k_query=2, length=16)
     tasks = TaskSet(task, "test", tasks=8, seed=3, chunk=8)

@@ -126,6 +126,62 @@ def test_a_given_split_without_a_task_is_named(tmp_path):
         text_folder(tmp_path).sources("train")
 
 
+@pytest.mark.parametrize("trial", range(4))
+def test_only_declared_settings_move_a_task_to_another_split(tmp_path, trial):
+    """Tasks are of all lengths, so that each setting leaves out others."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number in range(24):
+        text = "\n\n".join(f"{trial} {number} says {line}" for line in range(1 + number))
+        (mine / f"{trial}_{number}.txt").write_text(text)
+    own = {split: set(names(text_folder(mine, k_shot=5, k_query=5), split)) for split in SPLITS}
+    assert 10 < sum(map(len, own.values())) < 24
+    for settings in ({}, {"k_shot": 1}, {"k_query": 3}, {"length": 5}, {"running": False}, {"unit": "paragraph"}):
+        task = text_folder(mine, **settings)
+        for split in SPLITS:
+            assert not own[split] & {name for other in SPLITS if other != split for name in names(task, other)}
+    assert TextFolder.divided_by == ("task_column", "text_column")
+
+
+def names(task, split):
+    return [source.name for source in task.sources(split)]
+
+
+def test_a_split_whose_tasks_are_all_too_short_is_named_with_them(tmp_path):
+    """Others in their place would depend on the settings that say what is too short."""
+    mine = fill(tmp_path / "mine")
+    short = names(text_folder(mine), "validation")
+    for name in short:
+        (mine / name).write_text("short")
+    told = re.escape(f"no task for validation has 4 rows of 16 tokens ({', '.join(short)}): remove short ones")
+    with pytest.raises(UserError, match=told):
+        text_folder(mine).sources("train")
+
+
+def test_a_subclass_does_not_get_the_rows_of_another_class(tmp_path):
+    mine = fill(tmp_path / "mine")
+    text_folder(mine).sources("train")
+
+    class One(TextFolder):
+        def load(self, split):
+            return super().load(split)[:1]
+
+    task = One(mine, k_shot=2, k_query=2, length=16)
+    assert len(task.sources("train")) == 1 and len(text_folder(mine).sources("train")) > 1
+    assert len(text_folder(mine, k_shot=1).sources("train")) > 1
+
+
+def test_what_two_tasks_share_is_not_filled_in_by_either(tmp_path):
+    mine = fill(tmp_path / "mine")
+    first = text_folder(mine)
+    first.sources("train")
+    shared = dict(first._loaded)
+    second = text_folder(mine)
+    for split in SPLITS:
+        second.sources(split)
+    assert second._loaded is first._loaded and first._loaded == shared, "it was whole"
+
+
 def test_too_few_tasks_say_how_many_are_needed(tmp_path):
     (tmp_path / "one.txt").write_text("\n".join(lines("english")))
     with pytest.raises(UserError, match=r"holds 1 tasks that can be used, and at least 3 with 4 rows of 16 tokens"):

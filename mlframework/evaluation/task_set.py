@@ -63,6 +63,8 @@ class TaskSet:
     def sources(self) -> Sources | None:
         """The sources of each task; None where each task is a source of its own."""
         generator, found = torch.Generator().manual_seed(self.seed), []
+        for _ in range(self.start):
+            self.task.sample(1, self.split, generator)
         for _ in range(self.tasks):
             before = generator.get_state()
             names = self.task.drawn_from(1, self.split, generator)

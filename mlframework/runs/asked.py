@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework.episode import TaskSpec
 from mlframework.errors import InvalidValue, UserError, nearest
-from mlframework.runs.check_config import check_config, located
+from mlframework.runs.check_config import check_config, given, is_part, located, parameters
+from mlframework.runs.overrides import key_of
+from mlframework.tasks.data_folder import data_folder
+from mlframework.tasks.task_distribution import TaskDistribution
 
 __all__ = ["ANY_N_WAY", "Asked", "asked_task", "check_divided_alike", "combinations", "refusal"]
 
@@ -27,8 +33,7 @@ ANY_N_WAY = (
     *("hypernetwork", "proto_maml", "ridge", "logistic", "svm", "svm_rbf", "svm_one_vs_rest", "deep_kernel"),
 )
 
-#: Settings without which two configs of a task distribution are about other data.
-DATA = ("source", "path", "data_dir")
+log = logging.getLogger(__name__)
 
 
 class Asked(NamedTuple):
@@ -44,10 +49,11 @@ def combinations(typed: Sequence[str]) -> list[list[str]]:
     >>> combinations(["task.n_way=20", "task.k_shot=1,5"])
     [['task.n_way=20', 'task.k_shot=1'], ['task.n_way=20', 'task.k_shot=5']]
     """
-    return [list(each) for each in itertools.product(*map(values, typed))]
+    return [list(each) for each in itertools.product(*map(with_one_value, typed))]
 
 
-def values(typed: str) -> list[str]:
+def with_one_value(typed: str) -> list[str]:
+    """The overrides that an override with several values stands for."""
     override = parsed(typed)
     if not override.is_sweep_override():
         return [typed]
@@ -75,14 +81,14 @@ def asked_task(config: DictConfig, choice: str | None, typed: Sequence[str]) -> 
     with open_dict(task):
         if any(key_of(each) == "task" for each in groups):
             sizes = {name: task[name] for name in SIZES if name in task}
-            task = composed(groups)
+            task = config_of_option(groups)
             task.update({name: size for name, size in sizes.items() if name in task})
         elif groups:
             if choice is None:
                 raise UserError(f"{groups[0]}: the run does not say which option its task was: name it, as in task=...")
             if not re.fullmatch(r"[\w/-]+", choice):  # a file elsewhere, or an interpolation
                 raise UserError(f"choices.json: task={choice[:80]}: is no name of an option")
-            other = composed([f"task={choice}", *groups])
+            other = config_of_option([f"task={choice}", *groups])
             for path in (key_of(each).removeprefix("task/").replace("/", ".") for each in groups):
                 OmegaConf.update(task, path, OmegaConf.select(other, path), merge=False)
     for each in settings:
@@ -91,7 +97,7 @@ def asked_task(config: DictConfig, choice: str | None, typed: Sequence[str]) -> 
     return task
 
 
-def composed(groups: Sequence[str]) -> DictConfig:
+def config_of_option(groups: Sequence[str]) -> DictConfig:
     """The config of a task's option, with its defaults."""
     found = compose("train", list(groups))
     return OmegaConf.create(OmegaConf.to_container(found.task, resolve=True))  # type: ignore[return-value]
@@ -110,18 +116,73 @@ def set_value(task: DictConfig, typed: str) -> None:
         OmegaConf.update(task, key.removeprefix("task."), getattr(value, "text", value), force_add=True)
 
 
-def key_of(typed: str) -> str:
-    return typed.partition("=")[0].lstrip("+")
-
-
 def check_divided_alike(own: DictConfig, asked: DictConfig) -> None:
-    """Refuses a task of the same data whose test tasks may hold data that the run was trained on."""
-    if own._target_ != asked._target_ or any(own.get(name) != asked.get(name) for name in DATA):
+    """Refuses a task of the same data whose test tasks may hold data that the run was trained on.
+
+    A task of the user's own that does not say what divides its data gets a warning.
+    """
+    if not are_related(located(own._target_), located(asked._target_)) or data_of(own) != data_of(asked):
         return
-    for name in located(own._target_).divided_by:
-        if own.get(name) != asked.get(name):
-            why = f"says which data train, and the run has {own.get(name)}: its training data would be among the tests"
-            raise InvalidValue(f"task.{name}", asked.get(name), why)
+    for key, ours, theirs in shared_parts(own, asked):
+        classes = located(ours._target_), located(theirs._target_)
+        dividing = {name: None for each in classes for name in getattr(each, "divided_by", ())}
+        for name in dividing:
+            if (value := setting(ours, name)) != (other := setting(theirs, name)):
+                why = f"says which data are trained on, and the run has {value}: they might be among the tests"
+                raise InvalidValue(f"{key}.{name}", other, why)
+    if not is_declared(located(asked._target_)):
+        warn_of_changes(own, asked)
+
+
+def shared_parts(own: DictConfig, asked: DictConfig) -> Iterator[tuple[str, DictConfig, DictConfig]]:
+    """The configs of both tasks, and those of their sources, with their keys."""
+    yield "task", own, asked
+    if is_part(own.get("source")) and is_part(asked.get("source")):
+        yield "task.source", own.source, asked.source
+
+
+def are_related(one: Any, other: Any) -> bool:
+    """Whether two names of a `_target_` lead to one object, or to a class and a subclass of it."""
+    if isinstance(one, type) and isinstance(other, type):
+        return issubclass(one, other) or issubclass(other, one)
+    return bool(one is other)
+
+
+def data_of(task: DictConfig) -> tuple[object, ...]:
+    """What two tasks of the same data share: the real paths, or all settings of a source without a path."""
+    source = task.get("source")
+    if is_part(source) and source.get("path") is not None:
+        source = source._target_, real_path(source.path)
+    path = task.get("path")
+    return None if path is None else real_path(path), real_path(data_folder(task.get("data_dir"))), source
+
+
+def real_path(path: str | Path) -> str:
+    return os.path.realpath(os.path.expanduser(path))
+
+
+def setting(part: DictConfig, name: str) -> Any:
+    """The value of a setting, or the constructor's default."""
+    if name in part:
+        return part[name]
+    parameter = parameters(located(part._target_)).get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def is_declared(target: Any) -> bool:
+    """Whether a task declares the settings that divide its data; those of this package do."""
+    classes = target.__mro__ if isinstance(target, type) else ()
+    own = [each for each in classes if each is not TaskDistribution and "divided_by" in vars(each)]
+    return bool(own) or str(getattr(target, "__module__", "")).startswith("mlframework.")
+
+
+def warn_of_changes(own: DictConfig, asked: DictConfig) -> None:
+    """Names the settings by which the training data of a user's own task might be among the tests."""
+    names = dict.fromkeys([*given(own), *given(asked)])
+    changed = [name for name in names if name not in SIZES and setting(own, name) != setting(asked, name)]
+    if named := ", ".join(f"task.{name}" for name in changed):
+        task = str(asked._target_).rpartition(".")[2]
+        log.warning("%s: training data might be among the tests: %s.divided_by does not say", named, task)
 
 
 def refusal(asked: str, algorithm: str, weight: str, own: TaskSpec, found: TaskSpec) -> str:

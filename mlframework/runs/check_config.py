@@ -23,7 +23,9 @@ from mlframework.files import leaves
 if TYPE_CHECKING:  # it imports torch, which --help does without
     from mlframework.episode import TaskSpec
 
-__all__ = ["check_config", "check_episodes", "check_keys", "is_part", "located", "parts"]
+__all__ = [
+    *("check_config", "check_episodes", "check_keys", "given", "is_part", "located", "parameters", "parts"),
+]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
 

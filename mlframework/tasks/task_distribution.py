@@ -33,6 +33,7 @@ class TaskDistribution(KeepsArguments, ABC):
     higher_is_better: frozenset[str] = frozenset({"accuracy"})
 
     #: Settings that say which data belong to which split: test tasks under one value may be training tasks of another.
+    #: Number, size and form of the examples belong here only if another value moves a task to another split.
     divided_by: tuple[str, ...] = ()
     #: Names of classes that keep their number from task to task; None: each task numbers its own.
     class_names: tuple[str, ...] | None = None

@@ -1134,8 +1134,8 @@ IN_USE = (
     ),
     asked(
         "training data are among the tests",
-        "        if own.get(name) != asked.get(name):",
-        "        if own.get(name) == asked.get(name):",
+        "if (value := setting(ours, name)) != (other := setting(theirs, name)):",
+        "if (value := setting(ours, name)) == (other := setting(theirs, name)):",
         "test_what_the_run_cannot_take_is_refused_in_one_line",
     ),
     export(

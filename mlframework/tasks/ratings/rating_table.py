@@ -24,6 +24,8 @@ class RatingTable(RatingSource):
         list_separator: separates several categories in one field, as in `comedy|crime`.
     """
 
+    divided_by = ("user", "item")
+
     def __init__(
         self,
         path: str | Path | None = None,

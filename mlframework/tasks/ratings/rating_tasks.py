@@ -163,11 +163,15 @@ class RatingTasks(TaskDistribution):
         return TaskSpec("regression", x_shape=(sum(blocks),), out_features=1, blocks=blocks)
 
     def read(self) -> Encoded:
-        """The encoded ratings; those of files are kept in memory for the next task of this process."""
+        """The encoded ratings; those of files are kept in memory for the next task of this process.
+
+        A source of the user's own may read more than its settings and its path say, so nothing is kept of it.
+        """
         form: dict[str, Any] = {"counts": self.counts, "per": self.per, "most_values": self.most_values}
         form["attributes"] = self.attributes
         path, asked = getattr(self.source, "path", None), (type(self.source), self.source.constructor_arguments, form)
-        if not isinstance(path, Path) or not path.exists():
+        is_own = not type(self.source).__module__.startswith("mlframework.")
+        if is_own or not isinstance(path, Path) or not path.exists():
             return encoded(self.source.read(), **form)
         files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
         return read_once(asked, sorted(files), lambda: encoded(self.source.read(), **form))

@@ -31,6 +31,9 @@ class Ratings(NamedTuple):
 class RatingSource(KeepsArguments, ABC):
     """Where ratings come from. The constructor stores; `read` reads or draws."""
 
+    #: Settings that say who the users and the items are; see `TaskDistribution.divided_by`.
+    divided_by: tuple[str, ...] = ()
+
     @abstractmethod
     def read(self) -> Ratings:
         """All ratings, in the order in which they stand there.

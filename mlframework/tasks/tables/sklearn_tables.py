@@ -56,6 +56,8 @@ class SklearnTables(TaskDistribution):
     torch.Size([2, 10, 3])
     """
 
+    divided_by = ("train", "validation")  # test tables are in neither
+
     def __init__(
         self,
         *,

@@ -63,7 +63,8 @@ class Table(TableTasks):
         delimiter, encoding, decimal: of a text; None for the delimiter: by the header.
     """
 
-    divided_by = ("task_column", "group_column")
+    # Rows without a target are left out, and so are tasks without rows, which moves the cut between the others.
+    divided_by = ("task_column", "group_column", "target", "missing", "encoding")
 
     def __init__(
         self,

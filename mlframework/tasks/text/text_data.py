@@ -85,6 +85,8 @@ class TextLanguages(TextTasks):
         data_dir: see `data_folder`; the file is `text/udhr_languages.json.gz` there.
     """
 
+    divided_by = ("script",)
+
     def __init__(
         self,
         *,

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 #: What `path` must be.
 NEEDED = "must name a folder of texts, or a .csv or .jsonl"
 
+#: The most names of tasks in a message.
+SHOWN = 5
+
 
 class TextFolder(TextTasks):
     """Your own texts by source: an author, a speaker, a language, a list.
@@ -36,7 +39,8 @@ class TextFolder(TextTasks):
     the text. Where a folder holds folders called `train`, `validation` (or `val`, `valid`, `dev`) and `test`, the tasks
     are theirs. Otherwise they are split in a fixed order: 64 % train, 16 % validation, 20 % test.
 
-    Files that are binary, empty or no UTF-8, and tasks with too little text, are left out, each with a line in the log.
+    Files that are binary, empty or no UTF-8 are left out, each with a line in the log. So are tasks with too little
+    text, after the split: a task stays in its split whatever `k_shot`, `k_query`, `length` and `tokens` are.
 
     Args:
         path: the folder or the table.
@@ -45,6 +49,8 @@ class TextFolder(TextTasks):
         unit: of text in a file: a `line`, a `paragraph` or the whole `file`; in a table it is the cell.
         task_column, text_column: of a table.
     """
+
+    divided_by = ("task_column", "text_column")  # rows without a text are left out before the split
 
     def __init__(
         self,
@@ -72,9 +78,17 @@ class TextFolder(TextTasks):
         return self.splits[split]
 
     def _of(self, split: Split) -> tuple[list[Source], Rows]:
-        if not self._loaded and type(self.tokens) is Bytes and self.path.exists():
-            self._loaded = read_once(self.settings, self.files(), dict)
+        is_plain = type(self) is TextFolder and type(self.tokens) is Bytes  # a subclass may read otherwise
+        if not self._loaded and is_plain and self.path.exists():
+            self._loaded = read_once(self.settings, self.files(), self.all_rows)
         return super()._of(split)
+
+    def all_rows(self) -> dict[Split, tuple[list[Source], Rows]]:
+        """The sources and the rows of every split: other objects share them, and none has one to add."""
+        splits: tuple[Split, ...] = get_args(Split)
+        for split in splits:
+            super()._of(split)
+        return self._loaded
 
     def files(self) -> list[Path]:
         """All files that are read."""
@@ -101,15 +115,24 @@ class TextFolder(TextTasks):
                 raise UserError(f"task.path={self.path}: there is no task for {empty[0]} that can be used")
             if given:
                 return given
-        found = {source.name: source for source in self.usable(self.read(self.path))}
-        if len(found) < 3:
-            needs = f"at least 3 with {self.k_shot + self.k_query} rows of {self.length} tokens are needed"
-            raise UserError(f"task.path={self.path}: holds {len(found)} tasks that can be used, and {needs}")
-        names = split_by_hash(found)
+        return self.divided({source.name: source for source in self.read(self.path)})
+
+    def divided(self, sources: Mapping[str, Source]) -> dict[Split, list[Source]]:
+        """The usable sources of every split: the split is that of all sources, whichever are usable."""
+        names = split_by_hash(sources)
         if not all(names.values()):
             order = [name for split in names.values() for name in split]
             names = {"train": order[:-2], "validation": order[-2:-1], "test": order[-1:]}
-        return {split: [found[name] for name in chosen] for split, chosen in names.items()}
+        splits = {split: self.usable(sources[name] for name in chosen) for split, chosen in names.items()}
+        count, rows = sum(map(len, splits.values())), f"{self.k_shot + self.k_query} rows of {self.length} tokens"
+        if count < 3:
+            needs = f"at least 3 with {rows} are needed"
+            raise UserError(f"task.path={self.path}: holds {count} tasks that can be used, and {needs}")
+        if empty := [split for split, found in splits.items() if not found]:
+            short = ", ".join(names[empty[0]][:SHOWN])
+            why = f"no task for {empty[0]} has {rows} ({short}): remove short ones, or lower k_shot, k_query or length"
+            raise UserError(f"task.path={self.path}: {why}")
+        return splits
 
     def read(self, path: Path) -> Iterator[Source]:
         """The sources of a table or a folder."""
