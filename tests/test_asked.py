@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
 from commands import SHORT, call
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from test_contracts import presets, small
 
@@ -227,6 +229,48 @@ def test_overrides_of_the_task_go_through_hydra_unread():
     assert found == ["-m", "run=a,b", "asked=['task/source=x','++task.a.b=1,2']", "weights=best", "taskless=1"]
     assert with_asked(["-m", "run=a", "task.k_shot=1,5"]) == ["run=a", "asked=['task.k_shot=1,5']"]
     assert combinations(["task.a=[1,2]", "task.b=x"]) == [["task.a=[1,2]", "task.b=x"]]
+
+
+ODD_TEXTS = [
+    *map("".join, chain.from_iterable(product("a'\\", repeat=length) for length in range(4))),
+    *(
+        "it's",
+        r"it\'s",
+        "x\\",
+        "C:\\dir\\",
+        "C:\\dir\\'",
+        '"',
+        "a,b",
+        "[a]",
+        "{a: b}",
+        "$",
+        "${task.n_way}",
+        r"\${a}",
+        r"'\\${a}\'",
+    ),
+    *(f"a{first}{second}" for first, second in product("'\\\"=#$ ", "'\\\"=#$ ")),
+]
+
+
+@pytest.mark.parametrize("text", ["task.x='it\\'s'", r"task.x='C:\\dir\\'", *ODD_TEXTS])
+def test_an_override_with_quotes_and_backslashes_goes_through_hydra_unchanged(text):
+    (typed,) = with_asked([f"task.path={text}"])
+    (found,) = OverridesParser.create().parse_override(typed).value()
+    assert OmegaConf.create({"asked": [str(getattr(found, "text", found))]}).asked[0] == f"task.path={text}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (r"task.k_shot='it\'s'", "task.k_shot=it's: must be a whole number or a list"),
+        ("task.k_shot='C:\\dir\\\\'", "task.k_shot=C:\\dir\\: must be a whole number or a list"),
+        ("task.k_query=${task.k_shot}5", "task.k_query=15: must be a whole number"),
+    ],
+)
+def test_quoted_text_reaches_the_task_as_in_a_training(world, typed, told):
+    trained = call(train.main, *SHORT, *DIGITS, typed, "run_dir=unused", folder=world)
+    assert trained.err.startswith(told), trained.err
+    assert asked(world, typed).err.startswith(told)
 
 
 # Sweeps over tasks.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework import processes
@@ -98,10 +99,18 @@ def with_asked(arguments: Sequence[str]) -> list[str]:
         return others
     if not any(override and override.is_sweep_override() for override in map(as_override, others)):
         others = [each for each in others if each not in ("-m", "--multirun")]
-    quoted = ",".join("'" + each.replace("'", r"\'") + "'" for each in asked)
+    texts = ",".join(map(quoted, asked))
     # In the place of the first one: behind a flag that follows other overrides Hydra takes none.
     place = len([each for each in arguments[: arguments.index(asked[0])] if each in others])
-    return [*others[:place], f"asked=[{quoted}]", *others[place:]]
+    return [*others[:place], f"asked=[{texts}]", *others[place:]]
+
+
+def quoted(text: str) -> str:
+    """A text between quotes that is read as it stands; its interpolations are those of the task, not of this config."""
+    plain = re.sub(
+        r"(\\*)\$\{", r"\1\1\\${", text
+    )  # OmegaConf reads backslashes before an interpolation, and only there
+    return QuotedString(plain, Quote.single).with_quotes()
 
 
 main = command(evaluate_command, config_name="evaluate", rewrite=with_asked, ranks=True)
