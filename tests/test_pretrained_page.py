@@ -22,7 +22,7 @@ def test_a_step_from_kept_features_is_twenty_times_as_fast_as_through_the_networ
     assert len({row["hash"] for row in rows.values()}) == 1  # the same tasks
     timed = {name: row for name, row in rows.items() if "from features" in row}
     slow = [name for name, row in timed.items() if row["through the network"] < 20 * row["from features"]]
-    assert len(timed) > 20 and slow == ["matching_fce"]
+    assert len(timed) > 20 and sorted(slow) == ["matching_fce", "meta_networks"]
 
 
 def test_two_thousand_images_are_adapted_to_in_a_tenth_of_the_memory():
