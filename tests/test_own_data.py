@@ -21,6 +21,7 @@ from mlframework.meta_layers import MAML, Exact, LearnedLoss, Prototypes
 from mlframework.runs import FewShotClassifier, Trained, train
 from mlframework.tasks import Digits, ImageFolder, TaskDistribution
 from mlframework.tasks.check_episode import check_episode
+from mlframework.tasks.images.own_images import as_images
 from mlframework.testing import check_meta_layer, check_task_distribution
 
 TASK = Digits(n_way=2, k_shot=3, k_query=2, validation_digits=[6, 7], test_digits=[8, 9])
@@ -74,7 +75,6 @@ SAME = {
     "int64 from 0 to 255": lambda: BYTES.astype(np.int64),
     "an int32 tensor": lambda: torch.from_numpy(BYTES).int(),
     "uint16": lambda: BYTES.astype(np.uint16),
-    "floats from 0 to 255": lambda: BYTES.astype(np.float64),
     "another byte order": lambda: X.astype(">f4"),
     "another memory order": lambda: np.asfortranarray(X),
     "negative strides": lambda: X[::-1][::-1],
@@ -93,7 +93,10 @@ SAME = {
     "PIL images": pictures,
     "PIL images in colour": lambda: pictures("RGB"),
     "PIL images with transparency": lambda: pictures("RGBA"),
-    "images of another size among others": lambda: [np.kron(X[0, 0], np.ones((1, 1))), *X[1:, 0]],
+    "a list of several layouts": lambda: [X[0, 0], X[1], X[2].transpose(1, 2, 0), *X[3:]],
+    "a list of several types": lambda: [BYTES[0], X[1], BYTES[2].astype(int), torch.from_numpy(X[3]).half(), *X[4:]],
+    "a list of several layouts and types": lambda: [BYTES[0, 0], *X[1:]],
+    "nested lists of several layouts": lambda: [X[0, 0].tolist(), *X[1:].tolist()],
 }
 
 
@@ -128,6 +131,109 @@ def test_one_image_of_the_tasks_shape_is_one_query(layer, wanted):
     np.testing.assert_allclose(found, wanted[:1], atol=1e-5)
 
 
+COLOUR = (3, 28, 28)
+
+#: The layout of an array, the task's shape, and the images: their number, and which of the array they are.
+LAYOUTS = {
+    "one grey image, channel last": ((28, 28, 1), (1, 28, 28), lambda x: x.permute(2, 0, 1)[None]),
+    "one of another size, channel last": ((20, 30, 1), (1, 20, 30), lambda x: x.permute(2, 0, 1)[None]),
+    "one of another width, channel last": ((28, 14, 1), (1, 28, 14), lambda x: x.permute(2, 0, 1)[None]),
+    "one grey image, channel first": ((1, 28, 28), (1, 28, 28), lambda x: x[None]),
+    "grey images, channel last": ((5, 28, 28, 1), (1, 28, 28), lambda x: x.permute(0, 3, 1, 2)),
+    "three grey images": ((3, 28, 28), (1, 28, 28), lambda x: x[:, None]),
+    "grey for colours, channel last": ((28, 28, 1), COLOUR, lambda x: x.permute(2, 0, 1)[None].expand(1, 3, 28, 28)),
+    "one image of the task's shape": (COLOUR, COLOUR, lambda x: x[None]),
+    "two grey images for colours": ((2, 28, 28), COLOUR, lambda x: x[:, None].expand(2, 3, 28, 28)),
+    "three grey images for colours, with their channel": (
+        (3, 1, 28, 28),
+        COLOUR,
+        lambda x: x.expand(3, 3, 28, 28),
+    ),
+    "images of one pixel in height, channels last": ((5, 1, 4, 3), (3, 1, 4), lambda x: x.permute(0, 3, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_an_array_of_images_has_one_layout(kind):
+    shape, task, wanted = LAYOUTS[kind]
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(as_images(x, task), wanted(x).float())
+
+
+def test_one_grey_image_with_its_channel_last_is_one_query(layer, wanted):
+    model = Trained(layer).adapt(X, Y)
+    np.testing.assert_allclose(model.predict(X[0].transpose(1, 2, 0)).softmax(-1), wanted[:1], atol=1e-5)
+    large = np.kron(X[0, 0], np.ones((3, 2)))[..., None]  # of another size
+    assert model.predict(large).shape == (1, 2)
+
+
+#: Layouts with two meanings, or none; the line.
+UNCLEAR = {
+    "three grey images, or colours of another size": (
+        ((3, 84, 84), COLOUR),
+        r"x=an array of shape \(3, 84, 84\): may be one image in colour, x\[None\], or 3 grey ones, x\[:, None\]",
+    ),
+    "four grey images, or transparency": (((4, 28, 28), COLOUR), r"may be one image in colour, .*, or 4 grey ones"),
+    "channels at both ends": (((5, 1, 30, 3), COLOUR), r"\(5, 1, 30, 3\): may have its channels first or last"),
+    "images without pixels": (((2, 1, 0, 30), COLOUR), r"x=an array of shape \(2, 1, 0, 30\): must be images"),
+}
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_an_array_of_images_with_two_layouts_is_refused(kind):
+    (shape, task), line = UNCLEAR[kind]
+    with pytest.raises(InvalidData, match=line):
+        as_images(np.zeros(shape), task)
+
+
+def test_no_images_are_no_images():
+    assert as_images(np.zeros((0, 1, 30, 30)), (1, 28, 28)).shape == (0, 1, 28, 28)
+    assert as_images(np.zeros((0, 28, 28, 3)), COLOUR).shape == (0, 3, 28, 28)
+
+
+#: Images of types and sizes beside one another, and the largest number of each.
+SCALES = {
+    "floats": ([np.ones((10, 10)), np.full((10, 10), 0.5)], [1.0, 0.5]),
+    "bytes": ([np.ones((10, 10), np.uint8), np.full((10, 10), 200, np.uint8)], [1 / 255, 200 / 255]),
+    "whole numbers": ([np.ones((10, 10), int), np.full((10, 10), 200)], [1 / 255, 200 / 255]),
+    "truth values": ([np.ones((10, 10), bool), np.full((10, 10), 200, np.uint8)], [1.0, 200 / 255]),
+    "nested lists": ([np.ones((10, 10), int).tolist(), np.full((10, 10), 0.5).tolist()], [1.0, 0.5]),
+    "nested lists of whole numbers": (
+        [np.ones((10, 10), int).tolist(), np.full((10, 10), 200).tolist()],
+        [1 / 255, 200 / 255],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("size", [10, 12])
+def test_the_scale_of_an_image_does_not_depend_on_the_sizes_beside_it(kind, size):
+    (one, other), largest = SCALES[kind]
+    grow = (
+        (lambda image: image)
+        if size == 10
+        else (lambda image: np.kron(image, np.ones((2, 2), np.asarray(image).dtype)))
+    )
+    other = grow(other).tolist() if isinstance(other, list) and size != 10 else grow(other)
+    found = as_images([one, other], (1, 28, 28))
+    np.testing.assert_allclose(found.amax((1, 2, 3)), largest, rtol=1e-5)
+
+
+def test_the_scale_of_a_query_does_not_depend_on_the_queries_beside_it(layer):
+    dark = np.zeros_like(BYTES[:1])
+    dark[0, 0, 2, 3] = 1
+    model = Trained(layer).adapt(BYTES, Y)
+    torch.testing.assert_close(model.predict(dark)[0], model.predict(np.concatenate([dark, BYTES]))[0])
+
+
+@pytest.mark.parametrize("size", [10, 12])
+def test_floats_from_0_to_255_are_refused_whatever_stands_beside_them(size):
+    line = r"x=floats from \d+ to 200: must be in \[0, 1\]: x / 255 if 255 is white"
+    for images in ([np.ones((10, 10)), np.full((size, size), 200.0)], np.full((2, 10, 10), 200.0)):
+        with pytest.raises(InvalidData, match=line):
+            as_images(images, (1, 28, 28))
+
+
 def test_an_image_in_colour_is_one_image_of_a_task_in_colour():
     task = ImageFolder("nowhere", n_way=2, k_shot=1, k_query=1, image_size=28)
     image = np.random.default_rng(0).uniform(size=(3, 28, 28))
@@ -151,8 +257,16 @@ REFUSED = {
     "complex numbers": (lambda: X.astype(complex), "x=complex numbers: must be real"),
     "standardised images": (lambda: 8 * X - 2, r"x=numbers from -2 to 2\.\d+: must be in \[0, 1\], or whole numbers"),
     "twelve bits": (lambda: 16 * BYTES.astype(np.uint16), r"x=numbers from \d+ to 2\d{3}: must be in \[0, 1\]"),
-    "whole numbers of 0 and 1": (lambda: (X > 0.2).astype(int), "x=whole numbers of 0 and 1: are 0 to 255 as whole"),
+    "floats from 0 to 255": (lambda: BYTES.astype(float), r"x=floats from 0 to 1\d+: must be in \[0, 1\]: x / 255 if"),
+    "whole numbers of 0 and 1": (
+        lambda: (X > 0.2).astype(int),
+        r"x=whole numbers of 0 and 1: may be 0 to 1, or 0 to 255: x\.astype\(float\) if 1 is white",
+    ),
     "rows of different lengths": (lambda: [[1.0, 2.0], [1.0]] * 3, r"x=an array of shape \(1, 2\): must be images"),
+    "images of rows of different lengths": (
+        lambda: [[[0.1, 0.2], [0.3]], *[[[0.1, 0.2], [0.3, 0.4]]] * 5],
+        "x=rows of different lengths: must be an array of numbers",
+    ),
     "a sparse matrix": (lambda: scipy.sparse.csr_matrix(X.reshape(6, 64)), r"x=a sparse matrix: must be dense"),
     "rows of another length": (lambda: np.zeros((6, 5)), r"x=an array of shape \(6, 5\): must be images of shape"),
     "five axes": (
