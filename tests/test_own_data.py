@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mlframework.runs import FewShotClassifier, Trained, train
 from mlframework.tasks import Digits, ImageFolder, TaskDistribution
 from mlframework.tasks.check_episode import check_episode
 from mlframework.tasks.images.own_images import as_images
+from mlframework.tasks.own_data import as_inputs, as_numbers
 from mlframework.testing import check_meta_layer, check_task_distribution
 
 TASK = Digits(n_way=2, k_shot=3, k_query=2, validation_digits=[6, 7], test_digits=[8, 9])
@@ -294,6 +297,73 @@ def test_inputs_that_have_no_one_meaning_are_refused_in_one_line(kind, layer):
     assert "\n" not in str(caught.value)
 
 
+#: Numbers that are taken as they are, and what they become.
+NUMBERS = {
+    "None": (lambda: [[None, 1.0]], torch.tensor([[torch.nan, 1.0]], dtype=torch.float64)),
+    "masked values": (lambda: np.ma.array([1, 2], mask=[0, 1]), torch.tensor([1.0, torch.nan], dtype=torch.float64)),
+    "objects": (lambda: np.array([1.5, Fraction(1, 2), Decimal(2)], object), torch.tensor([1.5, 0.5, 2.0]).double()),
+    "whole objects": (lambda: np.array([1, 2**53 + 1], object), torch.tensor([1, 2**53 + 1])),
+    "no objects": (lambda: np.zeros((0, 3), object), torch.zeros(0, 3, dtype=torch.float64)),
+    "the largest int64": (lambda: np.array([2**63 - 1], np.uint64), torch.tensor([2**63 - 1])),
+    "floats of eight bits": (lambda: torch.ones(2).to(torch.float8_e4m3fn), torch.ones(2, dtype=torch.float64)),
+    "a view with its sign turned": (lambda: torch.tensor([1 + 2j]).conj().imag, torch.tensor([-2.0]).double()),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_any_kind(kind):
+    make, wanted = NUMBERS[kind]
+    torch.testing.assert_close(as_numbers("x", make()), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+SPARSE = torch.eye(3).to_sparse()
+SPARSE_LINE = r"x=a tensor of layout torch\.sparse_coo: must be dense: x\.to_dense\(\)"
+
+#: What holds no numbers, or not exactly, and the line.
+NO_NUMBERS = {
+    "a text among objects": (lambda: np.array(["1.5", 2], object), "x=an array of texts: must be an array of numbers"),
+    "a column of texts": (lambda: np.array(["0", "1"], object), "x=an array of texts"),
+    "a series of texts": (lambda: frames().Series(["0", "1"], dtype=object), "x=an array of texts"),
+    "a text beside None": (lambda: [None, "1"], "x=an array of texts"),
+    "raw texts": (lambda: np.array([b"1"], object), "x=an array of bytes"),
+    "complex objects": (lambda: np.array([np.complex128(1 + 2j)], object), "x=an array of complex128"),
+    "durations": (lambda: np.array([np.timedelta64(5, "s")], object), "x=an array of timedelta64"),
+    "uint64": (lambda: np.array([1, 2**63 + 5], np.uint64), f"x={2**63 + 5}: must be at most {2**63 - 1}"),
+    "a tensor of uint64": (lambda: torch.tensor([2**63], dtype=torch.uint64), f"x={2**63}: must be at most"),
+    "a very large number": (lambda: [10**400], "x=a whole number beyond float64"),
+    "a sparse tensor": (lambda: SPARSE, SPARSE_LINE),
+    "sparse tensors": (lambda: [SPARSE, SPARSE], SPARSE_LINE),
+    "compressed rows": (lambda: torch.eye(3).to_sparse_csr(), r"x=a tensor of layout torch\.sparse_csr"),
+    "a nested tensor": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "x=a nested tensor: must be a tensor of one shape",
+    ),
+    "tensors in nested lists": (
+        lambda: [[torch.ones(2, requires_grad=True)]],
+        "x=nested lists of tensors: must be an array of numbers: Can't call numpy",
+    ),
+    "a complex tensor": (lambda: torch.ones(2, dtype=torch.complex64), "x=complex numbers: must be real"),
+    "a tensor without data": (lambda: torch.empty(2, device="meta"), "x=a tensor on the device meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning", "ignore:The PyTorch API of nested:UserWarning")
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_holds_no_numbers_is_refused_in_one_line(kind):
+    make, line = NO_NUMBERS[kind]
+    with pytest.raises(InvalidData, match=line) as caught:
+        as_numbers("x", make())
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_beside_other_images_are_refused_where_the_task_is_of_ones_own():
+    spec = TaskSpec("classification", (1, 8, 8), 2)
+    line = r"x=images of types bool and uint8: must be of one type"
+    with pytest.raises(InvalidData, match=line):
+        as_inputs([BYTES[0] > 70, BYTES[1]], spec)
+    torch.testing.assert_close(as_inputs(list(BYTES), spec), torch.from_numpy(X))
+
+
 def test_a_broken_link_and_a_text_are_named(tmp_path, layer):
     (tmp_path / "link.png").symlink_to("gone.png")
     (tmp_path / "text.png").write_text("no image")
@@ -333,6 +403,7 @@ IDS = {
     "one-hot rows": (lambda: np.eye(2)[Y], None),
     "from 1": (lambda: Y + 1, r"y=2: must be a whole number from 0 to 1: FewShotClassifier takes labels of any kind"),
     "negative": (lambda: Y - 1, "y=-1: must be a whole number from 0 to 1"),
+    "digits as texts": (lambda: np.array(["0", "1"], object)[Y], r"y=an array of texts: must be class ids 0\.\.\.1"),
     "texts": (lambda: np.array(["a", "b"])[Y], r"y=an array of texts: must be class ids 0\.\.\.1: FewShotClassifier"),
     "halves": (lambda: Y / 2, r"y=0\.5: must be a whole number"),
     "missing": (lambda: np.where(Y, np.nan, 0), "y=NaN: stands in row 1"),
@@ -390,6 +461,10 @@ DRAWN = {
     "float16": (each(lambda x, y, mask: (x.half(), y)), None),
     "int32 labels": (each(lambda x, y, mask: (x, y.int())), None),
     "labels as floats": (each(lambda x, y, mask: (x, y.float())), None),
+    "labels as floats of eight bits": (each(lambda x, y, mask: (x, y.to(torch.float8_e4m3fn))), None),
+    "uint64 labels": (each(lambda x, y, mask: (x, y.to(torch.uint64))), None),
+    "labels as truth values": (each(lambda x, y, mask: (x, y.bool())), None),
+    "a mask of whole numbers": (each(lambda x, y, mask: (x, y, mask.int())), None),
     "a mask of truth values": (each(lambda x, y, mask: (x, y, mask.bool())), None),
     "nested lists of numbers": (each(lambda x, y, mask: (x.tolist(), y.tolist())), None),
     "labels from 1": (each(lambda x, y, mask: (x, y + 1)), r"class ids are not all in 0\.\.\.1: y holds 1\.\.\.2"),
@@ -399,6 +474,27 @@ DRAWN = {
         r"support\.x=-?\S+e\+39: is beyond torch\.float32: scale the data, or call torch\.set_default_dtype",
     ),
     "bytes": (each(lambda x, y, mask: (x.byte(), y)), r"x is torch\.uint8, and must be torch\.float32"),
+    "complex numbers": (each(lambda x, y, mask: (x + 0.5j, y)), r"support\.x=complex numbers: must be real"),
+    "complex labels": (each(lambda x, y, mask: (x, y + 0.5j)), r"support\.y=complex numbers: must be real"),
+    "a complex mask": (each(lambda x, y, mask: (x, y, mask + 0j)), r"support\.mask=complex numbers: must be real"),
+    "a sparse tensor": (
+        each(lambda x, y, mask: (x.to_sparse(), y)),
+        r"support\.x=a tensor of layout torch\.sparse_coo: must be dense: support\.x\.to_dense\(\)",
+    ),
+    "a sparse mask in an episode": (
+        lambda halves: Episode(*(Examples(x, y, mask.to_sparse()) for x, y, mask in halves)),
+        r"support\.mask=a tensor of layout torch\.sparse_coo",
+    ),
+    "labels beyond int64": (each(lambda x, y, mask: (x, y * 1e30)), r"support\.y=1e\+30: is beyond torch\.int64"),
+    "infinite labels": (each(lambda x, y, mask: (x, y / 0.0)), r"y is torch\.float32, and must be torch\.int64"),
+    "uint64 beyond int64": (
+        each(lambda x, y, mask: (x, torch.full_like(y, 2**63 + 5, dtype=torch.uint64))),
+        r"support\.y=9\.22337e\+18: is beyond torch\.int64",
+    ),
+    "uint64 in an array beyond int64": (
+        each(lambda x, y, mask: (x, np.full(y.shape, 2**63 + 5, np.uint64))),
+        rf"support\.y={2**63 + 5}: must be at most",
+    ),
     "a mask of twos": (each(lambda x, y, mask: (x, y, 2 * mask)), "the mask holds something other than 0 and 1"),
     "halves of labels": (each(lambda x, y, mask: (x, y + 0.5)), r"y is torch\.float32, and must be torch\.int64"),
     "texts": (each(lambda x, y, mask: (x, [["a"] * 4] * len(x))), "support.y=an array of texts: must be an array"),

@@ -123,6 +123,27 @@ def test_of_too_many_columns_those_that_tell_most_are_kept():
     assert 3 not in most_telling(x, labels, 5)
 
 
+#: Rows of more columns than are kept, their labels, and the columns that are.
+FEW_STATISTICS = {
+    "all columns are constant": (np.ones((6, 10)), [0, 1] * 3, [0, 1, 2, 3]),
+    "all are constant, and no binary fraction": (np.full((6, 10), 0.1), [0, 1] * 3, [0, 1, 2, 3]),
+    "one class": (np.eye(6)[:, ::-1], [0] * 6, [0, 1, 2, 3]),
+    "a class for each row": (np.hstack([np.ones((5, 2)), np.eye(5)]), range(5), [2, 3, 4, 5]),
+    "a column is the class": (np.hstack([np.ones((6, 4)), [[0.0], [1.0]] * 3]), [0, 1] * 3, [0, 1, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("kind", FEW_STATISTICS)
+def test_columns_are_kept_in_order_where_the_classes_have_no_statistic(kind):
+    x, labels, columns = FEW_STATISTICS[kind]
+    assert most_telling(x, np.array(labels), 4).tolist() == columns
+
+
+def test_a_table_of_many_constant_columns_has_equal_probabilities(network):
+    found = TableClassifier(network).fit(np.ones((6, 10)), [0, 1] * 3).predict_proba(np.ones((2, 10)))
+    np.testing.assert_allclose(found[0], found[1])
+
+
 def test_a_saved_network_predicts_the_same(network, tmp_path):
     x, y = table(2, 4)
     save(network, tmp_path / "network.safetensors")

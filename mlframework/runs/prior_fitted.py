@@ -29,9 +29,9 @@ class TableClassifier(FewShotClassifier):
     """Predicts classes of rows from other rows of the same table, with a network that was trained on `task=prior`.
 
     Nothing is trained: `fit` keeps the rows, and the network reads them with each prediction. A prediction is the mean
-    over members that see columns and class numbers in other orders, for the network has learned that orders do not
-    matter, but only about. A missing value is the median of the rows kept. Of too many columns those are kept that tell
-    the classes apart best.
+    over members, each of which sees the columns and the class numbers in another order: orders do not matter, and the
+    network has learned this only approximately. A missing value becomes the median of the rows kept. Of too many
+    columns, `fit` keeps those that tell the classes apart best.
 
     Args:
         run: a run folder, a file that `save` wrote, a `Trained`, or the meta layer itself.
@@ -130,8 +130,9 @@ def most_telling(x: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
         return np.arange(x.shape[1])
     from sklearn.feature_selection import f_classif
 
-    varies = x.std(axis=0) > 0
-    scores = np.full(x.shape[1], -1.0)
-    if len(np.unique(labels)) > 1:
-        scores[varies] = np.nan_to_num(f_classif(x[:, varies], labels)[0], nan=0.0, posinf=np.inf)
+    varies = np.ptp(x, axis=0) > 0  # a deviation may be rounding: that of a column of 0.1 is not 0
+    scores = np.where(varies, 0.0, -1.0)
+    if varies.any() and 1 < len(np.unique(labels)) < len(labels):  # else there is no F statistic
+        with np.errstate(divide="ignore"):  # a column that is constant within each class has the statistic infinity
+            scores[varies] = np.nan_to_num(f_classif(x[:, varies], labels)[0], nan=0.0, posinf=np.inf)
     return np.sort(np.argsort(-scores, kind="stable")[:most])

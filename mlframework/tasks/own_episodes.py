@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import InvalidData, UserError
-from mlframework.tasks.own_data import as_numbers
+from mlframework.tasks.own_data import as_numbers, require_real
 
 __all__ = ["as_episode"]
 
@@ -24,7 +24,7 @@ def as_episode(drawn: Any, spec: TaskSpec) -> Episode:
     Without a mask all examples count. Bytes stay bytes: whether they are to be divided by 255 is not known.
 
     Raises:
-        InvalidData: a number is beyond the range of that dtype.
+        InvalidData: a number is beyond the range of its new dtype, numbers are complex, or a tensor is sparse.
         UserError: it holds something else.
     """
     number = torch.get_default_dtype()
@@ -40,6 +40,8 @@ def as_episode(drawn: Any, spec: TaskSpec) -> Episode:
 def is_plain(part: Examples, spec: TaskSpec, number: torch.dtype) -> bool:
     """Whether all leaves are tensors of the types that the framework computes with."""
     if not all(isinstance(leaf, Tensor) for leaf in part):
+        return False
+    if any(leaf.is_complex() or leaf.layout != torch.strided for leaf in part):
         return False
     target = number if spec.kind == "regression" else torch.int64
     return part.x.dtype in (number, torch.int64) and part.y.dtype == target
@@ -68,21 +70,32 @@ def as_examples(part: Any, name: str, spec: TaskSpec) -> Examples:
 def in_type(field: str, values: Any, dtype: torch.dtype) -> Tensor:
     """Numbers of a width that the framework computes with; a tensor on another device stays there."""
     tensor = values if isinstance(values, Tensor) else as_numbers(field, values)
-    if tensor.is_floating_point():
-        is_whole = not dtype.is_floating_point and bool((tensor == tensor.round()).all())
-        return in_range(field, tensor, dtype) if is_whole or dtype.is_floating_point else tensor
-    if tensor.dtype == torch.bool and dtype.is_floating_point:
-        return tensor.to(dtype)
-    return tensor if tensor.dtype == torch.uint8 and dtype.is_floating_point else tensor.long()
+    require_real(field, tensor)
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()  # torch computes little with floats of eight bits
+    if tensor.is_floating_point() and not dtype.is_floating_point and not bool((tensor == tensor.round()).all()):
+        return tensor  # `check_episode` names the type
+    if tensor.is_floating_point() or (tensor.dtype == torch.bool and dtype.is_floating_point):
+        return in_range(field, tensor, dtype)
+    return tensor if tensor.dtype == torch.uint8 and dtype.is_floating_point else in_range(field, tensor, torch.int64)
 
 
 def in_range(field: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers in another width, where none of them becomes infinite."""
+    """The numbers in another width, where none of them becomes infinite or another whole number."""
     rounded = tensor.to(dtype)
     if dtype.is_floating_point and (beyond := rounded.isinf() & ~tensor.isinf()).any():
         why = f"is beyond {dtype}: scale the data, or call torch.set_default_dtype(torch.float64)"
         raise InvalidData(field, f"{tensor[beyond][0].item():g}", why)
+    if not dtype.is_floating_point and (beyond := beyond_int64(tensor, rounded)).any():
+        raise InvalidData(field, f"{tensor.double()[beyond][0].item():g}", f"is beyond {dtype}")
     return rounded
+
+
+def beyond_int64(tensor: Tensor, rounded: Tensor) -> Tensor:
+    """Which numbers are too large for int64, in which they are `rounded`."""
+    if tensor.is_floating_point():
+        return (tensor >= 2.0**63) | (tensor < -(2.0**63))
+    return (rounded < 0) if tensor.dtype == torch.uint64 else torch.zeros_like(rounded, dtype=torch.bool)
 
 
 def described(value: Any) -> str:
