@@ -6,9 +6,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 __all__ = ["LastingStream", "Screen", "Stage", "lasting_streams", "showing", "stage"]
 
@@ -161,6 +161,10 @@ class AboveLine:
             self.screen.midline = not text.endswith("\n") if text else self.screen.midline
             return self.stream.write(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
 
@@ -175,22 +179,33 @@ def showing() -> Iterator[Screen]:
             yield screen
 
 
+#: Methods of a stream that first write what it has buffered.
+FLUSHING = ("close", "detach", "reconfigure", "seek", "tell", "truncate")
+
+
 class LastingStream:
     """Standard output or error for as long as somebody reads it; then the work goes on, and the text is dropped.
 
     A closed pipe is such an end, and so is a full disk under the file that the output goes to.
+
+    Args:
+        above: the stream of text whose bytes go to this one, if they do; the error that ends one ends both.
     """
 
-    def __init__(self, name: str, stream: TextIO) -> None:
-        self.name, self.stream = name, stream
+    def __init__(self, name: str, stream: IO[Any], above: LastingStream | None = None) -> None:
+        self.name, self.stream, self.above = name, stream, above
         self.error: OSError | None = None  # the one that ended it
 
-    def write(self, text: str) -> int:
+    def write(self, text: Any) -> int:
         try:
             return self.stream.write(text)
         except OSError as error:
             self.drop(error)
             return len(text)
+
+    def writelines(self, lines: Iterable[Any]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         try:
@@ -198,14 +213,24 @@ class LastingStream:
         except OSError as error:
             self.drop(error)
 
+    @property
+    def buffer(self) -> LastingStream:
+        """The stream of bytes below, where there is one."""
+        return LastingStream(self.name, self.stream.buffer, self)  # type: ignore[attr-defined]
+
     def drop(self, error: OSError) -> None:
         """Lets all that is still to be written, what Python has buffered included, go nowhere."""
+        if self.above is not None:
+            self.above.drop(error)
+            return
         self.error = self.error or error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
 
     def __getattr__(self, name: str) -> object:
+        if name in FLUSHING:
+            self.flush()
         return getattr(self.stream, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -15,7 +16,7 @@ import pytest
 from commands import SHORT, call
 
 from mlframework.cli import train
-from mlframework.screen import SILENCE, STAGES, Screen, Stage, showing, stage
+from mlframework.screen import SILENCE, STAGES, LastingStream, Screen, Stage, showing, stage
 
 #: A line about a stage: the time since the start, then the stages.
 LINE = re.compile(r"^\[ *[0-9:]+ (?:s|min|h)\] (.*)$", re.MULTILINE)
@@ -80,6 +81,7 @@ with Screen(), stage("meta-training", 10) as at:
     for step in range(4):
         at.done += 1
         time.sleep(0.3)
+    sys.stdout.writelines(["a ", "list\\n"])
     print("step 4: validation query_loss 0.5", file=sys.stderr)
     print("a table")
     print("no end of line", end="")
@@ -127,7 +129,44 @@ def test_a_terminal_has_one_line_that_changes_and_goes_in_the_end():
     content = on_terminal(sys.executable, "-c", CHILD, env={**os.environ, "TERM": "xterm"})
     counts = [int(count) for count in re.findall(r"meta-training (\d+)/10", content)]
     assert counts == sorted(counts) and counts[-1] == 4 and len(set(counts)) > 2
-    assert seen(content) == ["step 4: validation query_loss 0.5", "a table", "no end of line", "the end"]
+    assert seen(content) == ["a list", "step 4: validation query_loss 0.5", "a table", "no end of line", "the end"]
+
+
+#: Ways to write to a stream of text that is not full yet.
+WAYS = {
+    "write": lambda stream: stream.write("line\n"),
+    "print": lambda stream: print("line", file=stream, flush=True),
+    "writelines": lambda stream: stream.writelines(["one\n", "two\n"]),
+    "bytes": lambda stream: stream.buffer.write(b"line\n"),
+    "lines of bytes": lambda stream: stream.buffer.writelines([b"one\n", b"two\n"]),
+    "bytes, flushed": lambda stream: (stream.buffer.write(b"line\n"), stream.buffer.flush()),
+    "more bytes than are buffered": lambda stream: stream.buffer.write(b"line\n" * 10_000),
+    "close": lambda stream: (stream.write("line\n"), stream.close()),
+    "reconfigure": lambda stream: (stream.write("line\n"), stream.reconfigure(line_buffering=True)),
+    "detach": lambda stream: (stream.write("line\n"), stream.detach().close()),
+    "seek": lambda stream: (stream.write("line\n"), stream.seek(0)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("buffering", [1, -1], ids=["by lines", "in blocks"])
+def test_whatever_is_written_to_a_full_disk_is_dropped_and_told(way, buffering):
+    lasting = LastingStream("stdout", open("/dev/full", "w", buffering=buffering))  # noqa: SIM115
+    WAYS[way](lasting)
+    if way not in ("close", "detach"):
+        lasting.close()
+    assert lasting.error is not None and lasting.error.errno == errno.ENOSPC
+
+
+def test_bytes_and_texts_come_in_order(tmp_path):
+    with (tmp_path / "out").open("w") as file:
+        lasting = LastingStream("stdout", file)
+        lasting.writelines(["one\n", "two\n"])
+        lasting.flush()
+        lasting.buffer.writelines([b"three\n"])
+        lasting.buffer.flush()
+        lasting.write("four\n")
+    assert (tmp_path / "out").read_text() == "one\ntwo\nthree\nfour\n" and lasting.error is None
 
 
 def test_a_run_names_its_folder_and_the_next_command(tmp_path):

@@ -76,7 +76,7 @@ def parts_of(x: Sequence[Any]) -> list[Any]:
 
     Nested lists have no type of their own. They get a common one, as in one array: a float makes all of them floats.
     """
-    parts = [each if isinstance(each, NAMED) else as_numbers("x", each)[None] for each in x]
+    parts: list[Any] = [each if isinstance(each, NAMED) else as_numbers("x", each)[None] for each in x]
     untyped = [number for number, each in enumerate(x) if not isinstance(each, NAMED) and not hasattr(each, "dtype")]
     if untyped:
         common = functools.reduce(torch.promote_types, [parts[number].dtype for number in untyped])
