@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import itertools
@@ -10,8 +11,10 @@ import math
 import os
 import re
 import stat
+import sys
+import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +24,7 @@ from mlframework.errors import InvalidValue, UserError
 
 __all__ = [
     *("MOST_CONFIG", "MOST_DATA", "MOST_RECORD", "MOST_WEIGHTS", "check_file", "check_size", "check_yaml"),
-    *("parsed_json", "parsed_yaml", "read_bytes", "read_gzip", "read_json", "read_once", "read_text"),
+    *("parsed_csv", "parsed_json", "parsed_yaml", "read_bytes", "read_gzip", "read_json", "read_once", "read_text"),
 ]
 
 T = TypeVar("T")
@@ -148,6 +151,48 @@ def read_text(path: Path, *, most: int | None = None) -> str:
     except UnicodeDecodeError as error:
         wrong = f"byte {error.start} (0x{content[error.start]:02x})"
         raise UserError(f"{path}: is no UTF-8 at {wrong}: save it as UTF-8") from error
+
+
+#: One at a time may change csv's bound on the characters of a cell, which is a number of the whole process.
+CELL_BOUND = threading.Lock()
+
+
+def parsed_csv(text: str, where: str, **form: Any) -> Iterator[tuple[int, list[str]]]:
+    """The last line and the cells of each row of a CSV; a cell may be as long as the text.
+
+    Args:
+        where: names the file in messages.
+        form: as `csv.reader` takes it.
+
+    Raises:
+        UserError: a row cannot be read, or a quote is opened and not closed, which would make one cell of all rows that
+            follow.
+    """
+    ended: list[bool] = []
+
+    def end() -> Iterator[str]:
+        ended.append(True)
+        yield from ()
+
+    reader, line = csv.reader(itertools.chain(io.StringIO(text, newline=""), end()), **form), 0
+    try:
+        while (row := next_row(reader)) is not None:
+            if ended:  # while a row was read, rather than behind it
+                why = "a cell begins with a quote, and no quote ends it"
+                raise UserError(f"{where}: line {line + 1}: cannot be read as CSV ({why})")
+            line = reader.line_num
+            yield line, row
+    except csv.Error as error:
+        raise UserError(f"{where}: line {reader.line_num}: cannot be read as CSV ({error})") from error
+
+
+def next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    with CELL_BOUND:
+        before = csv.field_size_limit(sys.maxsize)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(before)
 
 
 def read_json(path: Path, kind: type[Any] = dict) -> Any:

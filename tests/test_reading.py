@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,11 @@ from test_damaged_files import READERS
 
 from mlframework import reading
 from mlframework.errors import UserError
-from mlframework.reading import parsed_yaml, read_once
+from mlframework.reading import parsed_csv, parsed_yaml, read_once
 from mlframework.tasks import Table, TextFolder
 from mlframework.tasks.ratings.rating_table import RatingTable
 from mlframework.tasks.ratings.rating_tasks import RatingTasks
+from mlframework.tasks.tables.read_table import read_table
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +109,47 @@ def test_a_users_own_source_of_ratings_is_read_anew(tmp_path):
         return RatingTasks(source=Mine(path))
 
     assert [table(most).table.rating.max() for most in (5.0, 3.0)] == [5.0, 3.0]
+
+
+# CSV.
+
+
+def test_a_cell_may_be_as_long_as_its_file(tmp_path):
+    """A book in one cell; csv's own bound, which other packages may rely on, stays as it is."""
+    book, before = "so it goes on, and on\n" * 20_000, csv.field_size_limit()
+    texts, table, ratings = (tmp_path / name for name in ("texts.csv", "table.csv", "ratings.csv"))
+    texts.write_text("task,text\n" + "".join(f'{name},"{book}"\n' for name in "abc"))
+    table.write_text("task,y,note\n" + "".join(f'{row % 4},{row},"{book}"\n' for row in range(3)))
+    ratings.write_text(f'user,item,rating,note\nu,i,3,"{book}"\n')
+    task = TextFolder(texts, k_shot=2, k_query=2, length=16)
+    assert [source.texts for source in task.sources("train")] == [[book.strip()]]
+    assert read_table(table)["note"] == [book.strip()] * 3
+    assert RatingTable(ratings, user_attributes=["note"]).read().users == {"u": {"note": book.strip()}}
+    assert csv.field_size_limit() == before
+
+
+def test_threads_that_read_at_once_leave_the_bound_of_cells_as_it_is():
+    text, before, found = f'a,"{"x" * 200_000}"\n' * 20, csv.field_size_limit(), []
+    threads = [threading.Thread(target=lambda: found.extend(parsed_csv(text, "x"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80 and csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("rows", [1, 20_000])
+def test_a_quote_that_is_not_closed_does_not_make_one_cell_of_the_rest(tmp_path, rows):
+    path = tmp_path / "t.csv"
+    path.write_text('task,text\na,first\nb,"second\n' + "c,third of many\n" * rows)
+    for read in (TextFolder(path, k_shot=1, k_query=1, length=4).sources, lambda _: read_table(path)):
+        with pytest.raises(UserError, match=r"t\.csv: line 3: cannot be read as CSV \(a cell begins with a quote"):
+            read("train")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+def test_the_rows_of_a_csv_are_those_of_pythons_own_reader(end):
+    text = 'a,b\r\n"x\n""y""",\n\n5" wide,"é\u2028",more\n"last","one"' + end
+    rows = list(parsed_csv(text, "x"))
+    assert [row for _, row in rows] == list(csv.reader(io.StringIO(text, newline="")))
+    assert [line for line, _ in rows][:4] == [1, 3, 4, 5]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlframework.errors import InvalidValue, UserError, nearest
-from mlframework.reading import read_text
+from mlframework.reading import parsed_csv, read_text
 from mlframework.tasks.ratings.source import Ratings, RatingSource, Value, number
 
 __all__ = ["RatingTable"]
@@ -50,7 +48,7 @@ class RatingTable(RatingSource):
         triples = []
         users: dict[str, dict[str, Value]] = {}
         items: dict[str, dict[str, Value]] = {}
-        for where, row in csv_rows(self.path, self.needed()):
+        for where, row in fields_of(self.path, self.needed()):
             if not (row[user] and row[item]):
                 raise UserError(f"{where}: has no {item if row[user] else user}")
             triples.append((row[user], row[item], number(row[rating], where, rating)))
@@ -75,19 +73,17 @@ class RatingTable(RatingSource):
         return found
 
 
-def csv_rows(path: Path, needed: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+def fields_of(path: Path, needed: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """The place and the fields of each line by column, without white space around them."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    columns = reader.fieldnames or []
+    rows = parsed_csv(read_text(path), str(path))
+    _, columns = next(rows, (0, []))
     for column, key in needed.items():
         if column not in columns:
             why = f"is no column of {path}{nearest(column, columns)}; there are {', '.join(columns)}"
             raise UserError(f"task.source.{key}={column}: {why}")
-    try:
-        for row in reader:
-            where = f"{path}: line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where}: has another number of fields than the header, {len(columns)}")
-            yield where, {name: value.strip() for name, value in row.items()}
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: cannot be read as CSV ({error})") from error
+    for line, row in rows:
+        where = f"{path}: line {line}"
+        if row and len(row) != len(columns):
+            raise UserError(f"{where}: has another number of fields than the header, {len(columns)}")
+        if row:
+            yield where, {name: value.strip() for name, value in zip(columns, row, strict=True)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlframework.errors import InvalidValue, UserError, nearest
-from mlframework.reading import check_file, check_size, read_bytes
+from mlframework.reading import check_file, check_size, parsed_csv, read_bytes
 
 __all__ = ["Cells", "check_form", "read_table"]
 
@@ -97,11 +95,8 @@ def from_text(path: Path, text: str, delimiter: str | None) -> Cells:
     if delimiter is not None and (absent or len(delimiter) != 1):
         why = f"the header of {path} is {header_line[:60]!r}: try 'task.delimiter={json.dumps(likely)}'"
         raise InvalidValue("delimiter", delimiter, why)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or likely, skipinitialspace=True)
-    try:
-        header, *rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
-    except csv.Error as error:
-        raise UserError(f"task.path={path}: line {reader.line_num}: cannot be read as CSV ({error})") from error
+    found = parsed_csv(text, f"task.path={path}", delimiter=delimiter or likely, skipinitialspace=True)
+    header, *rows = ((line, row) for line, row in found if any(cell.strip() for cell in row))
     names = [name.strip() for name in header[1]]
     for line, row in rows:
         if len(row) != len(names):

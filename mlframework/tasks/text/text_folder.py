@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +11,7 @@ from typing import Any, get_args
 
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
-from mlframework.reading import check_file, check_size, read_once, read_text
+from mlframework.reading import check_file, check_size, parsed_csv, read_once, read_text
 from mlframework.screen import stage
 from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders, visible
 from mlframework.tasks.few_shot import split_by_hash
@@ -198,14 +196,13 @@ def table_sources(path: Path, task_column: str, text_column: str) -> list[Source
     return [Source(name, texts) for name, texts in found.items()]
 
 
-def csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where it stands, and each row of a CSV with a header."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    try:
-        for row in reader:
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: cannot be read as CSV ({error})") from error
+    rows = parsed_csv(read_text(path), str(path))
+    _, header = next(rows, (0, []))
+    for line, row in rows:
+        if row:
+            yield f"line {line}", dict(zip(header, row, strict=False))
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -224,4 +221,4 @@ def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 #: Readers of tables, by the end of the file's name.
-TABLES: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]] = {".csv": csv_rows, ".jsonl": json_rows}
+TABLES: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]] = {".csv": table_rows, ".jsonl": json_rows}
