@@ -596,6 +596,20 @@ def test_two_folders_of_one_split_are_joined(tmp_path):
     assert set(folder_task(tmp_path).classes("validation").names) == {"va0", "va1", "d0"}
 
 
+@pytest.mark.parametrize("given", [("train", "test"), ("Validation", "test"), ("val", "dev"), ("train", "training")])
+def test_two_folders_of_splits_beside_others_are_no_classes(given, tmp_path):
+    fill(tmp_path, [f"{name}/{number}" for name in (*given, "misc") for number in range(3)])
+    with pytest.raises(UserError, match=f"misc: stands beside folders of splits .*{given[1]}.*: move its content"):
+        folder_task(tmp_path).classes("train")
+
+
+@pytest.mark.parametrize("name", ["train", "Test", "dev"])
+def test_one_folder_with_the_name_of_a_split_may_be_a_class(name, tmp_path):
+    fill(tmp_path, [name, *(f"c{number}" for number in range(9))])
+    found = [each for split in ("train", "validation", "test") for each in folder_task(tmp_path).classes(split).names]
+    assert sorted(found) == sorted([name, *(f"c{number}" for number in range(9))])
+
+
 FOLDER_LINES = {
     "another folder beside the splits": ("extra/e0", r"extra: stands beside folders of splits \(train, validation, te"),
     "a link to nothing": (None, r"tr0/link\.png: is a link to gone\.png, which is not there: mend or remove it"),

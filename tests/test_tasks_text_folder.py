@@ -119,6 +119,17 @@ def test_splits_that_are_given_share_no_task(tmp_path):
         text_folder(tmp_path).sources("train")
 
 
+def test_a_file_beside_the_folders_of_splits_is_named(tmp_path, caplog):
+    for split in ("train", "val", "test"):
+        fill(tmp_path / split)
+        for number, name in enumerate(SENTENCES):
+            if number % 3 != ("train", "val", "test").index(split):
+                (tmp_path / split / f"{name}.txt").unlink()
+    (tmp_path / "latin.txt").write_text("lorem ipsum\n" * 99)
+    assert set(sources(text_folder(tmp_path))) == {f"{name}.txt" for name in SENTENCES}
+    assert f"{tmp_path}/latin.txt: stands beside folders of splits: left out" in caplog.text
+
+
 def test_a_given_split_without_a_task_is_named(tmp_path):
     fill(tmp_path / "train")
     (tmp_path / "test").mkdir()

@@ -64,21 +64,21 @@ def in_split_folders(
 ) -> dict[Split, list[Any]] | None:
     """The members of each split, if the folders in `path` are called as the splits are; None if they have other names.
 
-    `members` are those of a folder, each with a `name`; `one_split` says that none may be in two splits.
+    `members` are those of a folder, each with a `name`; `one_split` says that none may be in two splits. One folder
+    alone with the name of a split, `test` beside `cats` and `dogs`, is a member of that name.
 
     Raises:
-        UserError: some folders are called as splits are, and others are not.
+        UserError: two or more folders are called as splits are, and others are not; or a member is in two splits.
     """
     folders = subfolders(path)
     named: dict[Split, list[Path]] = {split: [] for split in get_args(Split)}
     for folder in folders:
         if split := SPLIT_FOLDERS.get(folder.name.lower()):
             named[split].append(folder)
-    used = [split for split, found in named.items() if found]
+    given = [folder.name for found in named.values() for folder in found]
     others = [folder for folder in folders if folder.name.lower() not in SPLIT_FOLDERS]
-    if "train" in used and len(used) > 1 and others:
-        given = ", ".join(folder.name for found in named.values() for folder in found)
-        why = f"stands beside folders of splits ({given})"
+    if len(given) > 1 and others:
+        why = f"stands beside folders of splits ({', '.join(given)})"
         raise UserError(f"{others[0]}: {why}: move its content to one of them, or move it away")
     if not folders or others:
         return None

@@ -111,6 +111,9 @@ class TextFolder(TextTasks):
             given = in_split_folders(self.path, lambda folder: self.usable(self.read(folder)), "a task has one split")
             if given and (empty := [split for split, sources in given.items() if not sources]):
                 raise UserError(f"task.path={self.path}: there is no task for {empty[0]} that can be used")
+            for entry in visible(self.path) if given else ():
+                if not entry.is_dir():
+                    log.warning("%s: stands beside folders of splits: left out", entry)
             if given:
                 return given
         return self.divided({source.name: source for source in self.read(self.path)})
