@@ -423,3 +423,18 @@ def test_a_long_text_is_tokenized_once_and_read_from_the_cache_then(tmp_path, mo
     monkeypatch.undo()
     other = PretrainedTokenizer(tmp_path / "tokenizer.json").stream([texts[1], texts[0]])
     assert not all((one == two).all() for one, two in zip(other, expected, strict=True))
+
+
+def test_a_subclass_of_the_tokenizer_does_not_get_the_tokens_of_another(tmp_path, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    trained(tokenizers, "ByteLevel").save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setenv("MLFRAMEWORK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tokens_module, "LONG", 10)
+
+    class First(PretrainedTokenizer):
+        def encode(self, text):
+            return super().encode(text)[:1]
+
+    texts = ["to be or not to be", "that is the question"]
+    assert len(PretrainedTokenizer(tmp_path / "tokenizer.json").stream(texts)[0]) > 5
+    assert len(First(tmp_path / "tokenizer.json").stream(texts)[0]) == 5

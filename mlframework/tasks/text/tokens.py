@@ -117,7 +117,7 @@ class PretrainedTokenizer(Tokens):
 
     def flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of texts; those of long ones are kept in the cache, for tokenizing takes longer than reading."""
-        if sum(map(len, texts)) < LONG:
+        if sum(map(len, texts)) < LONG or type(self) is not PretrainedTokenizer:  # a subclass may encode otherwise
             return super().flat(texts)
         digest = hashlib.sha256(self.tokenizer.to_str().encode())
         for text in texts:
