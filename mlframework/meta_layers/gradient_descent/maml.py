@@ -77,8 +77,7 @@ class MAML(MetaLayer):
         self.update = built(update, {name: self.base_layer.get_parameter(name).detach() for name in self.adapted_names})
         self.inner_loss = (inner_loss or SupportLoss)(task)
         self.step_weights = meta_gradient.weighing(step_weights or LastStep())
-        self.meta_gradient, self.checkpoint_steps = meta_gradient, checkpoint_steps
-        self.idle: set[str] = set()
+        self.meta_gradient, self.checkpoint_steps, self.idle = meta_gradient, checkpoint_steps, set[str]()
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
