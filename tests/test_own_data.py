@@ -20,8 +20,8 @@ from mlframework.episode import Episode, Examples, TaskSpec
 from mlframework.errors import InvalidData, InvalidValue, UserError
 from mlframework.inner_loop import SGD
 from mlframework.meta_layers import MAML, Exact, LearnedLoss, Prototypes
-from mlframework.runs import FewShotClassifier, Trained, train
-from mlframework.tasks import Digits, ImageFolder, TaskDistribution
+from mlframework.runs import FewShotClassifier, FewShotRegressor, Trained, train
+from mlframework.tasks import Digits, ImageFolder, Sinusoid, TaskDistribution
 from mlframework.tasks.check_episode import check_episode
 from mlframework.tasks.images.own_images import as_images
 from mlframework.tasks.own_data import as_inputs, as_numbers
@@ -419,6 +419,48 @@ def test_class_ids_of_any_kind_or_one_line(kind, layer, wanted):
         return
     with pytest.raises(InvalidData, match=line):
         Trained(layer).adapt(X, make())
+
+
+ROWS = np.arange(6.0)[:, None]
+
+
+def masked(values):
+    """Six values, of which the last is missing."""
+    return np.ma.array(values, mask=np.arange(6) == 5)
+
+
+#: Inputs and targets of rows, where scikit-learn would read something else; the line.
+MISREAD = {
+    "texts of numbers": (
+        lambda: (ROWS.astype(str).astype(object), ROWS[:, 0]),
+        "x=an array of texts: must be an array",
+    ),
+    "targets as texts": (
+        lambda: (ROWS, ROWS[:, 0].astype(str).astype(object)),
+        "y=an array of texts: must be an array",
+    ),
+    "a series of texts": (lambda: (ROWS, frames().Series(["1"] * 6, dtype=object)), "y=an array of texts"),
+    "masked inputs": (lambda: (masked(ROWS[:, 0])[:, None], ROWS[:, 0]), "x=NaN: stands in row 5"),
+    "masked targets": (lambda: (ROWS, masked(ROWS[:, 0])), "y=masked values: must be a target for each input"),
+    "rows of different lengths": (lambda: ([[1.0], [1.0, 2.0]], [1.0, 2.0]), "x=rows of different lengths: must be"),
+}
+
+
+@pytest.mark.parametrize("kind", MISREAD)
+def test_rows_that_scikit_learn_would_misread_are_refused(kind):
+    make, line = MISREAD[kind]
+    task = Sinusoid()
+    with pytest.raises(InvalidData, match=line):
+        FewShotRegressor(maml(MLP(task.spec), task)).fit(*make())
+
+
+def test_masked_labels_are_refused_and_a_tensor_with_a_gradient_is_taken(layer):
+    with pytest.raises(InvalidData, match="y=masked values: must be a target for each input"):
+        FewShotClassifier(layer).fit(X, masked(Y))
+    task = Sinusoid()
+    estimator = FewShotRegressor(maml(MLP(task.spec), task))
+    found = estimator.fit(torch.from_numpy(ROWS).requires_grad_(), ROWS[:, 0]).predict(ROWS)
+    np.testing.assert_array_equal(found, estimator.fit(ROWS, ROWS[:, 0]).predict(ROWS))
 
 
 # What `sample` of a task distribution returns.

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
+from torch import Tensor
 
 from mlframework.episode import Kind
 from mlframework.errors import InvalidData, InvalidValue
@@ -17,6 +18,7 @@ from mlframework.meta_layers.meta_layer import BatchNormPolicy, MetaLayer
 from mlframework.runs.build import build_device
 from mlframework.runs.saved import holds_model, read_model
 from mlframework.runs.trained import TaskModel, Trained, load
+from mlframework.tasks.own_data import as_numbers
 from mlframework.tasks.tables.encoding import texts_of
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ class FewShotEstimator(BaseEstimator):
         if len(like.meta_layer.task.spec.x_shape) != 1:
             return X
         # NaN and infinity are left to the task, which may fill them in.
-        return validate_data(self, X, reset=fitting, dtype="numeric", ensure_all_finite=False)
+        return validate_data(self, as_plain("x", X), reset=fitting, dtype="numeric", ensure_all_finite=False)
 
     def queries(self, X: Any) -> tuple[TaskModel, Any]:
         check_is_fitted(self, "model_")
@@ -195,7 +197,7 @@ class FewShotRegressor(RegressorMixin, FewShotEstimator):
             raise InvalidData("y", None, "requires y to be passed, but the target y is None: one value for each input")
         trained = self.trained()
         X = self.checked(X, like=trained, fitting=True)
-        y = check_array(to_numpy(y), ensure_2d=False, dtype="numeric", input_name="y")
+        y = check_array(as_plain("y", to_numpy(y)), ensure_2d=False, dtype="numeric", input_name="y")
         if y.ndim == 2 and y.shape[1] == 1 and trained.meta_layer.task.spec.out_features == 1:
             y = column_or_1d(y, warn=True)
         self.flat_ = y.ndim == 1
@@ -241,7 +243,23 @@ def count_of(X: Any) -> int:
 
 def to_numpy(y: Any) -> np.ndarray:
     """Targets as an array, tensors of any device included."""
+    if np.ma.is_masked(y):
+        raise InvalidData("y", "masked values", "must be a target for each input: leave the masked ones out")
     return y.detach().cpu().numpy() if hasattr(y, "detach") else np.asarray(y)
+
+
+def as_plain(field: str, values: Any) -> Any:
+    """The same values, as numbers where scikit-learn would take texts for numbers, or masked values for known ones."""
+    try:
+        is_misread = isinstance(values, Tensor | np.ma.MaskedArray) or holds_texts(np.asarray(values))
+    except ValueError:  # rows of different lengths
+        is_misread = True
+    return as_numbers(field, values).numpy() if is_misread else values
+
+
+def holds_texts(array: np.ndarray) -> bool:
+    """Whether texts stand in an array of objects; scikit-learn itself refuses an array of texts."""
+    return array.dtype == object and any(isinstance(value, str | bytes) for value in array.flat)
 
 
 def numbered(y: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
