@@ -1,6 +1,8 @@
 """The public checks, over every preset of every algorithm and task, and over parts that break one rule each."""
 
 import os
+import random
+import sys
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
@@ -394,6 +396,29 @@ def test_a_task_that_breaks_a_rule_is_told_which(make, line):
 
 def test_a_good_task_passes():
     check_task_distribution(Blobs())
+
+
+@pytest.mark.parametrize("draws_itself", [False, True])
+def test_a_task_may_import_a_library_that_draws_random_numbers_but_draws_none_itself(
+    tmp_path, monkeypatch, draws_itself
+):
+    (tmp_path / "drawing_library.py").write_text("import random\nnumber = random.random()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "drawing_library", raising=False)
+
+    class Importing(Blobs):
+        def sample(self, num_tasks, split, generator):
+            import drawing_library  # noqa: F401
+
+            if draws_itself:
+                random.random()
+            return super().sample(num_tasks, split, generator)
+
+    if draws_itself:
+        with pytest.raises(AssertionError, match="train: draws from the global generator of random"):
+            check_task_distribution(Importing())
+    else:
+        check_task_distribution(Importing())
 
 
 def test_inputs_may_repeat_where_that_is_their_nature():
