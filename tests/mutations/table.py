@@ -654,6 +654,18 @@ EVALUATION = (
         "return scaled",
         "test_inputs_are_converted_where_that_is_exact[PIL images]",
     ),
+    own_images(
+        "one grey image with its channel last is as many as it has rows",
+        "if last in CHANNELS and task[2] != last:",
+        "if last in CHANNELS[1:] and task[2] != last:",
+        "test_an_array_of_images_has_one_layout",
+    ),
+    own_images(
+        "the pixels of floats say their scale",
+        "if not array.is_floating_point() and low >= 0 and high <= 255:",
+        "if (not array.is_floating_point() or high > MOST) and low >= 0 and high <= 255:",
+        "test_floats_from_0_to_255_are_refused_whatever_stands_beside_them",
+    ),
 )
 
 SELECTION_AND_RESUME = (
@@ -1113,6 +1125,12 @@ IN_USE = (
         "(ids != tensor) | (ids < 0) | (ids >= count)",
         "(ids != tensor) | (ids >= count)",
         "test_class_ids_of_any_kind_or_one_line",
+    ),
+    own_data(
+        "a text that shows a number is one",
+        "return isinstance(value, Real | np.bool_ | Decimal)",
+        "return isinstance(value, Real | np.bool_ | Decimal | str)",
+        "test_what_holds_no_numbers_is_refused_in_one_line",
     ),
     File("tasks/own_episodes.py", "test_own_data.py")(
         "numbers beyond float32 become infinite",
