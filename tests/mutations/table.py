@@ -1142,7 +1142,7 @@ IN_USE = (
         "a saved model forgets its classes",
         'meta_layer = of_classes(meta_layer, model["n_way"])',
         "meta_layer = of_classes(meta_layer, 1)",
-        "test_an_adapted_model_in_one_file",
+        "test_an_adapted_model_in_one_file[prototypes]",
     ),
     asked(
         "another task has sizes of its own",
