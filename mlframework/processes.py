@@ -130,6 +130,10 @@ def connected() -> Group:
     """The group of this process's environment."""
     import torch.distributed as dist
 
+    # The defaults of its functions are the group that is there at its import. Imported later, by the compiler, it would
+    # keep the group for ever: its connections open, and its threads alive when Python ends, which may then abort.
+    import torch.distributed.nn.functional  # noqa: F401
+
     try:
         store, rank, count = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=5))))
     except (ValueError, KeyError) as error:

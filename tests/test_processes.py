@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -117,3 +120,32 @@ def test_a_whole_run_with_its_evaluation_ends_as_that_of_one_process(tmp_path):
         )
         assert ours["values"]["query_loss"] == pytest.approx(theirs["values"]["query_loss"], rel=1e-4)
     assert len(list((tmp_path / "2").glob("events*"))) == 1, "rank 0 alone writes"
+
+
+LEAVING = """
+from pathlib import Path
+from mlframework import processes
+
+with processes.joined():
+    import torch._dynamo  # as a run imports it, once it has joined
+    processes.gathered(None)
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+print([name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
+def test_who_has_left_keeps_no_thread_of_the_group():
+    """Python, when it ends, aborts a thread that lets go of a tensor then."""
+    port = str(ranks.free_port())
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVING],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=300)[0].strip() for process in started] == ["[]", "[]"]
