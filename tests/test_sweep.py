@@ -97,11 +97,13 @@ def test_a_jobs_folder_is_named_by_what_was_asked_for(eight):
 
 
 def test_the_test_metric_stands_beside_the_validation_metric(tmp_path):
-    said = sweep(tmp_path / "sweep", "task=sinusoid", "optimizer.lr=0.1,0.2", *TESTED)
+    steep = "algorithm.update.lr=0.5"  # the last inner step is not the best
+    said = sweep(tmp_path / "sweep", "task=sinusoid", "optimizer.lr=0.1,0.2", steep, *TESTED)
     assert said.exit_code == 0, said.err
     for row in table(tmp_path / "sweep"):
         result = json.loads((tmp_path / "sweep" / row["job"] / "result.json").read_text())
         ours = result["evaluation"]["rows"][0]
+        assert ours["chosen"] != ours["steps"][-1]
         interval = ours["metrics"]["query_loss"][ours["steps"].index(ours["chosen"])]
         assert (float(row["test"]), float(row["test_half_width"])) == (interval["mean"], interval["half_width"])
         assert float(row["validation"]) == result["validation"]["query_loss"]["mean"] != float(row["test"])

@@ -852,7 +852,7 @@ SELECTION_AND_RESUME = (
     search(
         "a trial of another process is run as well",
         "return [Trial(number, overrides, lock)] if lock else []",
-        "return [Trial(number, overrides, lock or self.locked())]",
+        'return [Trial(number, overrides, lock or open("lock", "w"))]',
         "test_a_trial_of_another_process_is_left_to_it",
     ),
     sweep_table(
