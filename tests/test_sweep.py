@@ -24,7 +24,9 @@ from scipy import stats
 
 from mlframework.cli import private, table as table_command, train
 from mlframework.cli.private import SweepLoader
+from mlframework.errors import InvalidValue
 from mlframework.runs.launchers.launcher import JobLauncher
+from mlframework.runs.launchers.with_ray import RayLauncher
 from mlframework.runs.launchers.with_submitit import SlurmLauncher
 from mlframework.runs.overrides import job_name
 from mlframework.runs.run_folder import RunFolder, locked_folder
@@ -500,6 +502,48 @@ def test_what_is_not_installed_names_the_extra(tmp_path, monkeypatch, asked):
     assert said.err.startswith(f"{asked}: needs an extra: pip install 'mlframework[{extra}]' (")
     assert len(said.err.splitlines()) == 1
     assert not list((tmp_path / "sweep").glob("*/*"))
+
+
+@pytest.mark.parametrize(("launcher", "setting"), [("submitit", "tasks_per_node=0"), ("ray", "ranks_per_job=-1")])
+def test_a_number_of_a_launcher_is_refused_before_any_job(tmp_path, launcher, setting):
+    said = sweep(tmp_path / "sweep", f"launcher={launcher}", "seed=0,1", f"hydra.launcher.{setting}")
+    assert (said.exit_code, said.err) == (2, f"hydra.launcher.{setting}: must be at least 1\n")
+    assert not list((tmp_path / "sweep").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name", "value", "why"),
+    [
+        ("submitit", "tasks_per_node", "two", "must be a whole number of at least 1"),
+        ("submitit", "timeout_min", 0, "must be at least 1"),
+        ("submitit", "gpus_per_node", -1, "must be at least 0"),
+        ("submitit", "n_jobs", 0, "must be a whole number of at least 1, or -1 for one per core"),
+        ("joblib", "n_jobs", 0, "must be a whole number of at least 1, or -1 for one per core"),
+        ("joblib", "n_jobs", 1.5, "must be a whole number of at least 1, or -1 for one per core"),
+        ("slurm", "slurm_array_parallelism", 0, "must be at least 1"),
+        ("slurm", "mem_gb", 0, "must be at least 0.001"),
+        ("ray", "cpus", 0, "must be at least 1"),
+        ("ray", "cpus_per_job", 0, "must be at least 0.0001"),
+        ("ray", "gpus_per_job", -0.5, "must be at least 0"),
+        ("ray", "cpus_per_job", True, "must be a number of at least 0.0001"),
+    ],
+)
+def test_every_number_of_a_launcher_is_checked(launcher, name, value, why):
+    settings = yaml.safe_load((CONF / "hydra" / "launcher" / f"with_{launcher}.yaml").read_text())
+    made = locate(settings.pop("_target_"))
+    made(**settings)
+    with pytest.raises(InvalidValue) as refused:
+        made(**settings | {name: value})
+    assert (refused.value.field, refused.value.value, refused.value.why) == (name, value, why)
+
+
+def test_ray_refuses_a_job_for_which_this_machine_is_too_small():
+    launcher = RayLauncher(None, 2, None, cpus_per_job=1, gpus_per_job=0, ranks_per_job=3)
+    launcher.check_room({"CPU": 3.0})
+    line = r"hydra.launcher.cpus_per_job=1: a job \(ranks_per_job=3\) needs 3 CPUs, and this machine has 2"
+    with pytest.raises(InvalidValue, match=line):
+        launcher.check_room({"CPU": 2.0})
+    RayLauncher("auto", None, None, 1, 0, 3).check_room({"CPU": 2.0})  # a cluster may grow
 
 
 def test_slurm_is_asked_for_on_a_cluster(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,11 +16,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from mlframework import processes
-from mlframework.errors import UserError
+from mlframework.errors import InvalidValue, UserError
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.sweep import job_folder, write_plan
 
-__all__ = ["HydraJob", "JobLauncher", "failure", "require"]
+__all__ = ["HydraJob", "JobLauncher", "check_jobs", "check_least", "failure", "require"]
 
 #: Hydra's own sweeper, which knows all jobs before the first one starts.
 GRID = "BasicSweeper"
@@ -105,6 +105,28 @@ class JobLauncher(Launcher):
         ended = {job.number: result for job, result in self.run(sorted(jobs, key=lambda job: job.in_use))}
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         return [ended[job.number] for job in jobs]
+
+
+def check_least(least: Mapping[str, float], settings: Mapping[str, Any]) -> None:
+    """Refuses a setting that is no number, or below its least value; null and a setting that is not there pass.
+
+    A whole number as the least value, such as 1, takes whole numbers alone; 1.0 takes fractions.
+    """
+    for name, lowest in least.items():
+        value = settings.get(name)
+        whole = isinstance(lowest, int)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise InvalidValue(name, value, f"must be a {'whole ' if whole else ''}number of at least {lowest:g}")
+        if not value >= lowest:
+            raise InvalidValue(name, value, f"must be at least {lowest:g}")
+
+
+def check_jobs(n_jobs: object) -> None:
+    """Refuses a number of jobs at a time that no machine can run."""
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or not (n_jobs >= 1 or n_jobs == -1):
+        raise InvalidValue("n_jobs", n_jobs, "must be a whole number of at least 1, or -1 for one per core")
 
 
 def failure(job: HydraJob, why: object) -> JobReturn:

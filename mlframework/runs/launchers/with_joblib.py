@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hydra.core.utils import JobReturn
 
-from mlframework.runs.launchers.launcher import HydraJob, JobLauncher, failure
+from mlframework.runs.launchers.launcher import HydraJob, JobLauncher, check_jobs, failure
 
 __all__ = ["JoblibLauncher"]
 
@@ -21,6 +21,7 @@ class JoblibLauncher(JobLauncher):
     package = "joblib"
 
     def __init__(self, n_jobs: int) -> None:
+        check_jobs(n_jobs)
         self.n_jobs = n_jobs
 
     def run(self, jobs: Sequence[HydraJob]) -> Iterator[tuple[HydraJob, JobReturn]]:

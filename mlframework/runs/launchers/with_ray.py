@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from mlframework.errors import FailedRun
-from mlframework.runs.launchers.launcher import HydraJob, JobLauncher, failure
+from mlframework.errors import FailedRun, InvalidValue
+from mlframework.runs.launchers.launcher import HydraJob, JobLauncher, check_least, failure
 
 __all__ = ["RayLauncher"]
+
+#: The least values of the launcher's numbers. Ray counts in steps of 0.0001, and a job takes a part of a core at least.
+LEAST = {"ranks_per_job": 1, "cpus": 1, "gpus": 0, "cpus_per_job": 0.0001, "gpus_per_job": 0.0}
 
 
 class RayLauncher(JobLauncher):
@@ -39,6 +42,8 @@ class RayLauncher(JobLauncher):
         gpus_per_job: float,
         ranks_per_job: int = 1,
     ) -> None:
+        machine, of_job = {"cpus": cpus, "gpus": gpus}, {"cpus_per_job": cpus_per_job, "gpus_per_job": gpus_per_job}
+        check_least(LEAST, {**machine, **of_job, "ranks_per_job": ranks_per_job})
         self.ranks = ranks_per_job
         self.machine = {"num_cpus": cpus, "num_gpus": gpus} if address is None else {"address": address}
         self.of_job = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": 0}
@@ -53,6 +58,7 @@ class RayLauncher(JobLauncher):
         except Exception as error:  # Ray raises bare ones
             raise FailedRun(f"launcher=ray: Ray does not start: {error}") from error
         try:
+            self.check_room(ray.cluster_resources())
             started = {job.number: (job, *self.start(job)) for job in jobs}
             waiting = {task: job.number for job, tasks, _ in started.values() for task in tasks}
             while waiting:
@@ -65,6 +71,14 @@ class RayLauncher(JobLauncher):
                     yield job, outcome(job, tasks)
         finally:
             ray.shutdown()
+
+    def check_room(self, there: Mapping[str, float]) -> None:
+        """Refuses a job for which Ray would wait for ever on this machine; a cluster may grow."""
+        for name, setting, of_job in (("CPU", "cpus_per_job", "num_cpus"), ("GPU", "gpus_per_job", "num_gpus")):
+            needs, has = self.ranks * self.of_job[of_job], there.get(name, 0)
+            if "address" not in self.machine and needs > has:
+                why = f"a job (ranks_per_job={self.ranks}) needs {needs:g} {name}s, and this machine has {has:g}"
+                raise InvalidValue(f"hydra.launcher.{setting}", self.of_job[of_job], why)
 
     def start(self, job: HydraJob) -> tuple[list[Any], Any]:
         """The tasks of a job, one for each of its processes, and the machines' parts that are kept free for them."""

@@ -14,12 +14,18 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from mlframework.errors import UserError
-from mlframework.runs.launchers.launcher import HydraJob, JobLauncher, failure
+from mlframework.runs.launchers.launcher import HydraJob, JobLauncher, check_jobs, check_least, failure
 
 __all__ = ["SlurmLauncher", "SubmititLauncher"]
 
 #: Seconds between two looks at the processes.
 PAUSE = 0.2
+
+#: The least values of numbers of submitit's executor. A whole number here takes whole numbers alone.
+LEAST = {
+    **{"nodes": 1, "tasks_per_node": 1, "timeout_min": 1, "cpus_per_task": 1, "gpus_per_node": 0, "mem_gb": 0.001},
+    **{"slurm_array_parallelism": 1, "slurm_signal_delay_s": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class SubmititLauncher(JobLauncher):
     cluster = "local"
 
     def __init__(self, folder: str, n_jobs: int = -1, **parameters: Any) -> None:
+        check_jobs(n_jobs)
+        check_least(LEAST, parameters)
         self.folder, self.n_jobs = folder, n_jobs
         self.parameters = {
             name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
