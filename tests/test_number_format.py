@@ -13,6 +13,7 @@ import torch
 from mlframework.evaluation.interval import Interval
 from mlframework.evaluation.number_format import shown, shown_interval
 from mlframework.evaluation.report import MethodResult, Report
+from mlframework.runs.evaluated import Evaluated, combinations_table
 from mlframework.runs.sweep_table import JobRow, sweep_table
 from mlframework.runs.tables import print_table, show_report
 
@@ -99,3 +100,33 @@ def test_small_losses_and_diverged_ones_stand_in_an_evaluations_table(monkeypatc
     report = Report("0" * 16, "test", 9, 0, 9, "query_loss", None, [row])
     found = printed(width, monkeypatch, show_report, report, "query_loss")
     assert "(3.6 ± 1.2)e+24" in found and "0.000310 ± 0.000020 (5)" in found and "maml" in found
+
+
+def test_brackets_and_colons_of_settings_are_no_markup_in_any_table(monkeypatch):
+    """Rich reads [red] as a colour and :x: as a picture."""
+    shared = {"evaluation/baseline": "[scikit_learn]", "run": "[red]a[/]:x:"}
+    rows = [JobRow(str(i), "finished", {**shared, "task.sizes": f"[bold{i}]"}, "query_loss") for i in range(2)]
+    found = printed(200, monkeypatch, print_table, sweep_table(Path("[dim]"), rows))
+    for text in ("[dim] evaluation/baseline=[scikit_learn] run=[red]a[/]:x:", "[bold0]", "[bold1]"):
+        assert text in found
+    steps = {"query_loss": [Interval(1.0, 0.1, 9)]}
+    row = MethodResult("ours[a]", "none", 9, (0,), steps, setting="c=[x]", chosen=0, validation=0.0, values={})
+    report = Report("0" * 16, "test", 9, 0, 9, "query_loss", None, [row])
+    assert "ours[a], c=[x]" in printed(200, monkeypatch, show_report, report, "query_loss")
+    found = printed(
+        200, monkeypatch, print_table, combinations_table([Evaluated(["task.a=[b]"], report, Path())], "query_loss")
+    )
+    assert "[b]" in found and "ours[a]" in found
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_no_word_is_broken_and_no_job_cut_off(monkeypatch, width):
+    rows = [
+        JobRow(
+            f"{i:08x}", "finished", {"algorithm": each, "l": f"2 3 4 5 6 7 8 {i}"}, "query_loss", 0.5, 0.01, 0.5, 0.02
+        )
+        for i, each in enumerate(("anil", "maml"))
+    ]
+    found = printed(width, monkeypatch, print_table, sweep_table(Path("sweep"), rows))
+    for word in (" algorithm ", " validation ", " 00000000 ", " 00000001 "):
+        assert word in found

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 
 from mlframework.evaluation.number_format import shown_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlframework.evaluation.interval import Interval
     from mlframework.evaluation.report import Measured, Report
 
@@ -27,13 +29,37 @@ def show_report(report: Report, metric: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table, wider than the terminal if its columns need that: lines then wrap, and no column is emptied."""
-    for column in table.columns:
-        if column.no_wrap:
-            column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
-    console = Console()
-    least = Measurement.get(console, console.options.update(width=1000), table).minimum  # no table is wider
-    Console(width=max(console.width, least)).print(table)
+    """Prints a table, wider than the terminal if its words need that: lines then wrap, and no word is broken.
+
+    Brackets and colons in a cell, a heading or a title are text, for they come from the user: `task.sizes=[3]`.
+    """
+    console = Console(markup=False, emoji=False)
+    ranges = [measured_column(console, column) for column in table.columns]
+    frame = 3 * len(ranges) + 1  # two spaces and a line for each column
+    least = frame + sum(each.minimum for each in ranges)
+    wide = Console(markup=False, emoji=False, width=max(console.width, least))
+    for column, width in zip(table.columns, shared_widths(ranges, wide.width - least), strict=True):
+        column.width = width
+    wide.print(table)
+
+
+def measured_column(console: Console, column: Column) -> Measurement:
+    """The width of a column's longest word, and of its longest cell."""
+    options = console.options.update(width=1000)  # no cell is wider
+    found = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+    most = max(each.maximum for each in found)
+    least = most if column.no_wrap else max(each.minimum for each in found)
+    return Measurement(least, most).clamp(max_width=column.max_width)
+
+
+def shared_widths(ranges: Sequence[Measurement], spare: int) -> list[int]:
+    """The width of each column: its least one, and an equal share of what is spare, as far as it needs that."""
+    widths = [each.minimum for each in ranges]
+    needs = sorted(range(len(ranges)), key=lambda i: ranges[i].maximum - ranges[i].minimum)
+    for place, i in enumerate(needs):
+        more = min(ranges[i].maximum - ranges[i].minimum, spare // (len(needs) - place))
+        widths[i], spare = widths[i] + more, spare - more
+    return widths
 
 
 def titled(title: str, caption: str) -> Table:
