@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import pickle
 import re
 import shutil
 import sys
@@ -342,6 +343,19 @@ def test_a_file_that_cannot_be_used_is_said_in_one_line_and_runs_no_code(tmp_pat
         with pytest.raises(InvalidValue, match=f"weights=.*{name}: ({line})") as raised:
             pretrained(Small(), weights=tmp_path / name)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_another_protocol_of_pickle_is_refused_without_torchs_warning(zipped, tmp_path, recwarn):
+    """Torch's warning asks for a report to its authors, and shows a line of code."""
+    path = tmp_path / "w.pt"
+    if zipped:
+        torch.save({"a": torch.zeros(2), "b": Path("x")}, path, pickle_protocol=4)
+    else:
+        path.write_bytes(pickle.dumps({"a": [0.0]}, protocol=4))
+    with pytest.raises(UserError, match="holds other things than tensors"):
+        read_weights(path)
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_a_base_layer_starts_from_files_of_its_own_names_or_of_its_bodys(tmp_path):

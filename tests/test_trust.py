@@ -287,6 +287,31 @@ def test_classes_are_trusted_in_python(mine, tmp_path, monkeypatch):
     assert mlframework.load(mine / "run", device="cpu", classes=[my_tasks.Waves]).meta_layer
 
 
+@pytest.fixture
+def elsewhere(mine, tmp_path, monkeypatch):
+    """A copy of the user's own run in a folder from which its module is not found."""
+    shutil.copytree(mine / "run", tmp_path / "run")
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(mine)])
+    return tmp_path
+
+
+@pytest.mark.parametrize("asked", [[], ["task.k_shot=3"]])
+def test_ones_own_run_in_another_folder_says_where_its_module_is(asked, mine, elsewhere, monkeypatch):
+    path = os.pathsep.join(sys.path)
+    said = call(evaluate.main, "run=run", *FEW, *asked, folder=elsewhere)
+    refused(said, f"cannot be imported (No module named 'my_tasks'): it lies in {mine}: type PYTHONPATH={mine} mlf")
+    assert os.pathsep.join(sys.path) in (path, f"{path}{os.pathsep}{elsewhere}")
+    monkeypatch.syspath_prepend(str(mine))
+    assert call(evaluate.main, "run=run", *FEW, folder=elsewhere).exit_code == 0
+
+
+def test_trust_in_a_module_that_is_not_there_says_where_it_has_to_be(elsewhere, monkeypatch):
+    monkeypatch.setenv("MLFRAMEWORK_KEY", str(elsewhere / "another_key"))
+    said = call(evaluate.main, "run=run", "trust=my_tasks", folder=elsewhere)
+    refused(said, f"my_tasks.py must lie in the current folder ({elsewhere}) or in one of PYTHONPATH")
+
+
 def test_an_edited_config_is_no_longer_ones_own(mine, tmp_path):
     shutil.copytree(mine / "run", tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-__all__ = ["DAMAGED", "PACKED", "has_checksum", "is_packed", "matches", "to_safetensors", "to_zip", "zip_matches"]
+__all__ = [
+    *("DAMAGED", "PACKED", "has_checksum", "is_packed", "load_tensors", "matches"),
+    *("to_safetensors", "to_zip", "zip_matches"),
+]
 
 #: What is said of a damaged file.
 DAMAGED = "its checksum does not match: the file is damaged"
@@ -110,3 +114,13 @@ def zip_matches(path: Path) -> bool:
             digest.update(block)
             left -= len(block)
         return file.read() == comment.to_bytes(2, "little") + comment_of(digest.hexdigest())
+
+
+def load_tensors(path: Path) -> Any:
+    """The content of a file of `torch.save`: tensors and containers of them. Nothing in the file is run.
+
+    Torch warns of another protocol of pickle, and asks for a report to its authors; the error says what is wrong.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)

@@ -12,11 +12,18 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from mlframework.base_layers.base_layer import BaseLayer
-from mlframework.base_layers.checksums import DAMAGED, PACKED, has_checksum, is_packed, matches, zip_matches
+from mlframework.base_layers.checksums import (
+    DAMAGED,
+    PACKED,
+    has_checksum,
+    is_packed,
+    load_tensors,
+    matches,
+    zip_matches,
+)
 from mlframework.errors import UserError
 from mlframework.reading import MOST_WEIGHTS, check_file
 
@@ -64,7 +71,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(PACKED)
         if has_checksum(path) and not zip_matches(path):
             raise ValueError(DAMAGED)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except pickle.UnpicklingError as error:
         why = "holds other things than tensors, or is damaged: write it with torch.save(network.state_dict(), path)"
         raise UserError(why) from error

@@ -66,10 +66,11 @@ def add_parts_of_run(evaluation: DictConfig, folder: RunFolder) -> None:
 def evaluate_on(config: DictConfig, folder: RunFolder, typed: Sequence[str]) -> tuple[Report, Any]:
     """Evaluates on the run's own tasks, or on those of some overrides; the report, and the file it is written to."""
     from mlframework.runs.asked import Asked, asked_task
-    from mlframework.runs.run import evaluate_run, find_data
+    from mlframework.runs.run import check_importable, evaluate_run, find_data
     from mlframework.runs.tables import show_report
 
     own, asked = folder.config(), None
+    check_importable(own, folder.trained_in())
     find_data(own, folder.trained_in())  # before paths that are typed here, which lead from here
     if typed:
         asked = Asked(asked_task(own, folder.choices().get("task"), typed), " ".join(typed))

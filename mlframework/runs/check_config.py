@@ -7,6 +7,8 @@ import inspect
 import math
 import os
 import re
+import shlex
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -24,7 +26,8 @@ if TYPE_CHECKING:  # it imports torch, which --help does without
     from mlframework.episode import TaskSpec
 
 __all__ = [
-    *("check_config", "check_episodes", "check_keys", "given", "is_part", "located", "parameters", "parts"),
+    *("check_config", "check_episodes", "check_keys", "given", "is_part", "located", "not_imported"),
+    *("parameters", "parts"),
 ]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", type(None): "null"}
@@ -160,12 +163,29 @@ def located(name: str) -> Any:
     return getattr(located(owner), last)
 
 
+def not_imported(name: str, error: Exception, home: Path | None = None) -> str:
+    """Why a name cannot be imported; where its module is not found, also where it has to be.
+
+    Args:
+        home: the folder in which a stored run was trained, where that is known.
+    """
+    why, module = f"cannot be imported ({error})", name.partition(".")[0]
+    if module == "mlframework" or not isinstance(error, ModuleNotFoundError) or error.name != module:
+        return why
+    if home is not None and ((home / f"{module}.py").exists() or (home / module).exists()):
+        typed = Path(sys.argv[0]).name if Path(sys.argv[0]).name.startswith("mlframework-") else "mlframework-evaluate"
+        type_this = f"PYTHONPATH={shlex.quote(str(home))} {typed} ..."
+        return f"{why}: it lies in {home}: type {type_this}, or in Python sys.path.append({str(home)!r})"
+    trained = "" if home is None else f"; the run was trained in {home}, which does not hold it now"
+    return f"{why}: {module}.py must lie in the current folder ({Path.cwd()}) or in one of PYTHONPATH{trained}"
+
+
 def check_names(key: str, part: DictConfig) -> None:
     """The settings of a part are those of the callable that it names: none too many, none missing."""
     try:
         target = located(part._target_)
     except Exception as error:  # importing a user's module may raise anything
-        raise InvalidValue(f"{key}._target_", part._target_, f"cannot be imported ({error})") from error
+        raise InvalidValue(f"{key}._target_", part._target_, not_imported(part._target_, error)) from error
     if not callable(target):
         raise InvalidValue(f"{key}._target_", part._target_, "must name a class or a function")
     takes = parameters(target)

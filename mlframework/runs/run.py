@@ -23,7 +23,7 @@ from mlframework.files import leaves
 from mlframework.meta_layers.meta_layer import MetaLayer
 from mlframework.runs import build
 from mlframework.runs.asked import Asked, check_divided_alike, refusal
-from mlframework.runs.check_config import check_episodes, located, parts
+from mlframework.runs.check_config import check_episodes, located, not_imported, parts
 from mlframework.runs.contenders import without_misfits
 from mlframework.runs.error_report import fault
 from mlframework.runs.git_state import first_git_state
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mlframework.evaluation.evaluation import Evaluation
     from mlframework.evaluation.report import Report
 
-__all__ = ["evaluate_run", "load_run", "train_run"]
+__all__ = ["check_importable", "evaluate_run", "find_data", "load_run", "train_run"]
 
 log = logging.getLogger(__name__)
 
@@ -327,8 +327,7 @@ def check_importable(config: DictConfig, home: Path | None) -> None:
         try:
             located(part._target_)
         except Exception as error:  # importing a user's module may raise anything
-            where = "" if home is None else f": the run was trained in {home}, which may have to be on sys.path"
-            raise InvalidValue(f"{key}._target_", part._target_, f"cannot be imported ({error}){where}") from error
+            raise InvalidValue(f"{key}._target_", part._target_, not_imported(part._target_, error, home)) from error
 
 
 def find_data(config: DictConfig, home: Path | None) -> None:

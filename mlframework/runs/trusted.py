@@ -25,7 +25,7 @@ from mlframework.errors import InvalidValue, UserError
 from mlframework.files import as_json, installed_places
 from mlframework.keys import is_signed, sign
 from mlframework.reading import MOST_RECORD, read_json, read_text
-from mlframework.runs.check_config import located
+from mlframework.runs.check_config import located, not_imported
 
 __all__ = [
     "SIGNATURE",
@@ -121,7 +121,7 @@ def uncovered(name: str, module: str) -> str:
     try:
         located(name)
     except Exception as error:  # importing a user's module may raise anything
-        return f"cannot be imported ({error})"
+        return not_imported(name, error)
     return f"trust={module} does not cover what {module} has imported from elsewhere"
 
 

@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from mlframework.base_layers.checksums import DAMAGED, PACKED, is_packed, to_zip, zip_matches
+from mlframework.base_layers.checksums import DAMAGED, PACKED, is_packed, load_tensors, to_zip, zip_matches
 from mlframework.errors import UserError
 from mlframework.files import atomic, part_of
 from mlframework.reading import MOST_WEIGHTS, check_file
@@ -122,7 +120,7 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError(PACKED)
         if not zip_matches(path):
             raise ValueError(DAMAGED)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         if not {"meta_layer", "optimizer", "scheduler", "generators", "progress"} <= {*state}:
             raise ValueError("it holds something else")
     except Exception as error:  # zipfile and torch.load raise whatever a broken file provokes

@@ -1071,7 +1071,6 @@ TABLES = (
 )
 
 in_evaluation = File("base_layers/base_layer.py", "test_pretrained.py")
-weight_files = File("base_layers/weight_files.py", "test_pretrained.py")
 features = File("tasks/on_features.py", "test_pretrained.py")
 
 PRETRAINED = (
@@ -1088,11 +1087,11 @@ PRETRAINED = (
         "return super().train(mode)",
         "test_the_network_predicts_as_in_evaluation_mode_whatever_mode_is_asked_for",
     ),
-    weight_files(
+    checksums(
         "a file of weights runs code",
         "weights_only=True",
         "weights_only=False",
-        "test_a_file_that_cannot_be_used_is_said_in_one_line_and_runs_no_code",
+        "test_pretrained.py::test_a_file_that_cannot_be_used_is_said_in_one_line_and_runs_no_code",
     ),
     features(
         "new weights keep old features",
