@@ -28,6 +28,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: How a rank ended that had no time to say why.
+SILENTLY = "ended without a word"
+
 #: Seconds that ranks look for the one that ended, that a rank waits for rank 0 to tell the same error, and that rank 0
 #: stays at most for ranks that still ask.
 SEARCH, PATIENCE, LEAVE = 5.0, 2.0, 20.0
@@ -60,6 +63,11 @@ class Group:
 
 class RankFailed(FailedRun):
     """Another rank ended while this one waited for it."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether the rank had no error of its own: it was killed, and the run can go on."""
+        return SILENTLY in str(self)
 
 
 def is_started() -> bool:
@@ -249,10 +257,10 @@ def lost(group: Group, error: Exception) -> str:
                 return said
         for number, (where, pid) in enumerate(group.members):
             if where == host and is_gone(pid):
-                return first(group, f"rank {number} (process {pid} on {where}) was killed, or ended without a word")
+                return first(group, f"rank {number} (process {pid} on {where}) was killed, or {SILENTLY}")
         time.sleep(0.05)
     said = str(error).partition("\n")[0]
-    return first(group, f"a rank ended without a word, on another machine than {host} ({said})")
+    return first(group, f"a rank {SILENTLY}, on another machine than {host} ({said})")
 
 
 def reason(group: Group) -> str:

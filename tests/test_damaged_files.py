@@ -229,6 +229,11 @@ READERS: dict[str, Reader] = {
         {"a list": "[1, 2]", "no seed": yaml.safe_dump({**CONFIG, "seed": None}), "bomb": BOMB, "deep": DEEP},
         ("one byte less",),
     ),
+    "step of a run's last checkpoint": Reader(
+        json_file("progress.json", {"step": 0}),
+        of_run(RunFolder.check_lost),
+        {"a list": "[]", "a text as step": '{"step": "9"}'},
+    ),
     "overrides of a run": Reader(
         text_file("overrides.yaml", "- seed=1\n- trainer.steps=5\n"),
         of_run(RunFolder.overrides),

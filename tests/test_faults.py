@@ -111,7 +111,8 @@ def test_any_flipped_bit_and_any_cut_of_weights_is_noticed(tmp_path):
         assert not matches(damaged) or not readable(damaged)
     for damaged in (content[:-1], content[:100], content[:4], b"", content + b"\0"):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"w.safetensors: cannot be read as safetensors \("):
+        why = r"(the file is cut off, damaged, or of another format|its checksum does not match: the file is damaged)"
+        with pytest.raises(UserError, match=rf"w.safetensors: cannot be read as safetensors \({why}\)"):
             load_weights(file, nn.Linear(2, 3))
 
 
@@ -137,6 +138,46 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(wh
     assert re.search(r"run/checkpoints/last.pt: (cannot be read as a checkpoint \(.+\)|is not there): step 4 of ", line)
     assert damage == "gone" or last.with_name("last.pt.damaged").exists()
     assert newest(last).path == last and not newest(last).damaged
+    assert "run folder run, goes on at step 4: " in said.err
+
+
+def test_checkpoints_of_which_none_is_whole_are_all_named_in_words(whole, tmp_path):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    last = RunFolder(tmp_path / "run").last
+    content = last.read_bytes()
+    last.write_bytes(flipped(content, 999, 3))
+    last.with_name("last.1.pt").write_bytes(content[:-99])
+    why = "; nor can last.1.pt be read: use another copy of the run folder, or start a new run"
+    line = "run/checkpoints/last.pt: cannot be read as a checkpoint"
+    refused(train_in(tmp_path, "resume=true"), 2, f"{line} (its checksum does not match: the file is damaged){why}")
+    last.write_bytes(content[:-99])
+    refused(train_in(tmp_path, "resume=true"), 2, f"{line} (the file is cut off, damaged, or of another format){why}")
+
+
+def test_checkpoints_that_are_gone_are_missed(whole, tmp_path):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    said = train_in(tmp_path, "resume=true")
+    line = (
+        "run/checkpoints: no checkpoint is there any more, and the run had one of step 6: put it back, or start a new"
+    )
+    refused(said, 2, line)
+    assert len(said.err.splitlines()) == 1
+    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_and_says_so(whole, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(last_checkpoints, "write_checkpoint", killed)
+    with pytest.raises(Killed):
+        train_in(tmp_path)
+    monkeypatch.undo()
+    assert RunFolder(tmp_path / "run").holds_run
+    said = assert_ends_like(whole, tmp_path)
+    assert "run folder run, no step is in a checkpoint: starts at step 0: " in said.err
 
 
 @slow

@@ -94,6 +94,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_a_line_that_names_it(tmp_path):
     lines = [line for rank in (0, 2) for line in said(notes, rank).splitlines() if "was killed" in line]
     (line,) = lines
     assert line.startswith(f"rank 1 (process {started[1].pid} on ")
+    assert line.endswith(f"ended without a word; mlframework-train run_dir={folder} resume=true goes on")
 
 
 def ends_with_open_connections(notes: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    *("DAMAGED", "PACKED", "has_checksum", "is_packed", "load_tensors", "matches"),
+    *("DAMAGED", "PACKED", "has_checksum", "in_words", "is_packed", "load_tensors", "matches"),
     *("to_safetensors", "to_zip", "zip_matches"),
 ]
 
@@ -29,6 +29,9 @@ DAMAGED = "its checksum does not match: the file is damaged"
 
 #: What is said of an archive that `torch.save` cannot have written.
 PACKED = "it unpacks to more bytes than it has: torch.save packs nothing"
+
+#: What is said of a file that its reader cannot make out.
+BROKEN = "the file is cut off, damaged, or of another format"
 
 #: The name in the metadata of a file of safetensors, and the value as it is hashed.
 NAME, ZEROS = "mlframework.checksum", f"sha256:{'0' * 64}"
@@ -41,6 +44,17 @@ REMAINS = re.compile(rb'mlframework\.checksum|"sha256:[0-9a-f]{64}"')
 
 #: A zip archive ends with the second signature, 16 bytes, two bytes that hold the comment's length, and the comment.
 BEGIN, END, END_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with a file, by the error that reading it raised.
+
+    >>> in_words(zipfile.BadZipFile("File is not a zip file"))
+    'the file is cut off, damaged, or of another format'
+    """
+    if str(error) in (DAMAGED, PACKED):
+        return str(error)
+    return error.strerror if isinstance(error, OSError) and error.strerror else BROKEN
 
 
 def to_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

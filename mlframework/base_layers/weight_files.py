@@ -19,6 +19,7 @@ from mlframework.base_layers.checksums import (
     DAMAGED,
     PACKED,
     has_checksum,
+    in_words,
     is_packed,
     load_tensors,
     matches,
@@ -65,7 +66,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             return from_bytes(path.read_bytes())
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"cannot be read as safetensors ({error})") from error
+            raise UserError(f"cannot be read as safetensors ({in_words(error)})") from error
     try:
         if is_packed(path):
             raise ValueError(PACKED)
@@ -76,8 +77,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         why = "holds other things than tensors, or is damaged: write it with torch.save(network.state_dict(), path)"
         raise UserError(why) from error
     except Exception as error:  # torch.load raises whatever a broken file provokes
-        why = str(error) if str(error) in (DAMAGED, PACKED) else type(error).__name__
-        raise UserError(f"cannot be read as what torch.save writes ({why})") from error
+        raise UserError(f"cannot be read as what torch.save writes ({in_words(error)})") from error
     return tensors_in(content)
 
 

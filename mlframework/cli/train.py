@@ -74,8 +74,12 @@ def train_command(config: DictConfig) -> float | None:
         raise
     except Exception as error:
         found = fault(error, config)
-        if found.exit_code == MachineFault.exit_code and folder.last.exists() and not in_sweep:
+        if in_sweep or not folder.last.exists():
+            raise
+        if found.exit_code == MachineFault.exit_code:
             raise MachineFault(f"{found.line}; then {again} goes on") from error
+        if isinstance(error, processes.RankFailed) and error.silent and not restarts_itself():
+            raise processes.RankFailed(f"{error}; {again} goes on") from error
         raise
     if not in_sweep:
         print(f"next: mlframework-evaluate run={folder.path}, or tensorboard --logdir {folder.path}", file=sys.stderr)
@@ -88,6 +92,12 @@ def common_folder(config: DictConfig, overrides: Sequence[str]) -> str:
     if processes.count() > 1 and restarts and not any(o.startswith("run_dir=") for o in overrides):
         raise InvalidValue("run_dir", config.run_dir, "must be given with --max-restarts, so that a restart finds it")
     return processes.agreed(lambda: str(config.run_dir))
+
+
+def restarts_itself() -> bool:
+    """Whether torchrun starts all ranks again when one of them has ended."""
+    count, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return int(count) < int(most)
 
 
 def job_before(folder: RunFolder, overrides: list[str], config: DictConfig) -> tuple[bool, dict[str, Any] | None]:

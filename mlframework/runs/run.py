@@ -83,7 +83,7 @@ def train_run(
             raise InvalidValue("trainer.steps", trainer.steps, f"this run has taken {progress.step} steps already")
         if run is not None and processes.leads():
             run.record(folder, progress.step)
-        log.info("run folder %s: %s", folder.path, " ".join(overrides) or "the defaults")
+        log.info("run folder %s%s: %s", folder.path, resuming(config, progress), " ".join(overrides) or "the defaults")
         with logging_to(config, folder, progress.step) as logger:
             logger.config(config, choices, overrides)
             progress = meta_train(training, trainer, logger, progress)
@@ -101,9 +101,19 @@ def train_run(
 def begun(config: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> Resumed | None:
     """The run that goes on; None for a new one, which no run is in the way of."""
     if config.resume:
-        return resumed(folder, overrides)
+        run = resumed(folder, overrides)
+        if not last_checkpoints.kept(folder.last):
+            folder.check_lost()
+        return run
     folder.check_new()
     return None
+
+
+def resuming(config: DictConfig, progress: Progress) -> str:
+    """Where a run goes on, as a part of a line; empty for a new run."""
+    if not config.resume:
+        return ""
+    return f", goes on at step {progress.step}" if progress.step else ", no step is in a checkpoint: starts at step 0"
 
 
 @contextmanager
@@ -234,9 +244,8 @@ def set_up(config: DictConfig, folder: RunFolder, kept: Mapping[str, Any] | None
     import_compiler()
     outer = build.build_outer_loop(config, meta_layer)
     generator = torch.Generator().manual_seed(config.seed)
-    return Training(
-        task, meta_layer, outer, generator, device, folder.last, folder.best, check_folder=folder.check_held
-    )
+    hooks = {"check_folder": folder.check_held, "record_step": folder.record_step}
+    return Training(task, meta_layer, outer, generator, device, folder.last, folder.best, **hooks)
 
 
 def start(training: Training, config: DictConfig, folder: RunFolder, record: Callable[[], None]) -> Progress:

@@ -33,7 +33,7 @@ PARTS = ("task", "base_layer", "algorithm", "optimizer", "schedule", "outer", "t
 #: Files that the process with the lock writes, in the folder and in `checkpoints/`.
 FILES = (
     *("config.yaml", "overrides.yaml", "choices.json", "environment.json", "task.json"),
-    *("resumed.json", "result.json", SIGNATURE),
+    *("progress.json", "resumed.json", "result.json", SIGNATURE),
 )
 CHECKPOINTS = ("last.pt", "best.safetensors")
 
@@ -47,8 +47,8 @@ class RunFolder:
     Args:
         path: `config.yaml`, `overrides.yaml`, `choices.json`, `environment.json`, `checkpoints/`, `result.json` and
             TensorBoard's events lie here; `task.json`, if there is one, has what using the run needs from its data;
-            `resumed.json` lists the changes of each resume; `signature.json` proves that this user's key wrote the
-            settings.
+            `progress.json` has the step of the last checkpoint; `resumed.json` lists the changes of each resume;
+            `signature.json` proves that this user's key wrote the settings.
         key: the setting that named the folder, for messages.
     """
 
@@ -61,6 +61,7 @@ class RunFolder:
         self.path, self.key = Path(path), key
         self.lock: IO[str] | None = None  # while this process holds the folder
         self.last, self.best = (self.path / "checkpoints" / name for name in CHECKPOINTS)
+        self.progress = self.path / "progress.json"  # the step of the last checkpoint, should that be lost
         self.result = self.path / "result.json"  # written last
         self.failed = self.path / "failed.json"  # the error of a failed job of a sweep
 
@@ -147,6 +148,7 @@ class RunFolder:
         `kept` is what `TaskDistribution.kept` gave.
         """
         (self.path / "checkpoints").mkdir(exist_ok=True)
+        self.progress.unlink(missing_ok=True)  # of an earlier run
         if kept:
             write_json(self.path / "task.json", dict(kept))
         environment = {
@@ -171,6 +173,22 @@ class RunFolder:
             write_text(self.path / SIGNATURE, signature)
         for name, text in texts.items():  # the config last: with it the folder holds a run
             write_text(self.path / name, text)
+
+    def record_step(self, step: int) -> None:
+        """Writes the step of a checkpoint that is on the disk."""
+        write_json(self.progress, {"step": step})
+
+    def check_lost(self) -> None:
+        """Refuses a folder without checkpoints whose run had written one of a step; one killed before that has none."""
+        found = read_json(self.progress) if os.path.lexists(self.progress) else {}
+        step = found.get("step", 0)
+        if not isinstance(step, int):
+            raise UserError(f"{self.progress}: damaged (its step is no whole number)")
+        if step:
+            why = f"no checkpoint is there any more, and the run had one of step {step}"
+            raise UserError(
+                f"{self.last.parent}: {why}: put it back, or start a new run; to begin here, remove the folder"
+            )
 
     def kept(self) -> dict[str, Any]:
         """What the task keeps of its data, if anything."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mlframework import processes
-from mlframework.base_layers.checksums import DAMAGED, matches, to_safetensors
+from mlframework.base_layers.checksums import DAMAGED, in_words, matches, to_safetensors
 from mlframework.base_layers.weight_files import from_bytes
 from mlframework.errors import UserError
 from mlframework.evaluation.part import Display
@@ -58,6 +58,7 @@ class Training(NamedTuple):
     best: Path  # the file of the weights of the best validation
     displays: Mapping[str, Display] = MappingProxyType({})  # by name
     check_folder: Callable[[], None] = lambda: None  # raises an OSError if the run folder is no longer this run's
+    record_step: Callable[[int], None] = lambda step: None  # records the step of a checkpoint elsewhere
 
 
 class Progress(NamedTuple):
@@ -107,6 +108,7 @@ def save_training(training: Training, progress: Progress, *, keep: int) -> None:
     if processes.leads():
         training.check_folder()
         last_checkpoints.write_checkpoint(training.last, state, keep=keep)
+        training.record_step(progress.step)
 
 
 def restore(training: Training, *, quiet: bool = False) -> Progress:
@@ -203,7 +205,7 @@ def safetensors_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+        raise UserError(f"{path}: cannot be read as safetensors ({in_words(error)})") from error
 
 
 def load_state(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path | str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlframework.base_layers.checksums import DAMAGED, PACKED, is_packed, load_tensors, to_zip, zip_matches
+from mlframework.base_layers.checksums import DAMAGED, PACKED, in_words, is_packed, load_tensors, to_zip, zip_matches
 from mlframework.errors import UserError
 from mlframework.files import atomic, part_of
 from mlframework.reading import MOST_WEIGHTS, check_file
@@ -108,8 +108,12 @@ def newest(last: Path) -> Newest:
             return Newest(path, read(path), damaged)
         except UserError as error:
             damaged[path] = error
-    why = str(next(iter(damaged.values()), f"{last}: there is no such checkpoint"))
-    raise UserError(f"{why}; nor can the one before" if len(damaged) > 1 else why)
+    if not damaged:
+        raise UserError(f"{last}: there is no such checkpoint")
+    first, *others = damaged
+    others_too = f"; nor can {' or '.join(path.name for path in others)} be read" if others else ""
+    advice = "use another copy of the run folder, or start a new run"
+    raise UserError(f"{damaged[first]}{others_too}: {advice}")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -121,11 +125,11 @@ def read(path: Path) -> dict[str, Any]:
         if not zip_matches(path):
             raise ValueError(DAMAGED)
         state = load_tensors(path)
-        if not {"meta_layer", "optimizer", "scheduler", "generators", "progress"} <= {*state}:
-            raise ValueError("it holds something else")
+        whole = {"meta_layer", "optimizer", "scheduler", "generators", "progress"} <= {*state}
     except Exception as error:  # zipfile and torch.load raise whatever a broken file provokes
-        why = str(error) if type(error) is ValueError else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint ({why})") from error
+        raise UserError(f"{path}: cannot be read as a checkpoint ({in_words(error)})") from error
+    if not whole:
+        raise UserError(f"{path}: cannot be read as a checkpoint (it holds something else)")
     return dict(state)
 
 

@@ -1346,8 +1346,8 @@ FAULTS = (
     ),
     processes(
         "the wrong rank is named",
-        'return first(group, f"rank {number} (process {pid} on {where}) was killed, or ended without a word")',
-        'return first(group, f"rank {group.rank} (process {pid} on {where}) was killed, or ended without a word")',
+        'return first(group, f"rank {number} (process {pid} on {where}) was killed, or {SILENTLY}")',
+        'return first(group, f"rank {group.rank} (process {pid} on {where}) was killed, or {SILENTLY}")',
         "test_rank_failures.py::test_a_rank_that_is_killed_ends_the_run_with_a_line_that_names_it",
     ),
     File("training/all_reduce.py", "test_processes.py")(
