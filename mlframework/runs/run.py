@@ -244,8 +244,8 @@ def set_up(config: DictConfig, folder: RunFolder, kept: Mapping[str, Any] | None
     import_compiler()
     outer = build.build_outer_loop(config, meta_layer)
     generator = torch.Generator().manual_seed(config.seed)
-    hooks = {"check_folder": folder.check_held, "record_step": folder.record_step}
-    return Training(task, meta_layer, outer, generator, device, folder.last, folder.best, **hooks)
+    made = Training(task, meta_layer, outer, generator, device, folder.last, folder.best)
+    return made._replace(check_folder=folder.check_held, record_step=folder.record_step)
 
 
 def start(training: Training, config: DictConfig, folder: RunFolder, record: Callable[[], None]) -> Progress:
