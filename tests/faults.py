@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -26,6 +27,9 @@ RUN = (
     *("trainer.validation_tasks=3", "trainer.checkpoint_every=2", "trainer.log_every=1", "evaluation=none"),
     *("logger.figures=false", "run_dir=run", "threads=1"),
 )
+
+#: Root's right to write where the mode of a file or folder forbids it.
+CAP_DAC_OVERRIDE = 1
 
 #: The draw of the training at which `Doing` does its deed: the fifth step, after the checkpoint of the fourth.
 AT = 5
@@ -132,6 +136,26 @@ def read_only_later(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def read_only_folder(folder: Path) -> Iterator[None]:
+    """Nobody may write to a folder within this context, root included, who may otherwise do everything."""
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    now = (ctypes.c_uint32 * 6)(*before)
+    now[0] &= ~(1 << CAP_DAC_OVERRIDE)  # of this thread, until it is taken back
+    inside = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in inside:
+        path.chmod(0o555)
+    assert libc.capset(header, now) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+        for path in inside:
+            path.chmod(0o755)
 
 
 def start(*arguments: str, folder: Path, prepare: Callable[[], object]) -> BaseProcess:

@@ -20,15 +20,16 @@ import pytest
 import safetensors.torch
 import torch
 from commands import Said, call, messages
-from faults import AT, RUN, doing, nothing, read_only_later, small_disk, start
+from faults import AT, RUN, doing, nothing, read_only_folder, read_only_later, small_disk, start
 from PIL import Image
 from test_resume import curves
 from torch import nn
 
 from mlframework.base_layers.checksums import has_checksum, matches
-from mlframework.cli import evaluate, train
+from mlframework.cli import compare, evaluate, train
 from mlframework.errors import UserError
 from mlframework.files import cache_folder, home_folder, passing_folder
+from mlframework.runs import run
 from mlframework.runs.run_folder import RunFolder
 from mlframework.tasks import ImageFolder
 from mlframework.training import last_checkpoints
@@ -322,6 +323,19 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_keeps_the_checkpoint(whole
     assert_ends_like(whole, tmp_path)
 
 
+def test_a_run_folder_that_cannot_be_written_to_is_refused_before_the_work(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    (tmp_path / "run" / ".lock").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    line = "=run: cannot be written to (Permission denied): copy the folder to one of your own, and name the copy"
+    monkeypatch.setattr(run, "load_run", None)  # the work does not begin
+    with read_only_folder(tmp_path / "run"):
+        refused(call(evaluate.main, "run=run", folder=tmp_path), 2, f"run{line}")
+        refused(call(compare.main, "run=run", folder=tmp_path), 2, f"run{line}")
+        refused(train_in(tmp_path, "resume=true"), 2, f"run_dir{line}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @slow
 def test_a_disk_that_becomes_read_only_is_one_line_and_a_read_only_one_is_refused_at_once(whole, tmp_path):
     with small_disk(tmp_path / "disk") as disk:
@@ -330,7 +344,7 @@ def test_a_disk_that_becomes_read_only_is_one_line_and_a_read_only_one_is_refuse
             said = train_in(disk, run, *doing(f"make_read_only:{disk}"))
             refused(said, 75, f"{disk}/run/")
             assert "cannot be written (Read-only file system); then " in said.err
-            refused(train_in(disk, run, "resume=true"), 2, f"{run}: cannot be made (Read-only file system)")
+            refused(train_in(disk, run, "resume=true"), 2, f"{run}: cannot be written to (Read-only file system)")
         assert_ends_like(whole, disk)
 
 

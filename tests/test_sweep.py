@@ -15,6 +15,7 @@ from pydoc import locate
 import pytest
 import yaml
 from commands import SHORT, call
+from faults import read_only_folder
 from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -582,6 +583,14 @@ def test_the_table_of_several_sweeps_names_each_job_by_its_sweep(two, tmp_path):
     assert f"first/{rows[0]['job'][-8:]}" in said.out
 
 
+def test_the_table_of_a_folder_that_cannot_be_written_to_is_printed(two, tmp_path):
+    shutil.copytree(two[0], tmp_path / "sweep")
+    with read_only_folder(tmp_path / "sweep"):
+        said = call(table_command.main, "sweep", folder=tmp_path)
+    assert (said.exit_code, said.err) == (75, "sweep/sweep.csv: cannot be read or written (Permission denied)\n")
+    assert said.out.count("finished") == 2 and "written to" not in said.out
+
+
 @pytest.mark.parametrize(
     ("folder", "line"),
     [("nowhere", "nowhere: must be the folder of a sweep; there is none"), (".", ".: holds no job of a sweep")],
@@ -596,7 +605,8 @@ def test_failures_and_jobs_to_come_stand_in_the_page(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "failed.json").write_text(json.dumps(done))
     (tmp_path / "plan.json").write_text(json.dumps([["task.k_shot=1"], ["task.k_shot=0"]]))
-    rows = write_sweep(tmp_path)
+    rows = read_rows(tmp_path)
+    write_sweep(tmp_path, rows)
     assert [(row.overrides["task.k_shot"], row.status) for row in rows] == [("1", "not started"), ("0", "failed")]
     page = (tmp_path / "sweep.md").read_text()
     assert "| 1 |  |  |  |  | not started |\n| 0 |  |  |  |  | failed |" in page

@@ -131,7 +131,10 @@ def called(run: Callable[[], object], rewrite: Callable[[Sequence[str]], list[st
             exit_code = 128 + getattr(stop, "number", signal.SIGINT)  # as shells and schedulers count signals
         finally:
             os.environ |= {"HYDRA_FULL_ERROR": before, TRUST: trusted_before}
-        of_sweep = sweep.conclude()
+        try:
+            of_sweep = sweep.conclude()
+        except Exception as error:
+            of_sweep = report(error).exit_code
     return exit_code or of_sweep
 
 

@@ -55,6 +55,7 @@ def compare_command(config: DictConfig) -> None:
     plan = Plan.of(trained, config)
     if config.run is None:
         train(config, folder, typed)
+    folder.check_writable()
     commit = git_state()["commit"]  # before it takes its time: the working directory may move on
     compared = compare_run(folder, plan, device=config.device)
     about = about_comparison(plan.config, folder, typed, commit)

@@ -38,6 +38,7 @@ def evaluate_command(config: DictConfig) -> None:
     folder, found, failed = RunFolder(config.run, key="run"), [], 0
     with open_dict(config):
         add_parts_of_run(config.evaluation, folder)
+    processes.agreed(folder.check_writable)
     asked = combinations(config.asked)
     for typed in asked:
         try:

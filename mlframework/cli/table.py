@@ -18,16 +18,14 @@ def main() -> None:
     folder = parser.parse_args().folder
 
     from mlframework.cli.command_line import report, unread
-    from mlframework.runs.sweep_report import show_sweep, write_sweep
+    from mlframework.runs.sweep_report import report_sweep
 
     with lasting_streams() as streams:
         try:
             if not folder.is_dir():
                 raise UserError(f"{folder}: must be the folder of a sweep; there is none")
-            rows = write_sweep(folder)
-            if not rows:
+            if not report_sweep(folder):
                 raise UserError(f"{folder}: holds no job of a sweep")
-            show_sweep(folder, rows)
         except Exception as error:
             raise SystemExit(report(error).exit_code) from None
         if exit_code := unread(streams):

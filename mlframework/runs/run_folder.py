@@ -8,6 +8,7 @@ import itertools
 import os
 import platform
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,10 @@ CHECKPOINTS = ("last.pt", "best.safetensors")
 
 #: Packages whose versions are recorded.
 RECORDED = ("mlframework", "torch", "numpy", "scikit-learn", "hydra-core", "omegaconf", "tensorboard")
+
+
+#: Errors of a folder that is another user's, or on a disk that is read-only.
+NOT_OWN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class RunFolder:
@@ -259,6 +264,17 @@ class RunFolder:
         check_stored(OmegaConf.to_container(config, resolve=False), path, text)
         return config
 
+    def check_writable(self) -> None:
+        """Refuses a folder in which no result can be written, before the work whose result that would be."""
+        for folder in (self.path, self.path / "evaluations"):
+            try:
+                if folder.is_dir():
+                    tempfile.TemporaryFile(dir=folder).close()  # a question to the system may be answered wrongly
+            except OSError as error:
+                if error.errno not in NOT_OWN:  # a full disk
+                    raise OSError(error.errno, error.strerror, str(folder)) from error
+                raise InvalidValue(self.key, self.path, not_writable(error)) from error
+
     def add_evaluation(self, content: Mapping[str, Any], *, asked: str = "") -> Path:
         """Writes an evaluation to the next of `evaluations/1.json`, ..., which is returned; nothing is overwritten.
 
@@ -273,7 +289,7 @@ class RunFolder:
         taken = [int(found[1]) for found in ours if found]
         part = folder / f"{uuid.uuid4().hex}.part"
         try:
-            with naming(folder):
+            with naming(folder, part):
                 part.write_text(text, encoding="utf-8")
             for number in itertools.count(max(taken, default=0) + 1):
                 path = folder / f"{number}{suffix}.json"
@@ -296,13 +312,20 @@ def locked_folder(key: str, path: Path, taken: str, *, wait: bool = False) -> IO
         path.mkdir(parents=True, exist_ok=True)
         lock = locked_file(path / ".lock")
     except OSError as error:
-        raise InvalidValue(key, path, f"cannot be made ({error.strerror})") from error
+        why = not_writable(error) if path.is_dir() else f"cannot be made ({error.strerror})"
+        raise InvalidValue(key, path, why) from error
     if lock is None and wait:
         print(f"{path}: {taken}; waiting for it", flush=True)
         lock = locked_file(path / ".lock", wait=True)
     if lock is None:
         raise InvalidValue(key, path, taken)
     return lock
+
+
+def not_writable(error: OSError) -> str:
+    """What is said of a run folder that is there, and what to do where it is not the user's to change."""
+    advice = ": copy the folder to one of your own, and name the copy" if error.errno in NOT_OWN else ""
+    return f"cannot be written to ({error.strerror}){advice}"
 
 
 def locked_file(path: Path, *, wait: bool = False) -> IO[str] | None:

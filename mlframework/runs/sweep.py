@@ -19,7 +19,7 @@ from mlframework.runs.check_config import located
 from mlframework.runs.error_report import Fault
 from mlframework.runs.overrides import identity, job_name, of_run
 from mlframework.runs.run_folder import RunFolder
-from mlframework.runs.sweep_report import show_sweep, write_sweep
+from mlframework.runs.sweep_report import report_sweep
 from mlframework.runs.sweep_table import FINE, PLAN
 from mlframework.screen import Screen
 
@@ -114,8 +114,5 @@ class RememberFolder(Callback):
 def conclude() -> int:
     """Prints and writes the table of the sweep that this process launched, if any; 1 if one of its jobs failed."""
     folder, RememberFolder.running = RememberFolder.running, None
-    rows = write_sweep(folder) if folder is not None and folder.is_dir() else []
-    if folder is None or not rows:
-        return 0
-    show_sweep(folder, rows)
+    rows = report_sweep(folder) if folder is not None and folder.is_dir() else []
     return 0 if all(row.status in FINE for row in rows) else FailedRun.exit_code

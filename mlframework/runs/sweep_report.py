@@ -11,14 +11,26 @@ from mlframework.runs.sweep_figure import sweep_figure
 from mlframework.runs.sweep_table import JobRow, grouped, over_what, read_rows, sweep_cells, sweep_table, varied_keys
 from mlframework.runs.tables import print_table
 
-__all__ = ["show_sweep", "write_sweep"]
+__all__ = ["report_sweep", "write_sweep"]
 
 
-def write_sweep(folder: Path) -> list[JobRow]:
-    """Writes the table of a folder's jobs: `sweep.csv`, `sweep.md` and `sweep.png`; `sweep_jobs.csv` too, if joined."""
+def report_sweep(folder: Path) -> list[JobRow]:
+    """Prints the table of a folder's jobs and writes it there; nothing where there are none. Returns their rows.
+
+    Raises:
+        OSError: it cannot be written; it has been printed before.
+    """
     rows = read_rows(folder)
-    if not rows:
-        return rows
+    if rows:
+        show_sweep(folder, rows)
+        write_sweep(folder, rows)
+        print(f"written to {folder}: sweep.md, sweep.png, sweep.csv")
+        print(f"next: tensorboard --logdir {folder}")
+    return rows
+
+
+def write_sweep(folder: Path, rows: Sequence[JobRow]) -> None:
+    """Writes the table of a folder's jobs: `sweep.csv`, `sweep.md` and `sweep.png`; `sweep_jobs.csv` too, if joined."""
     groups, jobs = grouped(rows), folder / "sweep_jobs.csv"
     write_csv(folder / "sweep.csv", groups)
     if groups != rows:
@@ -28,7 +40,6 @@ def write_sweep(folder: Path) -> list[JobRow]:
     with atomic(folder / "sweep.png") as part:
         sweep_figure(groups).savefig(part, format="png", dpi=110)
     write_text(folder / "sweep.md", sweep_page(folder, rows))
-    return rows
 
 
 def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
@@ -42,12 +53,10 @@ def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
 
 
 def show_sweep(folder: Path, rows: Sequence[JobRow]) -> None:
-    """Prints the table, a line for each job that failed, and where the table stands."""
+    """Prints the table, and a line for each job that failed."""
     print_table(sweep_table(folder, grouped(rows)))
     for line in failures(rows):
         print(line)
-    print(f"written to {folder}: sweep.md, sweep.png, sweep.csv")
-    print(f"next: tensorboard --logdir {folder}")
 
 
 def failures(rows: Sequence[JobRow]) -> Iterator[str]:
