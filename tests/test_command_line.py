@@ -77,7 +77,7 @@ def test_a_run_leaves_its_folder_and_nothing_else(tmp_path):
     names = {path.name for path in (tmp_path / "deep" / "run").iterdir()}
     events = {name for name in names if name.startswith("events")}
     records = {"config.yaml", "overrides.yaml", "choices.json", "environment.json", "result.json", "checkpoints"}
-    assert names - events == {*records, "signature.json", ".lock"}
+    assert names - events == {*records, "progress.json", "signature.json", ".lock"}
     overrides = json.loads((tmp_path / "deep" / "run" / "result.json").read_text())["overrides"]
     assert overrides == [*SHORT, "evaluation=none", "run_dir=deep/run"]
 
