@@ -391,7 +391,11 @@ def test_a_data_folder_that_vanishes_is_not_missed_until_the_next_start(tmp_path
     said = train_in(tmp_path, *images(tmp_path), f"task._target_={__name__}.Vanishing")
     assert said.exit_code == 0, said.err
     assert not (tmp_path / "images").exists()
-    refused(train_in(tmp_path, "resume=true"), 2, "path=images: must name a folder")
+    refused(
+        train_in(tmp_path, "resume=true"),
+        2,
+        f"task.path=images: there is no such folder, looked for at {tmp_path / 'images'}: must name a",
+    )
 
 
 # Memory, streams, homes, terminals: each in a process of its own

@@ -235,8 +235,8 @@ def recorded(folder):
         ("schedule=constant", "this run was started with cosine; resume=true cannot change it"),
         ("trainer.meta_batch=8", "this run was started with 4; resume=true cannot change it"),
         ("trainer.validation_tasks=5", "this run was started with 4; resume=true cannot change it"),
-        ("trainer.steps=8", "schedule.T_max follows it, and resume=true cannot change that from 5 to 8: start a new"),
-        ("trainer.steps=3", "or add schedule.T_max=5 to end early"),
+        ("trainer.steps=8", "would change schedule.T_max from 5 to 8 too, and resume=true cannot: start a new run"),
+        ("trainer.steps=3", "cannot: add schedule.T_max=5 to keep it and end early, or start a new run"),
     ],
 )
 def test_what_was_learned_with_is_refused_and_the_record_stays(started_run, typed, why):

@@ -369,5 +369,5 @@ def test_a_wrong_setting_is_named_at_once(field, setting):
 
 def test_a_path_that_is_not_there_is_named_when_tasks_are_drawn():
     task = image_folder("/nowhere")
-    with pytest.raises(InvalidValue, match="path=/nowhere: must name a folder that holds one folder of images per cl"):
+    with pytest.raises(InvalidValue, match="path=/nowhere: there is no such folder, looked for at /nowhere: must name"):
         task.sample(1, "train", seeded())

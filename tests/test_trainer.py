@@ -146,6 +146,13 @@ def test_tasks_per_second_counts_the_steps_since_the_clock_was_set(tmp_path, mon
     assert found == dict.fromkeys([2, 3, 4, 6, 8], 4.0)
 
 
+def test_of_many_losses_that_are_not_finite_three_tasks_are_named(tmp_path):
+    with pytest.raises(
+        FailedRun, match=r"step 1: the meta-loss is not finite \((task \w{16}, ){3}and 2 more\); the last"
+    ):
+        train(tmp_path, "algorithm.update.lr=1e30", "trainer.meta_batch=5")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_task(tmp_path):
     with pytest.raises(FailedRun) as caught:
         train(tmp_path, f"task._target_={__name__}.Bursting")

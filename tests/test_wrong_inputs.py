@@ -51,7 +51,12 @@ TRAIN = [
     (["task.k_shot=[1"], "task.k_shot=[1: cannot be read as key=value; quotes keep special characters"),
     (["seed=1,2"], "seed=1,2: several values make a sweep, with -m; a list is written [a,b]"),
     (["--stepz"], "unrecognized arguments: --stepz: --hydra-help lists the flags"),
-    (["--config-dir", "nowhere"], "Additional config directory '"),
+    (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder, looked for at /"),
+    (["--config-dir", "file"], "--config-dir file: is a file: must name a folder"),
+    (["runs/mine"], "runs/mine: cannot be read as key=value: type run_dir=runs/mine\n"),
+    (["run"], "run: cannot be read as key=value: type run_dir=run resume=true\n"),
+    (["file"], "file: cannot be read as key=value: type init=file\n"),
+    (["resume"], "resume: cannot be read as key=value\n"),
     (["trainer.steps=${nope}"], "trainer.steps: refers to nope, which is not there"),
     (["~suggested.inner_lr"], "algorithm.update.lr: refers to suggested.inner_lr, which is not there"),
     # types
@@ -128,7 +133,8 @@ TRAIN = [
     # run folders
     (["run_dir=run"], "run_dir=run: holds a run already: resume=true continues it, or name another folder"),
     (["run_dir=in_use"], "run_dir=in_use: another process is using this run folder"),
-    (["run_dir=file"], "run_dir=file: cannot be made (File exists)"),
+    (["run_dir=file"], "run_dir=file: file is a file: name a folder"),
+    (["run_dir=file/of/it"], "run_dir=file/of/it: file is a file: name a folder"),
     (["run_dir="], "run_dir=: must name a folder"),
     (["run_dir='  '"], "run_dir= : must name a folder"),
     (["run_dir=/"], "run_dir=/: must name a folder of the run's own, as in runs/mine"),
@@ -143,6 +149,9 @@ TRAIN = [
     (["run_dir=wider", "resume=true"], "wider/checkpoints/last.pt: a checkpoint of another architecture: base_layer."),
 ]
 EVALUATE = [
+    (["run"], "run: cannot be read as key=value: type run=run\n"),
+    (["runs/none"], "runs/none: cannot be read as key=value: type run=runs/none\n"),
+    (["run", "task.k_shot=3"], "run: cannot be read as key=value: type run=run\n"),
     ([], "run: must be given, as in run=..."),
     (["run="], "run=: must name a folder"),
     (["run=empty"], "empty: not a run folder (it holds no config.yaml)"),
@@ -193,6 +202,35 @@ def world(tmp_path_factory):
         yield folder
 
 
+OF_PATHS = [
+    ("task=image_folder", "task.path", "folder"),
+    ("task=text_folder", "task.path", "folder or file"),
+    ("task=table task.target=a task.task_column=b", "task.path", "file"),
+    ("task=ratings task/source=movielens", "task.source.path", "folder"),
+    ("task=ratings task/source=table", "task.source.path", "file"),
+    ("task=ratings task/source=recbole", "task.source.path", "folder"),
+]
+
+
+@pytest.mark.parametrize(("typed", "key", "kind"), OF_PATHS)
+def test_data_that_are_not_there_are_named_with_the_place_where_they_were_looked_for(tmp_path, typed, key, kind):
+    said = call(train.main, *SHORT, "run_dir=run", *typed.split(), f"{key}=no.csv", folder=tmp_path)
+    assert said.err.startswith(f"{key}=no.csv: there is no such {kind}, looked for at {tmp_path / 'no.csv'}: must name")
+    assert (said.exit_code, said.err.count("\n")) == (2, 1)
+
+
+def test_a_run_that_goes_on_without_its_data_names_their_setting(tmp_path):
+    rows = "".join(f"{n % 12},{n * 37 % 101},{n % 7}\n" for n in range(240))
+    (tmp_path / "data.csv").write_text(f"name,x,y\n{rows}")
+    task = ("task=table", "task.path=data.csv", "task.task_column=name", "task.target=y", "task.k_shot=2")
+    small = ("task.k_query=2", "evaluation=none", "display=[]", "trainer.monitor=query_loss", "base_layer.hidden=[4]")
+    assert call(train.main, *SHORT, "run_dir=run", *task, *small, folder=tmp_path).exit_code == 0
+    (tmp_path / "data.csv").unlink()
+    line = f"task.path=data.csv: there is no such file, looked for at {tmp_path / 'data.csv'}: must name a table"
+    assert call(train.main, "run_dir=run", "resume=true", folder=tmp_path).err.startswith(line)
+    assert call(evaluate.main, "run=run", folder=tmp_path).err.startswith(line)
+
+
 def few_images(folder: Path) -> None:
     """Ten classes of two images each: too few to draw two shots and a query."""
     for name in range(10):
@@ -240,6 +278,8 @@ def test_evaluation_refuses_in_one_line_before_anything_is_written(world, typed,
 
 
 GENERATE = [
+    (["run"], "run: cannot be read as key=value: type run=run\n"),
+    (["texts"], "texts: cannot be read as key=value: type support=texts\n"),
     (["run=run", "+foo.bar=1"], "foo.bar=1: nothing reads foo; there are run, support, unit, "),
     (["run="], "run=: must name a folder"),
     (["run=half_config"], "half_config/config.yaml: damaged ("),
@@ -272,6 +312,14 @@ def test_a_traceback_comes_where_it_is_asked_for(tmp_path):
     assert done.returncode == 2
     assert "Traceback (most recent call last)" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("task.k_shot=0: ")
+
+
+def test_an_option_that_is_not_there_may_be_the_users_own(tmp_path):
+    (tmp_path / "conf").mkdir()
+    ending = "; options of your own need --config-dir\n"
+    assert call(train.main, "task=saw", folder=tmp_path).err.endswith(ending)
+    said = call(train.main, "--config-dir", "conf", "task=saw", folder=tmp_path)
+    assert said.err.startswith("task=saw: no such option") and not said.err.endswith(ending)
 
 
 def test_a_failure_at_run_time_is_one_line_with_exit_code_1(tmp_path):

@@ -88,19 +88,26 @@ def in_sweep(run: Job, config: DictConfig) -> float | None:
 
 
 def command(
-    function: Job, *, config_name: str, rewrite: Callable[[Sequence[str]], list[str]] = list, ranks: bool = False
+    function: Job,
+    *,
+    config_name: str,
+    rewrite: Callable[[Sequence[str]], list[str]] = list,
+    ranks: bool = False,
+    of_folder: str = "run",
+    of_file: str = "",
 ) -> Callable[[], None]:
     """The entry point of a console script: composes `conf/<config_name>.yaml` and calls a job with it.
 
     Args:
         rewrite: changes the arguments that the user typed before Hydra reads them.
         ranks: whether several processes, as torchrun starts them, can share the work.
+        of_folder, of_file: the keys that a user who types a path alone means.
     """
     run = hydra.main(version_base="1.3", config_path="pkg://mlframework.conf", config_name=config_name)(function)
 
     def main() -> None:
         with lasting_streams() as streams:
-            exit_code = called(run_joined, rewrite) or unread(streams)
+            exit_code = called(run_joined, rewrite, (of_folder, of_file)) or unread(streams)
         if exit_code:
             raise SystemExit(exit_code)
 
@@ -112,8 +119,8 @@ def command(
     return main
 
 
-def called(run: Callable[[], object], rewrite: Callable[[Sequence[str]], list[str]]) -> int:
-    """Runs a job with the arguments that the user typed; returns the exit code."""
+def called(run: Callable[[], object], rewrite: Callable[[Sequence[str]], list[str]], keys: tuple[str, str]) -> int:
+    """Runs a job with the arguments that the user typed; returns the exit code. For `keys` see `refuse_bare_paths`."""
     exit_code, before = 0, os.environ.get("HYDRA_FULL_ERROR", "")  # the user's wish for tracebacks
     trusted_before = os.environ.get(TRUST, "")
     os.environ |= {TRACEBACKS: before, "HYDRA_FULL_ERROR": "1"}  # lets Hydra raise errors instead of printing them
@@ -121,6 +128,7 @@ def called(run: Callable[[], object], rewrite: Callable[[Sequence[str]], list[st
         try:
             sys.argv[1:] = for_jobs(rewrite(trust(sys.argv[1:])))
             refuse_unknown_flags()
+            refuse_bare_paths(sys.argv[1:], *keys)
             import_from_here()
             plugins.register()
             run()
@@ -187,9 +195,27 @@ def refuse_unknown_flags() -> None:
     parser.error = refuse  # type: ignore[method-assign]
     given = parser.parse_args()
     if given.config_dir:
+        check_config_folder(Path(given.config_dir))
         check_configs(Path(given.config_dir))
     if given.help:
         explain_help()
+
+
+def check_config_folder(folder: Path) -> None:
+    """Refuses what is no folder; Hydra says of a file that it is not there."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else f"there is no such folder, looked for at {folder.absolute()}"
+        raise UserError(f"--config-dir {folder}: {what}: must name a folder, with a folder of yaml files per group")
+
+
+def refuse_bare_paths(arguments: Sequence[str], of_folder: str, of_file: str) -> None:
+    """Refuses a path without its key, and says which key it wants: `of_folder` or `of_file`, as what is there."""
+    for each in arguments:
+        path = Path(each).expanduser()
+        key = of_file if path.is_file() else of_folder
+        if key and "=" not in each and not each.startswith(("-", "~")) and (path.exists() or os.sep in each):
+            more = " resume=true" if key == "run_dir" and (path / "config.yaml").exists() else ""
+            raise UserError(f"{each}: cannot be read as key=value: type {key}={each}{more}")
 
 
 def check_configs(folder: Path) -> None:

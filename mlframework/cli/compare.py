@@ -51,6 +51,7 @@ def compare_command(config: DictConfig) -> None:
     add_contenders(with_contenders.evaluation, config.against)
     check_config(with_contenders, settings={})
     trained = training_config(config) if config.run is None else folder.config()
+    config.task = trained.task  # by which errors find their key
     trained.evaluation, trained.device = with_contenders.evaluation, config.device
     plan = Plan.of(trained, config)
     if config.run is None:

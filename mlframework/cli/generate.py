@@ -79,7 +79,7 @@ def sets_of_examples(lines: Iterable[str], unit: Unit) -> Iterator[list[str]]:
         raise UserError("support=-: standard input holds no text")
 
 
-main = command(generate_command, config_name="generate")
+main = command(generate_command, config_name="generate", of_file="support")
 
 if __name__ == "__main__":
     main()

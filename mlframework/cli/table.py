@@ -23,13 +23,22 @@ def main() -> None:
     with lasting_streams() as streams:
         try:
             if not folder.is_dir():
-                raise UserError(f"{folder}: must be the folder of a sweep; there is none")
+                raise UserError(f"{folder}: {what_else(folder)}")
             if not report_sweep(folder):
                 raise UserError(f"{folder}: holds no job of a sweep")
         except Exception as error:
             raise SystemExit(report(error).exit_code) from None
         if exit_code := unread(streams):
             raise SystemExit(exit_code)
+
+
+def what_else(folder: Path) -> str:
+    """What is wrong with a path that is no folder."""
+    _, equals, path = str(folder).partition("=")
+    if equals and Path(path).is_dir():
+        return f"this command takes the folder alone: mlframework-table {path}"
+    what = "is a file" if folder.exists() else f"there is no such folder, looked for at {folder.absolute()}"
+    return f"{what}: must be the folder of a sweep, as in multirun/mine"
 
 
 if __name__ == "__main__":

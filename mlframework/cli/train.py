@@ -123,7 +123,7 @@ def monitored(result: dict[str, Any]) -> float | None:
     return result["validation"][result["monitor"]]["mean"]
 
 
-main = command(train_command, config_name="train", ranks=True)
+main = command(train_command, config_name="train", ranks=True, of_folder="run_dir", of_file="init")
 
 if __name__ == "__main__":
     main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 import traceback
 from importlib.resources import files
 from typing import NamedTuple
@@ -186,7 +187,13 @@ def missing_option(error: MissingConfigException) -> str:
     options = error.options or own_options(group)
     if not options:
         return first_line(error)
-    return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
+    return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}{own_folder()}"
+
+
+def own_folder() -> str:
+    """How the user's own options are found, if the user has not said where they are."""
+    typed = any(each.startswith(("--config-dir", "-cd", "hydra.searchpath=")) for each in sys.argv[1:])
+    return "" if typed else "; options of your own need --config-dir"
 
 
 def own_options(group: str) -> list[str]:

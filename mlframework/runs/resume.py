@@ -135,6 +135,6 @@ def refusal(
         shown = "null" if then is None else "none" if then == ABSENT else then
         return InvalidValue(name, value, f"this run was started with {shown}; resume=true cannot change it")
     then, now = change
-    why = f"{key} follows it, and resume=true cannot change that from {then} to {now}: start a new run"
     shorter = isinstance(then, int | float) and isinstance(now, int | float) and now < then
-    return InvalidValue(name, value, f"{why}, or add {key}={then} to end early" if shorter else why)
+    remedy = f"add {key}={then} to keep it and end early, or start a new run" if shorter else "start a new run"
+    return InvalidValue(name, value, f"would change {key} from {then} to {now} too, and resume=true cannot: {remedy}")

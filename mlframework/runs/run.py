@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlframework import processes
 from mlframework.backend.step import import_compiler, tune
@@ -72,6 +72,8 @@ def train_run(
     """
     run, choices = processes.agreed(lambda: begun(config, folder, overrides)), choices or {}
     if run is not None:
+        with open_dict(config):
+            config.update(run.config)  # errors find their key in the caller's config
         config, overrides, choices = run.config, run.overrides, run.choices
     prepare_process(config)
     training, trainer, evaluation = build_checked(config, folder)

@@ -312,8 +312,7 @@ def locked_folder(key: str, path: Path, taken: str, *, wait: bool = False) -> IO
         path.mkdir(parents=True, exist_ok=True)
         lock = locked_file(path / ".lock")
     except OSError as error:
-        why = not_writable(error) if path.is_dir() else f"cannot be made ({error.strerror})"
-        raise InvalidValue(key, path, why) from error
+        raise InvalidValue(key, path, why_not_locked(path, error)) from error
     if lock is None and wait:
         print(f"{path}: {taken}; waiting for it", flush=True)
         lock = locked_file(path / ".lock", wait=True)
@@ -326,6 +325,14 @@ def not_writable(error: OSError) -> str:
     """What is said of a run folder that is there, and what to do where it is not the user's to change."""
     advice = ": copy the folder to one of your own, and name the copy" if error.errno in NOT_OWN else ""
     return f"cannot be written to ({error.strerror}){advice}"
+
+
+def why_not_locked(path: Path, error: OSError) -> str:
+    """Why a folder cannot be made or written to."""
+    if path.is_dir():
+        return not_writable(error)
+    file = next((each for each in (path, *path.parents) if each.is_file()), None)
+    return f"cannot be made ({error.strerror})" if file is None else f"{file} is a file: name a folder"
 
 
 def locked_file(path: Path, *, wait: bool = False) -> IO[str] | None:

@@ -17,7 +17,7 @@ from mlframework.episode import Split
 from mlframework.errors import UserError
 from mlframework.files import atomic, cache_folder, home_folder
 
-__all__ = ["cached", "data_folder", "in_split_folders", "subfolders", "there", "visible"]
+__all__ = ["cached", "data_folder", "in_split_folders", "missing", "subfolders", "there", "visible"]
 
 #: Names of folders, in lower case, whose contents belong to one split.
 SPLIT_FOLDERS: dict[str, Split] = {
@@ -40,6 +40,13 @@ def data_folder(folder: str | Path | None) -> Path:
     named = folder or os.environ.get("MLFRAMEWORK_DATA")
     home = home_folder() or Path("/nonexistent")  # as Debian names it: nothing is found or written there
     return Path(named).expanduser() if named else home / ".local" / "share" / "mlframework"
+
+
+def missing(path: Path, kind: str, needed: str) -> str:
+    """What is wrong with a path of the user's at which no `kind` is, a folder or a file, and what is needed there."""
+    if path.is_dir() or path.is_file():
+        return f"is a {'folder' if path.is_dir() else 'file'}: {needed}"
+    return f"there is no such {kind}, looked for at {path.expanduser().absolute()}: {needed}"
 
 
 def visible(path: Path) -> list[Path]:

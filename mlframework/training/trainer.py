@@ -176,8 +176,9 @@ class Trainer:
         try:
             return training.outer.step(mine.to(training.device), self.meta_batch)
         except NotFinite as error:
-            hashes = [f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in error.tasks]
-            who = ", ".join(hashes) or f"meta-batch {episode.hash()}"
+            hashes = [f"task {episode.tasks(slice(i, i + 1)).hash()}" for i in error.tasks[:3]]
+            more = [f"and {len(error.tasks) - 3} more"] if error.tasks[3:] else []
+            who = ", ".join([*hashes, *more]) or f"meta-batch {episode.hash()}"
             why = f"{error} ({who}); the last good checkpoint is {training.last}"
             raise FailedRun(f"step {step}: {why}") from error
 

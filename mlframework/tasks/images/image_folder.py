@@ -13,7 +13,7 @@ from torch import Tensor
 from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.screen import stage
-from mlframework.tasks.data_folder import Arrays, cached, in_split_folders, subfolders, there, visible
+from mlframework.tasks.data_folder import Arrays, cached, in_split_folders, missing, subfolders, there, visible
 from mlframework.tasks.few_shot import ClassIndexed, FewShotClassification, check_at_least, split_by_hash
 from mlframework.tasks.images import pixels
 from mlframework.tasks.images.own_images import as_images
@@ -72,7 +72,7 @@ class ImageFolder(FewShotClassification):
 
     def load(self, split: Split) -> ClassIndexed:
         if not self.path.is_dir():
-            raise InvalidValue("path", self.path, NEEDED)
+            raise InvalidValue("path", self.path, missing(self.path, "folder", NEEDED))
         splits = split_classes(self.path)
         for name, classes in splits.items():  # all of them now, rather than at the first validation
             self._check_sizes(classes, name)

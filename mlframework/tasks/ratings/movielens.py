@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks.data_folder import missing
 from mlframework.tasks.ratings.source import Ratings, RatingSource, Value, number, table_rows, with_values
 
 __all__ = ["MovieLens"]
 
 YEAR = re.compile(r"\((\d{4})\)\s*$")
+
+
+NEEDED = "must name a folder with u.data (MovieLens-100K) or ratings.dat (1M)"
 
 
 class MovieLens(RatingSource):
@@ -27,7 +31,7 @@ class MovieLens(RatingSource):
 
     def __init__(self, path: str | Path | None = None) -> None:
         if path is None:
-            raise InvalidValue("path", path, "must name a folder with u.data (MovieLens-100K) or ratings.dat (1M)")
+            raise InvalidValue("path", path, NEEDED)
         self.path = Path(path).expanduser()
 
     def read(self) -> Ratings:
@@ -35,6 +39,8 @@ class MovieLens(RatingSource):
             return self.read_100k()
         if (self.path / "ratings.dat").is_file():
             return self.read_1m()
+        if not self.path.is_dir():
+            raise InvalidValue("path", self.path, missing(self.path, "folder", NEEDED))
         raise UserError(f"{self.path}: holds neither u.data (MovieLens-100K) nor ratings.dat (1M): unpack one there")
 
     def read_100k(self) -> Ratings:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from mlframework.errors import InvalidValue, UserError, nearest
 from mlframework.reading import parsed_csv, read_text
+from mlframework.tasks.data_folder import missing
 from mlframework.tasks.ratings.source import Ratings, RatingSource, Value, number
 
 __all__ = ["RatingTable"]
+
+
+NEEDED = "must name a CSV with a line for each rating"
 
 
 class RatingTable(RatingSource):
@@ -36,7 +40,7 @@ class RatingTable(RatingSource):
         list_separator: str = "|",
     ) -> None:
         if path is None:
-            raise InvalidValue("path", path, "must name a CSV with a line for each rating")
+            raise InvalidValue("path", path, NEEDED)
         if not list_separator:
             raise InvalidValue("list_separator", "''", "must be at least one character")
         self.path, self.columns = Path(path).expanduser(), (user, item, rating)
@@ -44,6 +48,8 @@ class RatingTable(RatingSource):
         self.list_separator = list_separator
 
     def read(self) -> Ratings:
+        if not self.path.exists():
+            raise InvalidValue("path", self.path, missing(self.path, "file", NEEDED))
         user, item, rating = self.columns
         triples = []
         users: dict[str, dict[str, Value]] = {}

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from mlframework.errors import UserError
+from mlframework.errors import InvalidValue, UserError
+from mlframework.tasks.data_folder import missing
 from mlframework.tasks.ratings.source import Ratings, RatingSource, Value, number, table_rows
 
 __all__ = ["RecBole"]
@@ -30,6 +31,8 @@ class RecBole(RatingSource):
 
     def read(self) -> Ratings:
         folder = self.path or installed()
+        if self.path is not None and not self.path.is_dir():
+            raise InvalidValue("path", self.path, missing(self.path, "folder", "must name one with an .inter file"))
         found = sorted(folder.glob("*.inter"))
         if len(found) != 1:
             raise UserError(f"{folder}: holds {len(found)} files .inter, and must hold one: {ADVICE}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlframework.errors import InvalidValue, UserError, nearest
 from mlframework.reading import check_file, check_size, parsed_csv, read_bytes
+from mlframework.tasks.data_folder import missing
 
 __all__ = ["Cells", "check_form", "read_table"]
 
@@ -40,8 +41,8 @@ def check_there(path: str | Path) -> None:
     file = Path(path).expanduser()
     if not file.is_file():
         there = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        what = "is a folder" if file.is_dir() else "there is no such file"
-        raise InvalidValue("path", path, f"{what}{nearest(file.name, there)}; must name a table ({ENDINGS})")
+        needed = f"must name a table ({ENDINGS}){nearest(file.name, there)}"
+        raise InvalidValue("path", path, missing(file, "file", needed))
     if file.suffix.lower() not in (*TEXT_ENDINGS, *PARQUET_ENDINGS):
         raise InvalidValue("path", path, f"must end in one of {ENDINGS}")
 

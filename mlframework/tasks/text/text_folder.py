@@ -13,7 +13,7 @@ from mlframework.episode import Split
 from mlframework.errors import InvalidValue, UserError
 from mlframework.reading import check_file, check_size, parsed_csv, read_once, read_text
 from mlframework.screen import stage
-from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders, visible
+from mlframework.tasks.data_folder import composed, composed_parts, in_split_folders, missing, visible
 from mlframework.tasks.few_shot import split_by_hash
 from mlframework.tasks.text.text_files import Unit, check_unit, units
 from mlframework.tasks.text.text_tasks import Rows, Source, TextTasks, Windows
@@ -102,7 +102,7 @@ class TextFolder(TextTasks):
     def splits(self) -> dict[Split, list[Source]]:
         """The usable sources of every split."""
         if not self.path.exists():
-            raise InvalidValue("path", self.path, NEEDED)
+            raise InvalidValue("path", self.path, missing(self.path, "folder or file", NEEDED))
         if not self.path.is_dir():
             check_file(self.path)
         if self.path.is_file() and self.path.suffix not in TABLES:

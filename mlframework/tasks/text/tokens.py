@@ -19,7 +19,7 @@ from mlframework.errors import InvalidValue, UserError
 from mlframework.files import KeepsArguments
 from mlframework.reading import MOST_RECORD, check_file
 from mlframework.screen import stage
-from mlframework.tasks.data_folder import Arrays, cached
+from mlframework.tasks.data_folder import Arrays, cached, missing
 
 __all__ = ["Bytes", "PretrainedTokenizer", "Tokens"]
 
@@ -99,7 +99,7 @@ class PretrainedTokenizer(Tokens):
         except ImportError as error:
             raise UserError("task.tokens: needs `pip install tokenizers`; the default, Bytes, needs nothing") from error
         if not Path(path).is_file():
-            raise InvalidValue("path", path, "is no file: a tokenizer.json is expected")
+            raise InvalidValue("path", path, missing(Path(path), "file", "a tokenizer.json is expected"))
         check_file(Path(path), most=MOST_RECORD)
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
