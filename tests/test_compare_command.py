@@ -156,7 +156,7 @@ WRONG = [
     (["against=[scratch,from_scratch]"], "against=scratch: is named twice"),
     (["against=[in_context]"], "against: in_context is for a sequence, and Sinusoid is a regression"),
     (["against=knn"], "against=knn: must be a list or null"),
-    (["run"], "run: cannot be read as key=value: type run=run\n"),
+    (["run"], "run: cannot be read as key=value: type run=run"),
     (["run=nope"], "nope: there is no such run folder"),
     (["run="], "run=: must name a folder"),
     (["run=run", "task=glyphs"], "task=glyphs: run=... keeps the settings of the run"),

@@ -127,8 +127,7 @@ def called(run: Callable[[], object], rewrite: Callable[[Sequence[str]], list[st
     with processes.one_speaks(), showing(), heeding_signals():
         try:
             sys.argv[1:] = for_jobs(rewrite(trust(sys.argv[1:])))
-            refuse_unknown_flags()
-            refuse_bare_paths(sys.argv[1:], *keys)
+            refuse_bare_paths(refuse_unknown_flags(), *keys)
             import_from_here()
             plugins.register()
             run()
@@ -185,8 +184,11 @@ def refuse_ranks(name: str, arguments: Sequence[str], ranks: bool) -> None:
         raise UserError("-m: a sweep gives its jobs several processes each by launcher=submitit, slurm or ray")
 
 
-def refuse_unknown_flags() -> None:
-    """Flags that Hydra does not know, in one line; it would print its usage before. Checks the folder of configs."""
+def refuse_unknown_flags() -> list[str]:
+    """The overrides among the arguments. Checks the folder of configs.
+
+    Flags that Hydra does not know are refused in one line; it would print its usage before.
+    """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -199,6 +201,7 @@ def refuse_unknown_flags() -> None:
         check_configs(Path(given.config_dir))
     if given.help:
         explain_help()
+    return list(given.overrides)
 
 
 def check_config_folder(folder: Path) -> None:
@@ -208,13 +211,14 @@ def check_config_folder(folder: Path) -> None:
         raise UserError(f"--config-dir {folder}: {what}: must name a folder, with a folder of yaml files per group")
 
 
-def refuse_bare_paths(arguments: Sequence[str], of_folder: str, of_file: str) -> None:
+def refuse_bare_paths(overrides: Sequence[str], of_folder: str, of_file: str) -> None:
     """Refuses a path without its key, and says which key it wants: `of_folder` or `of_file`, as what is there."""
-    for each in arguments:
-        path = Path(each).expanduser()
-        key = of_file if path.is_file() else of_folder
-        if key and "=" not in each and not each.startswith(("-", "~")) and (path.exists() or os.sep in each):
-            more = " resume=true" if key == "run_dir" and (path / "config.yaml").exists() else ""
+    for each in overrides:
+        if "=" in each or each.startswith("~"):  # ~task leaves the task out
+            continue
+        key = of_file if os.path.isfile(each) else of_folder
+        if key and (os.path.exists(each) or os.sep in each):
+            more = " resume=true" if key == "run_dir" and os.path.exists(f"{each}/config.yaml") else ""
             raise UserError(f"{each}: cannot be read as key=value: type {key}={each}{more}")
 
 
