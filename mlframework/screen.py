@@ -140,10 +140,10 @@ class Screen:
     def say(self) -> None:
         """Writes a line if there is something new to tell, or if it has been silent for long."""
         now = time.perf_counter()
-        since = {self.idle: self.began, **{each.name: each.began for each in list(STAGES)}}
+        since = {each.name: each.began for each in list(STAGES)} or {self.idle: self.began}
         new = [name for name, began in since.items() if name not in self.known and now - began >= SETTLED]
         if new or now - self.spoke >= max(SILENCE - TICK, SHARE * (now - self.began)):
-            self.known.update(new)
+            self.known.update(since)  # also those that have just begun: the line names them
             self.stream.write(f"{self.line()}\n")
             self.stream.flush()
             self.spoke = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import logging
 import os
 import re
 import subprocess
@@ -46,6 +47,28 @@ def test_a_long_stage_is_told_again(monkeypatch):
             time.sleep(0.1)
     assert 2 <= len(LINE.findall(sys.stderr.getvalue())) <= 1 + time.monotonic() - began
     assert SILENCE == 5, "never stands still for more than five seconds"
+
+
+def test_no_line_is_told_twice(monkeypatch):
+    """Each of three times half a second passed, and each time the line was the same."""
+    monkeypatch.setattr("mlframework.screen.SETTLED", 0.1)
+    monkeypatch.setattr("mlframework.screen.TICK", 0.02)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Screen():
+        time.sleep(0.06)
+        with stage("outer"):
+            time.sleep(0.06)
+            with stage("inner"):
+                time.sleep(0.4)
+    lines = LINE.findall(sys.stderr.getvalue())
+    assert "outer: inner" in lines
+    assert len(lines) == len({*lines}), lines
+
+
+def test_matplotlib_says_nothing_of_its_fonts(tmp_path):
+    call(train.main, "task.k_shot=0", folder=tmp_path)
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)
+    assert logging.getLogger("mlframework").isEnabledFor(logging.INFO)
 
 
 def test_after_a_stage_a_command_is_no_longer_starting(monkeypatch):
