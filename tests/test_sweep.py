@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import re
 import shutil
@@ -35,6 +36,7 @@ from mlframework.runs.sweep import direction
 from mlframework.runs.sweep_figure import sweep_figure
 from mlframework.runs.sweep_report import write_sweep
 from mlframework.runs.sweep_table import JobRow, grouped, read_rows
+from mlframework.screen import Screen
 
 CONF = Path(__file__).parents[1] / "conf"
 #: One thread, as the workers of joblib have: other threads add up in another order.
@@ -123,6 +125,13 @@ def test_a_sweep_keeps_no_config_of_a_job_that_has_ended(tmp_path, monkeypatch):
     sweep(tmp_path / "sweep", "trainer.steps=-1,-2")  # they fail at once
     assert [[o for o in job.overrides if "-" in o] for job in ended] == [["trainer.steps=-1"], ["trainer.steps=-2"]]
     assert all(len(pickle.dumps(job)) < 5000 for job in ended)
+
+
+def test_the_screen_counts_the_jobs_that_have_ended(tmp_path, monkeypatch):
+    told, tell = [], JobLauncher.tell
+    monkeypatch.setattr(JobLauncher, "tell", lambda self: told.append(tell(self) or Screen.current.idle))
+    sweep(tmp_path / "sweep", "trainer.steps=-1,-2")  # they fail at once
+    assert told == [f"sweep in {tmp_path / 'sweep'}: {n} of 2 jobs have ended" for n in range(3)]
 
 
 #: Settings of a job, of every kind that Hydra tells apart.
@@ -482,6 +491,16 @@ def test_a_search_goes_the_way_in_which_the_metric_is_better(metric, target, wan
 @pytest.mark.slow
 def test_submitit_runs_each_job_in_a_process_of_its_own(tmp_path):
     said = sweep(tmp_path / "sweep", "launcher=submitit", "algorithm=maml,anil")
+    assert said.exit_code == 0, said.err
+    assert [row["status"] for row in table(tmp_path / "sweep")] == ["finished", "finished"]
+
+
+@pytest.mark.slow
+def test_slurms_array_of_jobs_is_waited_for_as_submitit_runs_it_here(tmp_path, monkeypatch):
+    (tmp_path / "sbatch").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(SlurmLauncher, "cluster", "local")  # there is no cluster
+    said = sweep(tmp_path / "sweep", "launcher=slurm", "algorithm=maml,anil")
     assert said.exit_code == 0, said.err
     assert [row["status"] for row in table(tmp_path / "sweep")] == ["finished", "finished"]
 

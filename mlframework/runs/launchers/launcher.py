@@ -19,6 +19,7 @@ from mlframework import processes
 from mlframework.errors import InvalidValue, UserError
 from mlframework.runs.run_folder import RunFolder
 from mlframework.runs.sweep import job_folder, write_plan
+from mlframework.screen import Screen
 
 __all__ = ["HydraJob", "JobLauncher", "check_jobs", "check_least", "failure", "require"]
 
@@ -82,6 +83,7 @@ class JobLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.function, self.config = hydra_context, task_function, config
         self.planned: list[Sequence[str]] = []
+        self.launched = self.ended = 0
         if self.package:
             require(self.package, f"launcher={self.name}", self.extra)
 
@@ -101,10 +103,22 @@ class JobLauncher(Launcher):
             HydraJob(number, tuple(overrides), self.context, self.config, self.function, state)
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
+        self.launched += len(jobs)
+        self.tell()
+        results = {}
         # Jobs that another process runs come last: meanwhile the others are done.
-        ended = {job.number: result for job, result in self.run(sorted(jobs, key=lambda job: job.in_use))}
+        for job, result in self.run(sorted(jobs, key=lambda job: job.in_use)):
+            results[job.number] = result
+            self.ended += 1
+            self.tell()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        return [ended[job.number] for job in jobs]
+        return [results[job.number] for job in jobs]
+
+    def tell(self) -> None:
+        """Shows how many jobs have ended wherever no job of this process is at work; a search launches more later."""
+        if Screen.current is not None:
+            count = f"{self.ended} of {self.launched} jobs"
+            Screen.current.idle = f"sweep in {self.config.hydra.sweep.dir}: {count} have ended"
 
 
 def check_least(least: Mapping[str, float], settings: Mapping[str, Any]) -> None:

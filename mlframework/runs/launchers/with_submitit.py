@@ -101,10 +101,13 @@ class SlurmLauncher(SubmititLauncher):
             raise UserError("launcher=slurm: there is no sbatch here: start the sweep on a login node of the cluster")
 
     def run(self, jobs: Sequence[HydraJob]) -> Iterator[tuple[HydraJob, JobReturn]]:
+        import submitit
+
         executor = self.executor()
         with executor.batch():
-            submitted = [executor.submit(ClusterJob(job)) for job in jobs]
-        yield from ((job, outcome(job, each)) for job, each in zip(jobs, submitted, strict=True))
+            submitted = {executor.submit(ClusterJob(job)): job for job in jobs}
+        for each in submitit.helpers.as_completed(list(submitted)):
+            yield submitted[each], outcome(submitted[each], each)
 
 
 def outcome(job: HydraJob, submitted: Any) -> JobReturn:
