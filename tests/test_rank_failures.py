@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -168,6 +170,38 @@ def agent(notes: Path, *arguments: str) -> None:
         start_method="forkserver",
     )
     elastic_launch(config, command)(notes, *arguments)
+
+
+def batch_script(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """Starts the script of docs/scale.md in a folder; a `scontrol` there notes that it was called."""
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (script,) = (block for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "scontrol" in block)
+    tool = folder / "scontrol"
+    tool.write_text('#!/bin/sh\necho "$@" >> requeued\n')
+    tool.chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    typed = " ".join(f"'{each}'" for each in overrides)
+    script = script.replace("resume=$resume", f"resume=$resume {typed}")
+    with (folder / "said").open("ab") as said:
+        return subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=folder,
+            env={**os.environ, "PATH": path, "SLURM_JOB_ID": "7"},
+            stdout=said,
+            stderr=said,
+        )
+
+
+def test_the_batch_script_for_torchrun_goes_on_with_what_got_further_and_not_with_a_wrong_setting(tmp_path):
+    (tmp_path / "runs").mkdir()
+    job = batch_script(tmp_path, *OVERRIDES, "trainer.steps=1000000", "schedule=constant")
+    wait_for_step(tmp_path / "runs" / "two", 0)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == 1, "torchrun's code for any end"
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert batch_script(tmp_path, *OVERRIDES, "task.k_shot=0").wait(120) == 1
+    assert "task.k_shot=0: " in (tmp_path / "said").read_text()
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 def test_one_of_two_ranks_killed_ten_times_under_max_restarts_ends_as_an_undisturbed_run(tmp_path):
