@@ -6,8 +6,8 @@ import pytest
 import torch
 
 #: Each of two workers begins with one half of the list. When it is done, it takes tests from the end of the other half.
-#: So tests at the front of a half stay with one worker, and share what takes long to make. Long tests stand there too:
-#: at the end, the other worker would wait for them.
+#: Tests at the front of a half therefore run in one worker, which makes their common fixtures once. Long tests stand at
+#: the front as well: a long test at the end would keep one worker busy while the other has nothing left to do.
 FIRST = ("test_tensorboard_browser.py", "test_sweep_killed.py")
 SECOND = ("test_processes.py", "test_rank_failures.py", "test_rank_launchers.py")
 

@@ -109,9 +109,8 @@ def with_asked(arguments: Sequence[str]) -> list[str]:
 
 def quoted(text: str) -> str:
     """A text between quotes that is read as it stands; its interpolations are those of the task, not of this config."""
-    plain = re.sub(
-        r"(\\*)\$\{", r"\1\1\\${", text
-    )  # OmegaConf reads backslashes before an interpolation, and only there
+    # OmegaConf reads backslashes before an interpolation, and only there.
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return QuotedString(plain, Quote.single).with_quotes()
 
 

@@ -53,7 +53,7 @@ def measured_column(console: Console, column: Column) -> Measurement:
 
 
 def shared_widths(ranges: Sequence[Measurement], spare: int) -> list[int]:
-    """The width of each column: its least one, and an equal share of what is spare, as far as it needs that."""
+    """The width of each column: its minimum plus an equal share of the spare width; no column exceeds its maximum."""
     widths = [each.minimum for each in ranges]
     needs = sorted(range(len(ranges)), key=lambda i: ranges[i].maximum - ranges[i].minimum)
     for place, i in enumerate(needs):
